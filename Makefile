@@ -1,0 +1,40 @@
+# From a fresh clone: `make train` pre-trains a small GPT, `make test` runs every test. Both set up .venv once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/tiny
+ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist worksteal
+
+# Compiled kernels outlive a run: the second run starts in seconds.
+export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
+
+.PHONY: train test lint types clean
+
+train: $(VENV)/.installed-cli
+	$(BIN)/functrain train tiny --run $(RUN) $(ARGS)
+
+# One thread per worker: two workers on two cores, and sums come out the same on every machine.
+test: $(VENV)/.installed-all
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-all
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed-all
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# -c constraints.txt: the versions that were tested; torch above all must not be resolved to another build.
+$(VENV)/.installed-cli: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[cli]'
+	touch $@
+
+$(VENV)/.installed-all: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[cli,test,peers]'
+	touch $@ $(VENV)/.installed-cli
+
+clean:
+	rm -rf $(VENV) .cache
