@@ -1,0 +1,36 @@
+"""Which gradient engine is in force: how deep we are inside function transforms, and whether losses are compiled.
+
+Two plain module globals, because Dynamo guards on a global and cannot trace a ContextVar or a probe of functorch's
+interpreter stack. They are process-wide: transforms are entered from one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+depth = 0  # transforms of ours around the current call
+piecewise = False  # value_and_grad compiles the function it differentiates
+
+
+def nested() -> bool:
+    """Tell whether somebody outside transforms the function that is running: then only torch.func is right."""
+    if depth > 0:
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    # private: the only way to see a torch.func transform that the caller applied without us; guarded by a test
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@contextmanager
+def compiling_losses() -> Iterator[None]:
+    """Let every outermost `value_and_grad` inside compile the function it differentiates, each as one graph."""
+    global piecewise
+    before, piecewise = piecewise, True
+    try:
+        yield
+    finally:
+        piecewise = before

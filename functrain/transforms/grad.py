@@ -1,0 +1,186 @@
+"""Gradients of functions of trees.
+
+One name, two engines. Outermost, `torch.autograd.grad` on detached leaves: half of torch.func's peak memory in eager.
+Inside another transform, or when the caller differentiates the arguments, `torch.func`, which composes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functrain import tree
+from functrain.losses import Loss
+from functrain.transforms import engine
+
+Argnums = int | Sequence[int]
+
+
+def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
+    """Make a function that returns `(fn's result, gradients)`, the gradients a tree like the argument.
+
+    `fn` returns a () tensor, or `(tensor, aux)` with `has_aux`, or a `Loss`, whose total is differentiated. With a
+    tuple of argnums the gradients are a tuple. A leaf that the value does not depend on has a zero gradient.
+    Equals `jax.value_and_grad`.
+
+    Raises: TypeError naming the path of a leaf that is no floating-point tensor, and for a result that is no scalar;
+    ValueError when the result does not depend on any leaf, or on a differentiated tensor that is no argument.
+    """
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    compiled: list[Callable[..., Any]] = []
+
+    @wraps(fn)
+    def value_and_grad_of(*args: Any, **kwargs: Any) -> Any:
+        chosen = tuple(args[i] for i in positions)
+        leaves, structure = tree.flatten(chosen)
+        _check_leaves(chosen, leaves)
+        if engine.nested() or (torch.is_grad_enabled() and _any_differentiated(args, kwargs)):
+            called, result, grads = _by_functorch(fn, positions, has_aux, args, kwargs)
+        else:
+            if engine.piecewise and not compiled:
+                compiled.append(torch.compile(fn, fullgraph=True, dynamic=False))
+            called = compiled[0] if engine.piecewise else fn
+            result, grads = _by_autograd(called, positions, has_aux, args, kwargs, leaves, structure)
+        return result, (grads[0] if isinstance(argnums, int) else grads)
+
+    return value_and_grad_of
+
+
+def grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
+    """Make a function that returns the gradients, or `(gradients, aux)` with `has_aux`; see `value_and_grad`.
+
+    Equals `jax.grad`.
+    """
+    both = value_and_grad(fn, argnums=argnums, has_aux=has_aux)
+
+    @wraps(fn)
+    def grad_of(*args: Any, **kwargs: Any) -> Any:
+        result, grads = both(*args, **kwargs)
+        return (grads, result[1]) if has_aux else grads
+
+    return grad_of
+
+
+def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, *, chunk_size: int | None = None) -> Any:
+    """Make a function that maps `fn` over dimension `in_dims` of its arguments; equals `torch.func.vmap`, and lets
+    `value_and_grad` inside know. Random numbers come from keys, so global randomness inside is an error."""
+
+    @wraps(fn)
+    def deeper(*args: Any, **kwargs: Any) -> Any:
+        engine.depth += 1
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            engine.depth -= 1
+
+    return torch.func.vmap(deeper, in_dims=in_dims, out_dims=out_dims, randomness="error", chunk_size=chunk_size)
+
+
+def _by_autograd(
+    fn: Callable[..., Any], positions: Sequence[int], has_aux: bool, args: Any, kwargs: Any, leaves: Any, structure: Any
+) -> tuple[Any, Any]:
+    engine.depth += 1
+    try:
+        with torch.enable_grad():
+            inputs = [leaf.detach().requires_grad_() for leaf in leaves]
+            result = fn(*_replace(args, positions, tree.unflatten(structure, inputs)), **kwargs)
+            value = _scalar(result, has_aux)
+            if not torch.compiler.is_compiling():
+                _check_reaches(value, inputs, structure)
+        grads = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
+    finally:
+        engine.depth -= 1
+    return tree.map(_detach, result), tree.unflatten(structure, grads)
+
+
+def _by_functorch(
+    fn: Callable[..., Any], positions: Sequence[int], has_aux: bool, args: Any, kwargs: Any
+) -> tuple[Any, Any, Any]:
+    def scalar_of(chosen: tuple[Any, ...]) -> tuple[Tensor, Any]:
+        result = fn(*_replace(args, positions, chosen), **kwargs)
+        value = _scalar(result, has_aux)
+        if not torch.compiler.is_compiling() and not value.requires_grad:
+            raise _unreached()
+        return value, result
+
+    engine.depth += 1
+    try:
+        grads, result = torch.func.grad(scalar_of, has_aux=True)(tuple(args[i] for i in positions))
+    finally:
+        engine.depth -= 1
+    return fn, result, grads
+
+
+def _replace(args: tuple[Any, ...], positions: Sequence[int], chosen: Sequence[Any]) -> tuple[Any, ...]:
+    new = list(args)
+    for position, value in zip(positions, chosen, strict=True):
+        new[position] = value
+    return tuple(new)
+
+
+def _detach(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def _scalar(result: Any, has_aux: bool) -> Tensor:
+    value = result.total if isinstance(result, Loss) else result
+    if has_aux:
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(f"value_and_grad(has_aux=True): expected fn to return (value, aux), came {type(result)}")
+        value = result[0]
+    if not isinstance(value, Tensor) or value.shape != () or not value.is_floating_point():
+        came = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(type(value))
+        raise TypeError(f"value_and_grad: expected a floating-point tensor of shape () to differentiate, came {came}")
+    return value
+
+
+def _any_differentiated(*trees: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.requires_grad for t in trees for leaf in tree.leaves(t))
+
+
+def _check_leaves(chosen: Any, leaves: list[Any]) -> None:
+    if all(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in leaves):
+        return
+    for path, leaf in tree.items(chosen):
+        if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
+            came = f"dtype {leaf.dtype}" if isinstance(leaf, Tensor) else f"{type(leaf).__name__} {leaf!r}"
+            raise TypeError(
+                f"value_and_grad: {path.partition('/')[2] or 'the argument'}: expected a floating-point tensor, came "
+                f"{came}; pass it in another argument, or take it out with tree.partition"
+            )
+
+
+def _unreached() -> ValueError:
+    return ValueError(
+        "value_and_grad: the value does not depend on any leaf of the differentiated argument, so every gradient would "
+        "be zero; was it computed under torch.no_grad, detached, or passed through argmax or an integer dtype?"
+    )
+
+
+def _check_reaches(value: Tensor, inputs: list[Tensor], structure: Any) -> None:
+    """Walk the graph behind `value`: some leaf of ours must be there, and nobody else's."""
+    if value.grad_fn is None:
+        raise _unreached()
+    ours, found = {id(leaf) for leaf in inputs}, False
+    seen, queue = {value.grad_fn}, [value.grad_fn]
+    while queue:
+        for node, _ in queue.pop().next_functions:
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            variable = getattr(node, "variable", None)
+            if variable is None:
+                queue.append(node)
+            elif id(variable) in ours:
+                found = True
+            else:
+                raise ValueError(
+                    f"value_and_grad: fn uses a tensor of shape {tuple(variable.shape)} that requires grad and is not "
+                    "an argument, so its gradient would be lost; pass it as an argument, or detach it where it is made"
+                )
+    if not found:
+        raise _unreached()
