@@ -1,0 +1,140 @@
+"""Who may import whom: every room imports lower floors only. The house's plan is the table below."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "functrain"
+ROOF = 6
+FLOORS = {
+    "tree": 0,
+    "random": 0,
+    "losses": 1,
+    "schedules": 1,
+    "sharding": 1,
+    "transforms": 2,
+    "optim": 3,
+    "nn": 3,
+    "data": 3,
+    "models": 4,
+    "checkpoint": 4,
+    "train": 5,
+    "generate": 5,
+    "evaluate": 5,
+    "testing": 5,
+    "recipes": ROOF,
+    "cli": ROOF,
+}
+# the command shows and runs recipes; testing is a side tower that looks into every room below the roof
+EXTRA = {("cli", "recipes"), ("testing", "train"), ("testing", "generate"), ("testing", "evaluate")}
+OPTREE_ROOM = "tree"
+OF_THE_COMMAND = {"tyro", "rich", "tokenizers", "tensorboard", "matplotlib"}
+
+
+def violations(root: Path) -> list[str]:
+    """List what in the package at `root` breaks the plan, one sentence each."""
+    found = []
+    for file in sorted(root.rglob("*.py")):
+        parts = file.relative_to(root).with_suffix("").parts
+        room = parts[0]
+        if room in ("__init__", "__main__"):
+            continue
+        where = str(file.relative_to(root))
+        if room not in FLOORS:
+            found.append(f"{where}: room {room!r} has no floor")
+            continue
+        syntax = ast.parse(file.read_text(), filename=str(file))
+        package = ("functrain", *(parts if file.name == "__init__.py" else parts[:-1]))[: len(parts)]
+        outside_functions = _imports(syntax, package, into_functions=False)
+        for line, module in _imports(syntax, package, into_functions=True):
+            words = module.split(".")
+            if words[0] == "optree" and room != OPTREE_ROOM:
+                found.append(f"{where}:{line}: only {OPTREE_ROOM}.py imports optree")
+            if words[0] in OF_THE_COMMAND and FLOORS[room] < ROOF and (line, module) in outside_functions:
+                found.append(f"{where}:{line}: {words[0]} is imported when functrain is; import it inside the function")
+            if words[0] != "functrain":
+                continue
+            other = words[1] if len(words) > 1 else None
+            if other is None:
+                if FLOORS[room] < ROOF and room != "testing":
+                    found.append(f"{where}:{line}: a room below the roof imports the whole house")
+            elif other == room:
+                continue
+            elif other not in FLOORS:
+                found.append(f"{where}:{line}: imports {module}, which has no floor")
+            elif other == "testing":
+                found.append(f"{where}:{line}: testing is imported by none")
+            elif FLOORS[other] >= FLOORS[room] and (room, other) not in EXTRA:
+                found.append(f"{where}:{line}: {room} (floor {FLOORS[room]}) imports {other} (floor {FLOORS[other]})")
+    return found
+
+
+def _imports(syntax: ast.Module, package: tuple[str, ...], *, into_functions: bool) -> list[tuple[int, str]]:
+    found = []
+    todo: list[ast.AST] = [syntax]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, name.name) for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            # `from functrain import tree` names the room in its names
+            found += [(node.lineno, f"{module}.{n.name}" if module == "functrain" else module) for n in node.names]
+        elif not into_functions and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        todo.extend(ast.iter_child_nodes(node))
+    return sorted(set(found))
+
+
+def test_every_room_imports_lower_floors_only():
+    assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("optim/adam.py", "from functrain.train import state", "optim (floor 3) imports train (floor 5)"),
+        ("optim/adam.py", "from functrain import nn", "optim (floor 3) imports nn (floor 3)"),
+        ("optim/adam.py", "from ..nn import stack", "optim (floor 3) imports nn (floor 3)"),
+        ("optim/__init__.py", "from .. import models", "optim (floor 3) imports models (floor 4)"),
+        ("random.py", "import functrain.tree as tree", "random (floor 0) imports tree (floor 0)"),
+        ("losses.py", "def f():\n    from functrain import nn", "losses (floor 1) imports nn (floor 3)"),
+        ("data/corpus.py", "import functrain as ft", "imports the whole house"),
+        ("recipes/pretrain.py", "from functrain.cli import main", "recipes (floor 6) imports cli (floor 6)"),
+        ("train/loop.py", "from functrain import testing", "testing is imported by none"),
+        ("train/loop.py", "import optree", "only tree.py imports optree"),
+        ("train/loop.py", "from functrain import cellar", "has no floor"),
+        ("cellar/wine.py", "", "room 'cellar' has no floor"),
+        ("data/bpe.py", "import tokenizers", "import it inside the function"),
+        ("data/bpe.py", "try:\n    import tokenizers\nexcept ImportError:\n    pass", "import it inside the function"),
+    ],
+)
+def test_a_broken_plan_is_found(tmp_path, file, text, says):
+    target = tmp_path / file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text + "\n")
+    found = violations(tmp_path)
+    assert len(found) == 1 and says in found[0], found
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("train/loop.py", "from functrain import data, tree\nfrom functrain.data.windows import prefetch"),
+        ("train/loop.py", "from . import state\nfrom .state import TrainState\nfrom ..tree import map"),
+        ("tree.py", "import optree"),
+        ("cli/train.py", "import functrain as ft\nimport rich\nfrom functrain.recipes import pretrain"),
+        ("data/bpe.py", "def train():\n    import tokenizers"),
+        ("testing/laws.py", "import functrain\nfrom functrain import train"),
+        ("__init__.py", "from functrain import cli"),
+    ],
+)
+def test_a_kept_plan_passes(tmp_path, file, text):
+    target = tmp_path / file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text + "\n")
+    assert violations(tmp_path) == []
