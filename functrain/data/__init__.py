@@ -1,0 +1,31 @@
+"""Data: corpora, tokenizers, token files, batches that are a pure function of the step."""
+
+from functrain.data.background import prefetch
+from functrain.data.batches import EvaluationWindows, Windows, crops, evaluation_windows, windows
+from functrain.data.bpe import BPE, load_tokenizer, train_bpe
+from functrain.data.text import END, Corpus, Document, corpus
+from functrain.data.tokenizer import Bytes, Characters, Tokenizer
+from functrain.data.tokens import Tokens, open_tokens, tokenize, write_tokens
+
+__all__ = [
+    "BPE",
+    "END",
+    "Bytes",
+    "Characters",
+    "Corpus",
+    "Document",
+    "EvaluationWindows",
+    "Tokenizer",
+    "Tokens",
+    "Windows",
+    "corpus",
+    "crops",
+    "evaluation_windows",
+    "load_tokenizer",
+    "open_tokens",
+    "prefetch",
+    "tokenize",
+    "train_bpe",
+    "windows",
+    "write_tokens",
+]

@@ -1,0 +1,63 @@
+"""Batches made ahead of time by background threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from functrain import tree
+
+T = TypeVar("T", covariant=True)
+U = TypeVar("U")
+
+
+class Indexable(Protocol[T]):
+    def __getitem__(self, t: int, /) -> T: ...
+
+
+def prefetch(
+    batches: Indexable[U],
+    start: int,
+    stop: int,
+    *,
+    depth: int = 2,
+    workers: int = 1,
+    device: torch.device | str | None = None,
+) -> Iterator[U]:
+    """Iterate over `batches[start] ... batches[stop - 1]`, made up to `depth` ahead by threads.
+
+    Equals `(batches[t] for t in range(start, stop))` for any depth and any number of workers; with a device, those
+    batches moved there (on CUDA from pinned memory and without waiting). An error in batch t is raised when its turn
+    comes, with the traceback of the thread. The threads start with the first batch asked for and end with the last,
+    or when the iterator is closed or dropped.
+    """
+    if depth < 1 or workers < 1:
+        raise ValueError(f"prefetch: expected depth and workers of 1 or more, came depth={depth}, workers={workers}")
+    return _prefetch(batches, start, stop, depth, workers, None if device is None else torch.device(device))
+
+
+def _prefetch(
+    batches: Indexable[U], start: int, stop: int, depth: int, workers: int, device: torch.device | None
+) -> Iterator[U]:
+    def make(t: int) -> U:
+        batch = batches[t]
+        if device is not None and device.type == "cuda":
+            batch = tree.map(Tensor.pin_memory, batch)
+        return batch
+
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="functrain-prefetch")
+    try:
+        ahead: deque[Future[U]] = deque(executor.submit(make, t) for t in range(start, min(start + depth, stop)))
+        for t in range(start, stop):
+            batch = ahead.popleft().result()
+            if t + depth < stop:
+                ahead.append(executor.submit(make, t + depth))
+            # moved by the consumer's thread, so that the copy is ordered with the consumer's own CUDA stream
+            yield batch if device is None else tree.map(lambda x: x.to(device, non_blocking=True), batch)
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
