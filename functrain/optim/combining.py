@@ -1,0 +1,63 @@
+"""Transformations one after another."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from functrain.optim.transformation import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    OptState,
+    Updates,
+    with_extra_args_support,
+)
+from functrain.tree import Params
+
+
+def chain(*args: GradientTransformation) -> GradientTransformationExtraArgs:
+    """Apply transformations in order, each to what the one before it returned. The state is the tuple of their states.
+
+    Equals `identity` of nothing. `chain(a, chain(b, c))` and `chain(chain(a, b), c)` make the same updates.
+    """
+    transforms = [with_extra_args_support(tx) for tx in args]
+
+    def init(params: Params) -> tuple[OptState, ...]:
+        return tuple([tx.init(params) for tx in transforms])
+
+    def update(
+        updates: Updates, state: tuple[OptState, ...], params: Params | None = None, **extra_args: Any
+    ) -> tuple[Updates, tuple[OptState, ...]]:
+        if len(transforms) != len(state):
+            raise ValueError(f"chain of {len(transforms)}: came a state of {len(state)}; make it with its own init")
+        states = []
+        for tx, old in zip(transforms, state, strict=True):
+            updates, new = tx.update(updates, old, params, **extra_args)
+            states.append(new)
+        return updates, tuple(states)
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransformationExtraArgs:
+    """Apply named transformations in order. The state is a dictionary from name to state, in that order.
+
+    Raises: ValueError when two have one name.
+    """
+    names = [name for name, _ in args]
+    if len(set(names)) != len(names):
+        raise ValueError(f"named_chain: names must differ, came {names}; rename the second of each pair")
+    transforms = [(name, with_extra_args_support(tx)) for name, tx in args]
+
+    def init(params: Params) -> OrderedDict[str, OptState]:
+        return OrderedDict([(name, tx.init(params)) for name, tx in transforms])
+
+    def update(
+        updates: Updates, state: OrderedDict[str, OptState], params: Params | None = None, **extra_args: Any
+    ) -> tuple[Updates, OrderedDict[str, OptState]]:
+        states: OrderedDict[str, OptState] = OrderedDict()
+        for name, tx in transforms:
+            updates, states[name] = tx.update(updates, state[name], params, **extra_args)
+        return updates, states
+
+    return GradientTransformationExtraArgs(init, update)

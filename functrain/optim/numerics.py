@@ -1,0 +1,68 @@
+"""Arithmetic on one leaf that every family of optimizers shares, with optax's names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import functrain.tree as tree
+from functrain.schedules import Scalar
+from functrain.tree import Tree
+
+
+def like(value: Scalar, leaf: Tensor) -> Scalar:
+    """Return a hyper-parameter in the dtype of a leaf.
+
+    A float passes. A () float32 tensor would turn a () bfloat16 leaf into float32.
+    """
+    return value.to(leaf.dtype) if isinstance(value, Tensor) else value
+
+
+def working_dtype(updates: Tree) -> torch.dtype:
+    """Return float64 when a leaf is that wide, else float32: what a factor shared by all leaves is computed in."""
+    wide = (torch.float64, torch.complex128)
+    return torch.float64 if any(leaf.dtype in wide for leaf in tree.leaves(updates)) else torch.float32
+
+
+def scalar(value: Scalar, updates: Tree) -> Scalar:
+    """Return a factor shared by all leaves, cast once to `working_dtype`; a float passes."""
+    return value.to(working_dtype(updates)) if isinstance(value, Tensor) else value
+
+
+def device_of(params: Tree) -> torch.device:
+    """Return the device of the first tensor of a tree, the CPU when there is none."""
+    return next((leaf.device for leaf in tree.leaves(params) if isinstance(leaf, Tensor)), torch.device("cpu"))
+
+
+def zero_count(params: Tree) -> Tensor:
+    """Return a counter at zero, () int64, on the device of the params."""
+    return torch.zeros((), dtype=torch.int64, device=device_of(params))
+
+
+def safe_increment(count: Tensor) -> Tensor:
+    """Return count + 1, and the largest value of its dtype once that is reached."""
+    info: Any = torch.finfo(count.dtype) if count.dtype.is_floating_point else torch.iinfo(count.dtype)
+    return torch.where(count < info.max, count + 1, count)
+
+
+def abs_sq(x: Tensor) -> Tensor:
+    """Return |x|², real also where x is complex."""
+    return x.real * x.real + x.imag * x.imag if x.is_complex() else x * x
+
+
+def safe_norm(x: Tensor, min_norm: Scalar) -> Tensor:
+    """Return max(‖x‖, min_norm), () , with a gradient of zero where the bound holds, where the plain one is NaN."""
+    return _safe_sqrt(torch.sum(abs_sq(x)), min_norm)
+
+
+def safe_root_mean_squares(x: Tensor, min_rms: Scalar) -> Tensor:
+    """Return max(rms(x), min_rms), (), with a gradient of zero where the bound holds."""
+    return _safe_sqrt(torch.mean(abs_sq(x)), min_rms)
+
+
+def _safe_sqrt(square: Tensor, floor: Scalar) -> Tensor:
+    small = torch.sqrt(square) <= like(floor, square)
+    # the root sees 1 where the bound holds: sqrt'(0) is infinite, and 0 * inf in the backward pass is NaN
+    return torch.where(small, like(floor, square), torch.sqrt(torch.where(small, 1.0, square)))

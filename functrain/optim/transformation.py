@@ -1,0 +1,126 @@
+"""The contract of every optimizer: a pair of pure functions over trees of updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+
+import functrain.tree as tree
+from functrain.tree import Params, Tree
+
+Updates: TypeAlias = Any  # a tree like params: gradients on the way in, what to add to params on the way out
+OptState: TypeAlias = Any  # a tree of tensors
+
+
+class TransformInitFn(Protocol):
+    """Make the first state for these params, on their device."""
+
+    def __call__(self, params: Params) -> OptState: ...
+
+
+class TransformUpdateFn(Protocol):
+    """Turn updates into better ones: (updates, state, params) to (updates, state)."""
+
+    def __call__(self, updates: Updates, state: OptState, params: Params | None = None) -> tuple[Updates, OptState]: ...
+
+
+class TransformUpdateExtraArgsFn(Protocol):
+    """Turn updates into better ones, with arguments by keyword, such as the loss; unknown ones are passed over."""
+
+    def __call__(
+        self, updates: Updates, state: OptState, params: Params | None = None, **extra_args: Any
+    ) -> tuple[Updates, OptState]: ...
+
+
+class GradientTransformation(NamedTuple):
+    """A pair of pure functions: `init(params) -> state` and `update(updates, state, params) -> (updates, state)`."""
+
+    init: Callable[..., OptState]
+    update: Callable[..., tuple[Updates, OptState]]
+
+
+class GradientTransformationExtraArgs(GradientTransformation):
+    """A gradient transformation whose update takes arguments by keyword, and passes over those it does not know."""
+
+
+class EmptyState(NamedTuple):
+    """The state of a transformation that remembers nothing."""
+
+
+def init_empty_state(params: Params) -> EmptyState:
+    """Return the empty state."""
+    return EmptyState()
+
+
+def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:
+    """Make a transformation pass over keyword arguments that it does not know."""
+    if isinstance(tx, GradientTransformationExtraArgs):
+        return tx
+
+    def update(
+        updates: Updates, state: OptState, params: Params | None = None, **extra_args: Any
+    ) -> tuple[Updates, OptState]:
+        return tx.update(updates, state, params)
+
+    return GradientTransformationExtraArgs(tx.init, update)
+
+
+def identity() -> GradientTransformation:
+    """Leave updates as they are. The neutral element of `chain`."""
+
+    def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
+        return updates, state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+def set_to_zero() -> GradientTransformation:
+    """Set updates to zero, so that params stay as they are."""
+
+    def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
+        return tree.map(torch.zeros_like, updates), state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+def stateless(f: Callable[[Updates, Params | None], Updates]) -> GradientTransformation:
+    """Make a transformation of a function of (updates, params)."""
+
+    def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
+        return f(updates, params), EmptyState()
+
+    return GradientTransformation(init_empty_state, update)
+
+
+def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> GradientTransformation:
+    """Make a transformation of a function of one leaf of updates and one of params, None where there are no params."""
+
+    def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
+        if params is None:
+            return tree.map(lambda leaf: f(leaf, None), updates), EmptyState()
+        return tree.map(f, updates, params), EmptyState()
+
+    return GradientTransformation(init_empty_state, update)
+
+
+def check_params(params: Params | None, name: str) -> None:
+    """Raise a ValueError when a transformation that reads params was not given them."""
+    if params is None:
+        raise ValueError(f"{name} needs the current params: call update(updates, state, params)")
+
+
+def check_trainable(params: Tree) -> None:
+    """Raise a TypeError that names the first leaf that cannot have a gradient."""
+    if all(_is_trainable(leaf) for leaf in tree.leaves(params)):
+        return
+    path, leaf = next((path, leaf) for path, leaf in tree.items(params) if not _is_trainable(leaf))
+    raise TypeError(
+        f"{path}: expected a floating-point parameter, came {getattr(leaf, 'dtype', type(leaf).__name__)}; "
+        f"leave it out with masked(transform, mask), or keep it apart with tree.partition"
+    )
+
+
+def _is_trainable(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())

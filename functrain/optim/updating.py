@@ -1,0 +1,52 @@
+"""From updates to new params."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+import functrain.tree as tree
+from functrain.optim.numerics import like
+from functrain.optim.transformation import Updates
+from functrain.schedules import Scalar
+from functrain.tree import Params
+
+
+def apply_updates(params: Params, updates: Updates) -> Params:
+    """Return params + updates, each leaf in the dtype of the parameter; None for an update leaves the parameter.
+
+    Raises: ValueError naming the paths in which the trees differ; TypeError naming an integer parameter whose update
+    would be cut to an integer.
+    """
+    if tree.structure(params) == tree.structure(updates):
+        return _add(params, updates)
+    given = set(tree.paths(updates))
+    touched, untouched = tree.partition(lambda path, _: path in given, params)
+    tree.check_same_structure(touched, updates, what="apply_updates: params (None where updates are) and updates")
+    return tree.combine(_add(touched, updates), untouched)
+
+
+def incremental_update(new_tensors: Params, old_tensors: Params, step_size: Scalar) -> Params:
+    """Return step_size * new + (1 - step_size) * old: a moving average of params."""
+    rest = 1.0 - step_size
+    return tree.map(lambda new, old: like(step_size, new) * new + like(rest, old) * old, new_tensors, old_tensors)
+
+
+def periodic_update(new_tensors: Params, old_tensors: Params, steps: Tensor, update_period: int | Tensor) -> Params:
+    """Return the new params when `update_period` divides `steps`, else the old ones."""
+    return tree.where(steps % update_period == 0, new_tensors, old_tensors)
+
+
+def _add(params: Params, updates: Updates) -> Params:
+    for param, update in zip(tree.leaves(params), tree.leaves(updates), strict=True):
+        if update.is_floating_point() and not (param.is_floating_point() or param.is_complex()):
+            _refuse(params, updates)
+    return tree.map(lambda param, update: (param + update).to(param.dtype), params, updates)
+
+
+def _refuse(params: Params, updates: Updates) -> None:
+    for (path, param), update in zip(tree.items(params), tree.leaves(updates), strict=True):
+        if update.is_floating_point() and not (param.is_floating_point() or param.is_complex()):
+            raise TypeError(
+                f"{path}: an update of {update.dtype} would be cut to the parameter's {param.dtype}; "
+                f"give None as its update, or keep it apart with tree.partition"
+            )
