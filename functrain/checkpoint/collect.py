@@ -1,0 +1,75 @@
+"""A tree taken apart for saving: its description, and each tensor once under the name it has in the files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functrain.checkpoint.description import Node, describe, is_dense, type_name, unsupported
+from functrain.checkpoint.header import MAX_DIMS
+from functrain.checkpoint.strict_json import is_text
+from functrain.checkpoint.tensors import DTYPE_NAMES, NAMES
+from functrain.tree import Tree
+
+
+def collect(tree: Tree, where: str) -> tuple[Node, dict[str, Tensor]]:
+    """Return the tree's description and its tensors by name; tied tensors have one name, that of the first path.
+
+    Two leaves are tied when they are the same object or the same elements of the same memory.
+    Raises: UnsupportedError naming `where` and the path.
+    """
+    tensors: dict[str, Tensor] = {}
+    names: dict[Any, str] = {}
+
+    def tensor_node(path: str, tensor: Tensor) -> Node:
+        _check(path, tensor, where)
+        name = names.setdefault(_identity(tensor), _file_name(path))
+        tensors.setdefault(name, tensor)
+        node = {"kind": "tensor", "tensor": name, **shape_and_dtype(tensor)}
+        # the order of dimensions in memory decides which kernel runs, and with it the last bits of a resumed run
+        if not tensor.is_contiguous() and is_dense(tensor.shape, tensor.stride()):
+            node["stride"] = list(tensor.stride())
+        return node
+
+    try:
+        return describe(tree, tensor_node, where), tensors
+    except RecursionError:
+        came = "more, or a tree inside itself"
+        raise unsupported(where, "", "a tree of at most some hundred levels", came, "flatten it") from None
+
+
+def shape_and_dtype(tensor: Tensor) -> Node:
+    return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+
+
+def _file_name(path: str) -> str:
+    # safetensors keeps its own strings under this name; no path ends in "/", so the escaped name is free
+    return "__metadata__/" if path == "__metadata__" else path
+
+
+def _identity(tensor: Tensor) -> Any:
+    if tensor.numel() == 0:
+        return id(tensor)  # without memory, only the object itself tells
+    layout = (tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
+    return (tensor.device, tensor.data_ptr(), *layout)
+
+
+def _check(path: str, tensor: Tensor, where: str) -> None:
+    if not is_text(path):
+        raise unsupported(where, path, "keys in Unicode", "a lone surrogate", "rename the key")
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        raise unsupported(where, path, "a plain tensor", type_name(type(tensor)), "convert it")
+    if tensor.layout != torch.strided:
+        raise unsupported(where, path, "a dense tensor", f"layout {tensor.layout}", "save its indices and values")
+    if tensor.device.type == "meta":
+        raise unsupported(where, path, "a tensor with values", "one on the meta device", "initialise it first")
+    if tensor.dtype not in NAMES:
+        raise unsupported(where, path, f"a dtype of {', '.join(DTYPE_NAMES)}", f"{tensor.dtype}", "cast or view it")
+    if tensor.dim() > MAX_DIMS:
+        raise unsupported(where, path, f"at most {MAX_DIMS} dimensions", f"{tensor.dim()}", "reshape it")
+    try:
+        tensor.data_ptr()
+    except RuntimeError as error:  # traced, vmapped or differentiated by torch.func: there is no value to save
+        raise unsupported(where, path, "a tensor with values", str(error), "save outside the transform") from error

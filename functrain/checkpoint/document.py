@@ -1,0 +1,103 @@
+"""tree.json: the tree's description, the caller's metadata, and the environment that bitwise resume depends on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from functrain.checkpoint import grammar, strict_json
+from functrain.checkpoint.description import Node, unsupported
+from functrain.checkpoint.errors import IntegrityError
+from functrain.checkpoint.stream import Record, Source
+
+
+class Document(NamedTuple):
+    tree: Node  # docs/checkpoint-format.md lists the kinds of nodes
+    metadata: dict[str, Any]
+    environment: dict[str, Any]
+
+
+def environment() -> dict[str, Any]:
+    """Return what the last bits of a result depend on: a run resumes bit for bit where this is equal."""
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if _cuda_runs() else []
+    return {
+        "functrain": _version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "devices": devices,
+    }
+
+
+def _cuda_runs() -> bool:
+    # asking for names starts CUDA, and takes memory on the device from a run that is on the CPU
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("functrain")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def write(node: Node, metadata: Mapping[str, Any], where: str) -> bytes:
+    """Return the text of tree.json.
+
+    Raises: UnsupportedError naming the key of metadata that would not come back from JSON as it is.
+    """
+    _check_plain(metadata, "metadata", where)
+    return strict_json.dumps({"tree": node, "metadata": dict(metadata), "environment": environment()}) + b"\n"
+
+
+def read(path: Path, record: Record) -> Document:
+    """Return the document when its bytes are those of the record.
+
+    Raises: IntegrityError.
+    """
+
+    def refuse(expected: str, came: str, key: str | None) -> IntegrityError:
+        way_out = "use an older checkpoint or a copy of this one"
+        return IntegrityError(path, path=key, expected=expected, came=came, way_out=way_out)
+
+    with Source(path, links=False, record=record) as source:
+        text = source.take(source.size_bytes)
+        source.finish()
+    table = strict_json.loads(text, refuse)
+    if set(table) != {"tree", "metadata", "environment"}:
+        raise refuse("tree, metadata and environment", f"{sorted(table)[:8]}", None)
+    if not isinstance(table["metadata"], dict) or not isinstance(table["environment"], dict):
+        raise refuse("metadata and environment as objects", "something else", None)
+    try:
+        grammar.check(table["tree"], str(path))
+    except RecursionError:
+        raise refuse(f"a tree of fewer than {sys.getrecursionlimit()} levels", "a deeper one", None) from None
+    return Document(**table)
+
+
+def _check_plain(value: Any, path: str, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            if not isinstance(key, str) or not strict_json.is_text(key):
+                raise unsupported(where, path, "keys that are str", f"{key!r}", "write the key as text")
+            _check_plain(child, f"{path}/{key}", where)
+    elif type(value) is list:
+        for i, child in enumerate(value):
+            _check_plain(child, f"{path}/{i}", where)
+    elif not (value is None or type(value) in (bool, int, float, str)):
+        raise unsupported(where, path, "what JSON keeps", f"{type(value).__name__}", "make it a str, list or dict")
+    elif type(value) is float and not math.isfinite(value):
+        raise unsupported(where, path, "a finite number", f"{value}", "write it as a str")
+    elif type(value) is str and not strict_json.is_text(value):
+        raise unsupported(where, path, "text in Unicode", f"{value!a:.60}", "drop the lone surrogate")

@@ -1,0 +1,80 @@
+"""Descriptions back to trees, with the types that this process knows.
+
+Nothing is imported for a file's sake: a NamedTuple or dataclass comes back only as a type that was registered here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from functrain.checkpoint.description import FACTORIES, Node, is_namedtuple, named_items, scalar, type_name
+from functrain.checkpoint.errors import UnknownTypeError
+from functrain.tree import Tree
+
+T = TypeVar("T")
+_REGISTERED: dict[str, type] = {}
+
+
+def register(cls: type[T]) -> type[T]:
+    """Let `load` without `like=` build this NamedTuple or tree dataclass again; returns it, so it decorates too.
+
+    functrain's own types need no registration.
+    """
+    if not (is_namedtuple(cls) or dataclasses.is_dataclass(cls)):
+        raise TypeError(f"register: expected a NamedTuple or dataclass, came {cls!r}; other types cannot be tree nodes")
+    _REGISTERED[type_name(cls)] = cls
+    return cls
+
+
+def build(node: Node, leaf: Callable[[Node], Any], where: str, path: str = "") -> Tree:
+    """Return the tree of this description with `leaf(node)` for each leaf; the inverse of `describe`.
+
+    Raises: UnknownTypeError naming `where` and the path of a type that is not registered.
+    """
+    kind = node["kind"]
+    if "items" not in node:
+        return None if kind == "none" else leaf(node)
+    made = [build(child, leaf, where, f"{path}/{name}" if path else name) for name, child in named_items(node)]
+    if kind in ("list", "tuple"):
+        return made if kind == "list" else tuple(made)
+    keys = [name for name, _ in node["items"]]
+    if kind == "dict":
+        return dict(zip(keys, made, strict=True))
+    if kind == "ordered_dict":
+        return OrderedDict(zip(keys, made, strict=True))
+    if kind == "defaultdict":
+        if node["factory"] == "other":
+            raise _unknown(where, path, "a default_factory of its own")
+        factory = None if node["factory"] is None else FACTORIES[node["factory"]]
+        return defaultdict(factory, zip(keys, made, strict=True))
+    cls = _find(node["type"])
+    static = dict(node.get("static", []))
+    if cls is None or is_namedtuple(cls) != (kind == "namedtuple") or set(_fields(cls)) != {*keys, *static}:
+        raise _unknown(where, path, f"{kind} {node['type']} with fields {[*keys, *static]}")
+    if any(value["kind"] == "other" for value in static.values()):
+        raise _unknown(where, path, f"static fields of {node['type']} that JSON cannot keep")
+    fixed = {name: None if value["kind"] == "none" else scalar(value) for name, value in static.items()}
+    return cls(**dict(zip(keys, made, strict=True)), **fixed)
+
+
+def _fields(cls: type) -> list[str]:
+    return list(cls._fields) if is_namedtuple(cls) else [f.name for f in dataclasses.fields(cls)]  # type: ignore
+
+
+def _find(name: str) -> type | None:
+    """A registered type, or a node type that functrain itself has defined; nothing is imported for a file's sake."""
+    module, _, attribute = name.rpartition(".")
+    if name not in _REGISTERED and module.split(".")[0] == "functrain" and module in sys.modules:
+        cls = getattr(sys.modules[module], attribute, None)
+        if isinstance(cls, type) and type_name(cls) == name and (is_namedtuple(cls) or dataclasses.is_dataclass(cls)):
+            return cls
+    return _REGISTERED.get(name)
+
+
+def _unknown(where: str, path: str, came: str) -> UnknownTypeError:
+    way_out = "pass like= a tree of the same structure, or register the type with functrain.checkpoint.register"
+    return UnknownTypeError(where, path=path, expected="types registered here", came=came, way_out=way_out)

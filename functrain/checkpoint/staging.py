@@ -1,0 +1,105 @@
+"""A folder that appears whole or not at all: written beside its target, brought to the disk, then renamed.
+
+Killed at any instant, the target is either absent or complete, and nothing else was touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from functrain.checkpoint.errors import ExistsError, StorageError
+
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.staging-(?P<host>[^/]+)-(?P<pid>\d+)-[0-9a-f]{8}")
+_live: set[str] = set()  # the staging folders that this process is writing: a pid alone may be a reused one
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """Give a fresh folder to write and fsync files into; on leaving it becomes `target`, on an error it is removed.
+
+    Raises: ExistsError when the target has come into being; StorageError, with what the system said.
+    """
+    stage = target.parent / f".{target.name}.staging-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    _live.add(stage.name)
+    try:
+        make_folder(target.parent)
+        remove_leftovers(target.parent, target.name)
+        os.mkdir(stage)
+        yield stage
+        fsync_folder(stage)
+        os.rename(stage, target)
+        fsync_folder(target.parent)
+    except BaseException as error:
+        shutil.rmtree(stage, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _told(error, target) from error
+        raise
+    finally:
+        _live.discard(stage.name)
+
+
+def _told(error: OSError, target: Path) -> ExistsError | StorageError:
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+        return ExistsError(target, expected="no such folder yet", came="one that exists", way_out="choose another name")
+    if error.errno == errno.ENOSPC:
+        free = shutil.disk_usage(target.parent).free
+        return StorageError(target, expected="room on the disk", came=f"{free} bytes free", way_out="make room")
+    way_out = "check the disk and the rights"
+    return StorageError(target, expected="a folder that can be written", came=str(error), way_out=way_out)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, and bring each new name to the disk."""
+    new = [p for p in (folder, *folder.parents) if not p.exists()]
+    for path in reversed(new):
+        path.mkdir(exist_ok=True)
+        fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk; without it a crash of the machine may undo a rename."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder so that, killed half way, what is left no longer has its name."""
+    dying = folder.parent / f".{folder.name}.staging-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    os.rename(folder, dying)
+    shutil.rmtree(dying)
+
+
+def remove_leftovers(parent: Path, name: str | None = None, *, locked: bool = False) -> None:
+    """Remove staging folders, of target `name` or of all, whose process is dead.
+
+    Another host's are left alone, unless the caller holds the run's lock (`locked`): then nobody else can be writing.
+    """
+    for path in parent.glob(".*.staging-*"):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or path.name in _live or name not in (None, match["name"]):
+            continue
+        if locked or (match["host"] == socket.gethostname() and not _is_alive(int(match["pid"]))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # this process's own are in `_live`
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True

@@ -1,0 +1,162 @@
+"""Files written once and read once, front to back, with sha256 on the way."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from functrain.checkpoint.errors import IntegrityError, StorageError
+
+CHUNK_BYTES = 1 << 23  # 8 MiB: long enough that a second thread pays, short enough to stay in the cache
+
+
+class Record(NamedTuple):
+    """What the manifest keeps of a file."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Sink:
+    """A new file that hashes what is written to it. Small pieces are gathered, long ones go straight to the disk."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._fd = None if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._digest, self._size, self._gathered = Digest(), 0, bytearray()
+
+    def write(self, piece: memoryview) -> None:
+        self._size += len(piece)
+        if len(self._gathered) + len(piece) <= CHUNK_BYTES:
+            self._gathered += piece
+            return
+        self._flush()
+        self._put(piece)
+
+    def finish(self) -> Record:
+        """Bring everything to the disk and return the size and checksum."""
+        self._flush()
+        if self._fd is not None:
+            os.fsync(self._fd)
+        return Record(self._size, self._digest.hex())
+
+    def close(self) -> None:
+        self._digest.close()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _flush(self) -> None:
+        gathered, self._gathered = memoryview(self._gathered), bytearray()
+        self._put(gathered)
+
+    def _put(self, piece: memoryview) -> None:
+        self._digest.update(piece)
+        while self._fd is not None and len(piece):
+            piece = piece[os.write(self._fd, piece) :]
+
+
+class Digest:
+    """sha256 of a stream; a long piece is hashed on another thread while the caller goes on with the next."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: Future[None] | None = None
+
+    def update(self, piece: memoryview) -> None:
+        """Take the next piece; its bytes must not change before the next call."""
+        self._wait()
+        if len(piece) < CHUNK_BYTES:
+            self._sha.update(piece)
+        else:
+            self._pool = self._pool or ThreadPoolExecutor(1, "functrain-sha256")
+            self._running = self._pool.submit(self._sha.update, piece)
+
+    def hex(self) -> str:
+        self._wait()
+        return self._sha.hexdigest()
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _wait(self) -> None:
+        if self._running is not None:
+            self._running.result()
+            self._running = None
+
+
+class Source:
+    """An open regular file that is read once, front to back, and hashed on the way when a `record` is given."""
+
+    def __init__(self, path: Path, *, links: bool, record: Record | None) -> None:
+        self._path, self._record, self._digest = path, record, Digest()
+        self._fd = _open(path, links=links)
+        self.size_bytes = os.fstat(self._fd).st_size
+        if record is not None and self.size_bytes != record.size_bytes:
+            os.close(self._fd)
+            raise changed(path, f"{record.size_bytes} bytes", f"{self.size_bytes}")
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._digest.close()
+        os.close(self._fd)
+
+    def take(self, count: int) -> bytes:
+        """Return the next `count` bytes."""
+        room = bytearray(count)
+        self.fill(memoryview(room))
+        return bytes(room)
+
+    def fill(self, room: memoryview) -> None:
+        """Fill `room` with the next bytes."""
+        for at in range(0, len(room), CHUNK_BYTES):
+            chunk = room[at : at + CHUNK_BYTES]
+            got = 0
+            while got < len(chunk):
+                count = os.readv(self._fd, [chunk[got:]])
+                if count == 0:
+                    raise changed(self._path, f"{self.size_bytes} bytes", "fewer: it shrank while it was read")
+                got += count
+            if self._record is not None:
+                self._digest.update(chunk)
+
+    def skip(self, count: int) -> None:
+        """Pass over `count` bytes, which are hashed all the same."""
+        if self._record is None:
+            os.lseek(self._fd, count, os.SEEK_CUR)
+            return
+        for at in range(0, count, CHUNK_BYTES):
+            self.fill(memoryview(bytearray(min(CHUNK_BYTES, count - at))))
+
+    def finish(self) -> None:
+        """Compare the bytes that were read with the record."""
+        if self._record is not None and self._digest.hex() != self._record.sha256:
+            raise changed(self._path, f"sha256 {self._record.sha256}", self._digest.hex())
+
+
+def _open(path: Path, *, links: bool) -> int:
+    # O_NONBLOCK: opening a pipe that nobody writes must not wait for ever
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
+    try:
+        fd = os.open(path, flags)
+    except FileNotFoundError:
+        raise changed(path, "a file", "none") from None
+    except OSError as error:
+        came = "a symbolic link" if error.errno == errno.ELOOP else str(error)
+        raise StorageError(path, expected="a readable file", came=came, way_out="put the file itself there") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StorageError(path, expected="a regular file", came="a folder, pipe or device", way_out="name a file")
+    return fd
+
+
+def changed(path: Path, expected: str, came: str) -> IntegrityError:
+    return IntegrityError(path, expected=expected, came=came, way_out="use an older checkpoint or a copy of this one")

@@ -1,0 +1,75 @@
+"""Tensors to a safetensors file and back: every bit kept, one copy in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functrain.checkpoint import header
+from functrain.checkpoint.stream import Record, Sink, Source
+
+DTYPES = {
+    **{"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16},
+    **{"U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2": torch.float8_e5m2},
+    **{"F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E8M0": torch.float8_e8m0fnu},
+    **{"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64},
+    "C64": torch.complex64,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in NAMES}  # as torch and the tree description say
+
+
+def write_file(path: Path | None, tensors: Mapping[str, Tensor]) -> Record:
+    """Write CPU or device tensors as one safetensors file and fsync it; only count and hash when `path` is None.
+
+    Peak memory: one copy of the largest tensor that is on a device or not contiguous, none otherwise.
+    """
+    # long items first, as the safetensors library does: each tensor then starts at a multiple of its item size
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    rows = [(name, NAMES[tensors[name].dtype], tuple(tensors[name].shape)) for name in order]
+    sink = Sink(path)
+    try:
+        sink.write(memoryview(header.write(rows, {"format": "pt"})))
+        for name in order:
+            sink.write(_bytes(tensors[name]))
+        return sink.finish()
+    finally:
+        sink.close()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    return memory(plain)
+
+
+def memory(tensor: Tensor) -> memoryview:
+    """Return the bytes of a contiguous CPU tensor, to read or to fill."""
+    view: Any = tensor.reshape(-1).view(torch.uint8).numpy()  # numpy's stubs do not say that an array is a buffer
+    return memoryview(view)
+
+
+def read_file(
+    path: Path, *, wanted: Callable[[str], bool] | None = None, record: Record | None = None, links: bool = False
+) -> tuple[list[header.Entry], dict[str, Tensor]]:
+    """Read a safetensors file: what it holds, and tensors by name that own their memory.
+
+    Tensors that are not `wanted` are skipped. With `record`, all the file's bytes must be those that were saved. A
+    symbolic link is followed only with `links`.
+    Raises: HeaderError, IntegrityError, StorageError.
+    """
+    found: dict[str, Tensor] = {}
+    with Source(path, links=links, record=record) as source:
+        entries = header.read(source.take, source.size_bytes, str(path)).entries
+        for entry in entries:
+            if wanted is None or wanted(entry.name):
+                found[entry.name] = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+                source.fill(memory(found[entry.name]))
+            else:
+                source.skip(entry.end - entry.begin)
+        source.finish()
+    return entries, found
