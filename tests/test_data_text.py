@@ -48,6 +48,7 @@ def test_the_python_corpus_holds_the_help_topics_as_prose_and_no_tests_or_instal
     left_out = {"test", "tests", "site-packages", "encodings", "__pycache__"}
     assert not any(left_out & set(name.split("/")) for name in texts)
     assert names(everything) == sorted(names(everything))
+    assert len(repr(everything)) < 100
 
 
 def test_two_processes_give_the_python_corpus_one_fingerprint():

@@ -58,6 +58,7 @@ def test_a_batch_is_consecutive_tokens_and_its_targets_the_next_ones(make, shape
     assert torch.equal(made["mask"], torch.ones(batch, context, dtype=torch.bool))
     assert first.min() >= 0 and made["targets"].max() < tokens
     assert all(x.is_contiguous() for x in made.values())
+    assert len({x.untyped_storage().data_ptr() for x in made.values()}) == 3
 
 
 @LAW
@@ -74,6 +75,7 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(make, shape, batch, seed, t
         x.zero_()  # a batch is the caller's own: writing to it changes no other
     assert same(batches[t], kept)
     assert same(batches[np.int64(t)], kept)
+    assert same(make(ids, batch=np.int32(batch), context=np.int64(context), seed=np.uint64(seed))[t], kept)
     resumed = pickle.loads(pickle.dumps(make(ids.copy(), batch=batch, context=context, seed=seed)))
     assert same(resumed[t], kept)
     assert resumed.fingerprint == batches.fingerprint

@@ -89,7 +89,7 @@ def windows(source: Source, *, batch: int, context: int, seed: int, tokenizer: T
     """
     ids, fingerprint = _ids(source, tokenizer)
     _check(ids, batch, context, seed)
-    return Windows(ids, Epochs(batch, context, seed, len(ids)), fingerprint)
+    return Windows(ids, Epochs(index(batch), index(context), index(seed), len(ids)), fingerprint)
 
 
 def crops(source: Source, *, batch: int, context: int, seed: int, tokenizer: Tokenizer | None = None) -> Windows:
@@ -99,7 +99,7 @@ def crops(source: Source, *, batch: int, context: int, seed: int, tokenizer: Tok
     """
     ids, fingerprint = _ids(source, tokenizer)
     _check(ids, batch, context, seed)
-    return Windows(ids, Crops(batch, context, seed, len(ids)), fingerprint)
+    return Windows(ids, Crops(index(batch), index(context), index(seed), len(ids)), fingerprint)
 
 
 def evaluation_windows(
@@ -116,11 +116,8 @@ def evaluation_windows(
 
 
 def _batch(views: NDArray[Any], mask: NDArray[np.bool_]) -> TokenBatch:
-    rows, width = views.shape
-    out = np.empty((2, rows, width - 1), np.int64)
-    out[0], out[1] = views[:, :-1], views[:, 1:]
-    tokens, targets = torch.from_numpy(out[0]), torch.from_numpy(out[1])  # (B, T) each
-    return {"tokens": tokens, "targets": targets, "mask": torch.from_numpy(mask)}
+    tokens, targets = views[:, :-1].astype(np.int64), views[:, 1:].astype(np.int64)  # (B, T) each, its own memory
+    return {"tokens": torch.from_numpy(tokens), "targets": torch.from_numpy(targets), "mask": torch.from_numpy(mask)}
 
 
 def _ids(source: Source, tokenizer: Tokenizer | None) -> tuple[Ids, str]:

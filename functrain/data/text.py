@@ -35,6 +35,9 @@ class Corpus(NamedTuple):
         """The documents in order, `END` between each two: what every tokenizer encodes and every byte count counts."""
         return END.join(document.text for document in self.documents)
 
+    def __repr__(self) -> str:  # the text would fill the screen, or the log
+        return f"Corpus({self.name!r}, {self.split!r}, {len(self.documents)} documents, {self.fingerprint[:16]})"
+
 
 def corpus(
     name_or_path: str | Path,
