@@ -1,0 +1,12 @@
+"""Functions that take a function and return one."""
+
+from functrain.transforms.accumulate import accumulate
+from functrain.transforms.compile import CompilerNotFoundError, Staged, compile
+from functrain.transforms.donation import ConsumedError
+from functrain.transforms.grad import grad, value_and_grad, vmap
+from functrain.transforms.precision import Policy, mixed_precision
+
+__all__ = [
+    "CompilerNotFoundError", "ConsumedError", "Policy", "Staged", "accumulate", "compile", "grad", "mixed_precision",
+    "value_and_grad", "vmap",
+]  # fmt: skip

@@ -1,0 +1,62 @@
+"""Buffers given away: after `ft.compile(step, donate=True)` the old state's memory holds the new state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from functrain import tree
+
+
+class ConsumedError(RuntimeError):
+    """A tensor was used after its memory had been given to the next state."""
+
+
+class _Consumed(Tensor):
+    """What a donated tensor becomes: every use of it is an error."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise ConsumedError(
+            "this tensor was donated: its memory holds the state that the compiled step returned; use that state, "
+            "copy the old one before the call, or compile with donate=False"
+        )
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return "<donated tensor>"
+
+
+def pass_on(leaves: list[Tensor]) -> list[Tensor]:
+    """Return tensors on the same memory, and make every later use of the given ones an error."""
+    new = [leaf.detach() for leaf in leaves]
+    for leaf in leaves:
+        leaf.__class__ = _Consumed
+    return new
+
+
+def check_donatable(state: Any, leaves: list[Any]) -> None:
+    """Raise for a state whose memory cannot be given away.
+
+    Raises: ConsumedError for one that was; TypeError naming a leaf that is no tensor; ValueError naming two leaves on
+    the same memory, of which the second would overwrite the first.
+    """
+    kinds = {type(leaf) for leaf in leaves}
+    if _Consumed in kinds:
+        _Consumed.__torch_function__(None, ())
+    if not all(issubclass(kind, Tensor) for kind in kinds):
+        path, leaf = next((path, leaf) for path, leaf in tree.items(state) if not isinstance(leaf, Tensor))
+        raise TypeError(
+            f"ft.compile(donate=True): {path}: expected a tensor, came {type(leaf).__name__} {leaf!r}; make it "
+            "torch.tensor(...), so that its value can change without a new compilation"
+        )
+    places = [leaf.data_ptr() for leaf in leaves if leaf.numel()]
+    if len(set(places)) != len(places):
+        seen: dict[int, str] = {}
+        for path, leaf in tree.items(state):
+            if leaf.numel() and leaf.data_ptr() in seen:
+                raise ValueError(
+                    f"ft.compile(donate=True): {seen[leaf.data_ptr()]} and {path} share one memory, which cannot hold "
+                    "both new values; clone one of them, or keep the shared tensor at one path only"
+                )
+            seen[leaf.data_ptr()] = path

@@ -1,0 +1,290 @@
+"""A compiler backend for updates of trees: leaves that are treated alike share one kernel.
+
+An optimizer's update does the same few pointwise operations to hundreds of leaves. Compiled as one graph, that is a
+loop for each leaf, and a C++ compiler takes half a minute over 50 of them. Here the graph is cut: the operations on
+one leaf form a *column*; columns with the same operations share one kernel over a one-dimensional view whose length
+is an argument; whatever else there is (norms, schedules, counters, leaves with matrix operations) stays an ordinary
+graph, the *rest*. Columns and rest run in turn: a global norm, say, is a reduction in every column, a little
+arithmetic in the rest, and the update in every column again.
+
+Nothing here knows an optimizer: the columns are found in the graph.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func  # private: the documented way to see
+from torch._inductor.compile_fx import compile_fx  # a functional graph, and to compile one without guards; both tested
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import _disable_current_modes
+
+aten = torch.ops.aten
+
+_REDUCTIONS = {aten.sum.default, aten.any.default, aten.all.default, aten.amax.default, aten.amin.default,
+               aten.max.default, aten.min.default, aten.mean.default, aten.prod.default}  # fmt: skip
+_FILLS = {aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default}
+_CASTS = {aten._to_copy.default, aten.clone.default, aten.detach.default, aten.alias.default, aten.copy.default}
+
+
+def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Compile a Dynamo graph; pass as `torch.compile(backend=...)`."""
+    return aot_module_simplified(graph, list(inputs), fw_compiler=_compile, keep_inference_input_mutations=True)
+
+
+def _compile(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in inputs):
+        # a GPU kernel over many leaves compiles as fast as one over a single leaf, and costs one launch
+        return make_boxed_func(compile_fx(graph, list(inputs)))
+    return make_boxed_func(_Plan(graph.graph).run)
+
+
+class _Plan:
+    """What a graph turns into: calls that read and fill a table of values, in order."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.nodes = list(graph.nodes)
+        self.placeholders = [node for node in self.nodes if node.op == "placeholder"]
+        self.writes = [node for node in self.nodes if node.target is aten.copy_.default]
+        self.results: list[Any] = list(self.nodes[-1].args[0])  # type: ignore[arg-type]
+        self.column_of = _columns(self.nodes)
+        self.turns = self._turns()
+        self.calls = list(self._schedule())
+
+    def run(self, *args: Any) -> list[Any]:
+        values: dict[Any, Any] = dict(zip(self.placeholders, args, strict=True))
+        for call in self.calls:
+            call(values)
+        return [values[node] if isinstance(node, fx.Node) else node for node in self.results]
+
+    def _turns(self) -> dict[fx.Node, int]:
+        """Number the turn that computes each node: even turns are the rest's, odd ones the columns'."""
+        turns: dict[fx.Node, int] = {}
+        for node in self.nodes:
+            column, turn = self.column_of.get(node), 0
+            for arg in node.all_input_nodes:
+                waits = column is not None and _is_scalar(arg) and self.column_of.get(arg) is not None
+                turn = max(turn, turns[arg] + (2 if waits else 0))
+            turns[node] = turn if turn % 2 == (column is not None) else turn + 1
+        # the rest computes as late as its users allow, so that there are few graphs of it
+        last = max((turn for turn in turns.values() if turn % 2 == 0), default=0)
+        for node in reversed(self.nodes):
+            if node not in self.column_of and node.op == "call_function":
+                users = [user for user in node.users if user.op == "call_function"]
+                turns[node] = min([last, *(turns[user] - (user in self.column_of) for user in users)])
+        return turns
+
+    def _schedule(self) -> Iterator[Callable[[dict[Any, Any]], None]]:
+        pieces: dict[tuple[int, int], list[fx.Node]] = defaultdict(list)
+        for node in self.nodes:
+            if node.op == "call_function" and node not in self.writes and self._kept(node):
+                pieces[self.turns[node], self.column_of.get(node, -1)].append(node)
+        for write in self.writes:
+            column, target = self.column_of.get(write, -1), write.args[0]
+            # a leaf is overwritten in the turn after which nobody reads it any more
+            readers = [self.turns[user] for user in target.users if user.op == "call_function"]  # type: ignore[union-attr]
+            turn = max([self.turns[write], *readers, *(t for t, c in pieces if c == column >= 0)])
+            pieces[turn if turn % 2 == (column >= 0) else turn + 1, column].append(write)
+        given = set(self.placeholders)
+        kernels: dict[str, Any] = {}
+        for turn in sorted({turn for turn, _ in pieces}):
+            made = [_Piece(nodes, given) for (t, _), nodes in pieces.items() if t == turn]
+            alike: dict[str, list[_Piece]] = defaultdict(list)
+            for piece in made:
+                alike[piece.signature].append(piece)
+            for signature, group in alike.items():
+                if turn % 2 == 0:
+                    yield _rest(group[0])
+                else:
+                    kernel = kernels[signature] = kernels.get(signature) or group[0].compile(any_length=True)
+                    yield _columns_call(kernel, group)
+            given.update(node for piece in made for node in piece.outputs)
+
+    def _kept(self, node: fx.Node) -> bool:
+        """Tell whether somebody outside of the node's own piece needs its value."""
+        column, turn = self.column_of.get(node), self.turns[node]
+        if node in self.results or any(self.column_of.get(user) != column for user in node.users if user.op != "output"):
+            return True
+        later = any(self.turns[user] > turn for user in node.users)
+        return later and (column is None or _is_scalar(node))  # a column's values are cheap to compute again
+
+
+def _rest(piece: _Piece) -> Callable[[dict[Any, Any]], None]:
+    kernel = piece.compile(any_length=False)
+
+    def run(values: dict[Any, Any]) -> None:
+        values.update(zip(piece.outputs, kernel(*[values[node] for node in piece.inputs]), strict=True))
+
+    return run
+
+
+_SMALL = 16384  # elements: below, calling the kernel costs more than copying the leaf
+
+
+def _columns_call(kernel: Callable[..., Any], pieces: list[_Piece]) -> Callable[[dict[Any, Any]], None]:
+    """Run one kernel over all columns that are alike: the small ones joined to one, the others each by itself."""
+    joinable = all(not _is_scalar(node) or _only_summed(node) for piece in pieces for node in piece.outputs)
+    small = [p for p in pieces if joinable and p.elements <= _SMALL and p.scalars == pieces[0].scalars]
+    small = small if len(small) > 1 else []
+    single = [piece for piece in pieces if piece not in small]
+    shapes = [[_value(node).shape for node in piece.outputs] for piece in pieces]
+    sizes = [piece.elements for piece in small]
+
+    def run(values: dict[Any, Any]) -> None:
+        for piece, shape in zip(single, single_shapes, strict=True):
+            results = kernel(*[_line(values[node]) for node in piece.inputs])
+            for node, result, size in zip(piece.outputs, results, shape, strict=True):
+                values[node] = result.view(size)
+        if not small:
+            return
+        rows = [[_line(values[piece.inputs[i]]) for piece in small] for i in range(len(small[0].inputs))]
+        joined = [row[0] if row[0].dim() == 0 else torch.cat(row) for row in rows]
+        results = kernel(*joined)
+        for i in small[0].written:
+            torch._foreach_copy_(rows[i], joined[i].split(sizes))
+        for i, result in enumerate(results):
+            if result.dim() == 0:  # the sum over all of them: one stands for it, the others for nothing
+                zero = torch.zeros_like(result)
+                values.update({piece.outputs[i]: zero for piece in small[1:]})
+                values[small[0].outputs[i]] = result
+                continue
+            for piece, part in zip(small, result.split(sizes), strict=True):
+                values[piece.outputs[i]] = part.view(_value(piece.outputs[i]).shape)
+
+    single_shapes = [shape for piece, shape in zip(pieces, shapes, strict=True) if piece not in small]
+    return run
+
+
+def _only_summed(node: fx.Node) -> bool:
+    """Tell whether a sum over a leaf is used for nothing but the sum over all leaves, as in a global norm."""
+    if node.target is not aten.sum.default or len(node.users) != 1:
+        return False
+    (stack,) = node.users
+    return stack.target is aten.stack.default and {user.target for user in stack.users} == {aten.sum.default}
+
+
+def _line(value: Tensor) -> Tensor:
+    return value if value.dim() <= 1 else value.view(-1)
+
+
+class _Piece:
+    """A graph of its own that computes some nodes from values that are there already."""
+
+    def __init__(self, nodes: list[fx.Node], given: set[fx.Node]) -> None:
+        self.outputs = [node for node in nodes if node.target is not aten.copy_.default]
+        body, self.inputs = _between(nodes, given)
+        self.scalars = [node for node in self.inputs if _is_scalar(node)]
+        self.elements = max([_value(node).numel() for node in self.inputs], default=0)
+        self.graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        for i, node in enumerate(self.inputs):
+            copies[node] = self.graph.placeholder(f"input_{i}")
+        for node in sorted(body, key=lambda node: node.target is aten.copy_.default):  # stable: the writes come last
+            copies[node] = self.graph.node_copy(node, lambda arg: copies[arg])
+            copies[node].meta.clear()  # the shapes of the leaf that it was traced for
+        self.graph.output([copies[node] for node in self.outputs])
+        targets = [node.args[0] for node in nodes if node.target is aten.copy_.default]
+        self.written = [i for i, node in enumerate(self.inputs) if node in targets]
+        names = {node: _Name(f"n{i}") for i, node in enumerate(self.graph.nodes)}
+        lines = [(_value(node).dtype, _is_scalar(node)) for node in self.inputs]
+        calls = [(str(n.target), fx.node.map_arg((n.args, n.kwargs), names.__getitem__)) for n in self.graph.nodes]
+        self.signature = repr((lines, calls))
+
+    def compile(self, *, any_length: bool) -> Callable[..., Any]:
+        """Return the kernel of this piece; one for leaves of any length takes each as one dimension."""
+        # out of the compilation of the whole, whose shapes torch would otherwise take for the kernel's
+        with torch._guards.tracing(None), _disable_current_modes():
+            module = fx.GraphModule({}, self.graph)
+            if not any_length:
+                return compile_fx(module, [_value(node) for node in self.inputs])
+            # a length that no constant of an update equals by chance
+            examples = [torch.empty(() if _is_scalar(n) else 1031, dtype=_value(n).dtype) for n in self.inputs]
+            traced = make_fx(module, tracing_mode="symbolic")(*examples)
+            return compile_fx(traced, [node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"])
+
+
+def _between(nodes: list[fx.Node], given: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Return what must be computed for `nodes`, in order, and which given values it starts from.
+
+    Both in an order that depends on the operations alone, so that equal columns give equal graphs. Not recursive: an
+    update may be thousands of operations deep.
+    """
+    body: list[fx.Node] = []
+    inputs: list[fx.Node] = []
+    seen: set[fx.Node] = set()
+    queue = [(node, False) for node in reversed(nodes)]
+    while queue:
+        node, ready = queue.pop()
+        if ready:
+            body.append(node)
+        elif node not in seen:
+            seen.add(node)
+            if node in given:
+                inputs.append(node)
+            else:
+                queue.append((node, True))
+                queue.extend((arg, False) for arg in reversed(node.all_input_nodes))
+    return body, inputs
+
+
+def _columns(nodes: list[fx.Node]) -> dict[fx.Node, int]:
+    """Return the column of every node that belongs to one: the leaf's values, and their reductions to a number."""
+    parent = {node: node for node in nodes}
+
+    def root(node: fx.Node) -> fx.Node:
+        while parent[node] is not node:
+            node = parent[node]
+        return node
+
+    opaque: set[fx.Node] = {node for node in nodes if node.op != "output" and not _is_scalar(node) and not _fits(node)}
+    for node in nodes:
+        shaped = [arg for arg in node.all_input_nodes if not _is_scalar(arg)]
+        if node.op == "output" or not shaped:
+            continue
+        for other in [*shaped, node]:
+            parent[root(other)] = root(shaped[0])
+        shapes = {_value(arg).shape for arg in shaped}
+        if not _is_reduction(node):
+            shapes.add(_value(node).shape)
+        if len(shapes) != 1 or not (_is_reduction(node) or _is_pointwise(node)):
+            opaque.add(node)
+    opaque_roots = {root(node) for node in opaque}
+    has_leaf = {root(node) for node in nodes if node.op == "placeholder" and not _is_scalar(node)}
+    number = {node: i for i, node in enumerate(nodes)}
+    kept = [n for n in nodes if n.op != "output" and root(n) in has_leaf and root(n) not in opaque_roots]
+    return {node: number[root(node)] for node in kept}
+
+
+def _value(node: fx.Node) -> Tensor:
+    return node.meta["val"]
+
+
+def _is_scalar(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return not isinstance(value, Tensor) or value.dim() == 0
+
+
+def _is_reduction(node: fx.Node) -> bool:
+    return node.target in _REDUCTIONS and len(node.args) == 1 and _is_scalar(node)
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    if node.target in _FILLS | _CASTS or node.target is aten.copy_.default:
+        return True
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+
+
+def _fits(node: fx.Node) -> bool:
+    """Tell whether the leaf can be seen as one dimension: dense in order, and longer than 1, which is special-cased."""
+    value = _value(node)
+    if node.op == "call_function" and not any(not _is_scalar(arg) for arg in node.all_input_nodes):
+        return False  # made from nothing, with its shape written into the call
+    return value.numel() > 1 and value.is_contiguous()
+
+
+class _Name(str):
+    __slots__ = ()
+    __repr__ = str.__str__
