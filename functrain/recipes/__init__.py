@@ -1,0 +1,1 @@
+"""Recipes: whole trainings, each a config and a thin main. Import the one you want."""

@@ -1,0 +1,102 @@
+"""What a pre-training run is asked for, and the presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The text and how it is cut into tokens."""
+
+    corpus: str = "python"
+    """"python" (the text that every Python carries), or a file or folder of UTF-8 text."""
+    validation: float = 0.1
+    """The part that is kept for validation."""
+    vocabulary: int = 1024
+    """256: the bytes are the tokens. More: byte pairs are merged until there are that many tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The GPT-2."""
+
+    layers: int = 4
+    heads: int = 4
+    width: int = 128
+    context: int = 256
+    """Tokens that the model sees."""
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW with warm-up and cosine decay."""
+
+    learning_rate: float = 1e-3
+    """The highest, reached after the warm-up."""
+    final_learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 0.1
+    """On matrices; vectors are not decayed."""
+    clip_norm: float = 1.0
+    """The gradient's global norm is clipped to this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All that a run depends on: equal configs give equal bits on one machine."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    steps: int = 2000
+    """Steps in all."""
+    batch: int = 16
+    """Windows of `context` tokens in a step."""
+    accumulate: int = 1
+    """Parts that a batch is cut into, one after another, to save memory."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the forward and backward pass compute in; parameters and moments are float32."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+    compile: bool = True
+    """Compile the step; needs a C++ compiler."""
+    log_every: int = 20
+    evaluate_every: int = 200
+    evaluate_batches: int = 16
+    """Batches of the validation text that are evaluated along the way; the end evaluates all."""
+    checkpoint_every: int = 200
+    stop_after_nonfinite: int = 10
+    """Steps in a row with a NaN or infinite loss or gradient that end the run."""
+
+
+PRESETS = {
+    "tiny": Config(),
+    "smoke": Config(
+        model=Model(layers=2, heads=2, width=16, context=16),
+        data=Data(vocabulary=256),
+        optimizer=Optimizer(warmup_steps=2),
+        steps=8,
+        batch=4,
+        log_every=2,
+        evaluate_every=4,
+        evaluate_batches=2,
+        checkpoint_every=3,
+    ),
+    "gpt2-124m": Config(
+        data=Data(vocabulary=50304),
+        model=Model(layers=12, heads=12, width=768, context=1024),
+        optimizer=Optimizer(learning_rate=6e-4, final_learning_rate=6e-5, warmup_steps=700, b2=0.95),
+        steps=19000,
+        batch=512,
+        accumulate=32,
+        precision="bfloat16",
+        evaluate_every=250,
+        checkpoint_every=1000,
+    ),
+}

@@ -1,0 +1,153 @@
+"""The record of a run: one line of `metrics.jsonl` per step, TensorBoard events, and what a person is shown."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import torch
+
+Row: TypeAlias = dict[str, float]  # "step", "loss", "grad_norm", "learning_rate", ...
+
+
+class Show(Protocol):
+    """Where a run's progress goes: a terminal, lines of text, nowhere."""
+
+    def begin(self, done: int, steps: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def row(self, row: Row) -> None: ...
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss or the gradient was not a number for too many steps in a row."""
+
+
+class Record:
+    """A hook for `fit` that records each step exactly once, resumed or not.
+
+    It keeps the metrics of a step as tensors and reads many steps at once every `every` steps, so the device is not
+    waited for in between. `metrics.jsonl` holds one JSON object a line; a number that JSON lacks is the string "nan",
+    "inf" or "-inf". Opening it at step `done` drops the lines after that step, which a killed run had written in
+    advance of its checkpoint.
+
+    Raises, when it reads: NonFiniteLoss after `patience` steps in a row without a finite loss and gradient norm.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        done: int,
+        *,
+        every: int,
+        patience: int,
+        learning_rate: Callable[[int], float],
+        bits_per_byte: float,
+        show: Show,
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.nonfinite_in_row = 0
+        self._every, self._patience, self._learning_rate, self._show = every, patience, learning_rate, show
+        self._bits_per_byte = bits_per_byte
+        self._path = run / "metrics.jsonl"
+        keep(self._path, done)
+        self._file = open(self._path, "a", encoding="utf-8")
+        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)
+        self._first = done + 1
+        self._waiting: list[tuple[int, dict[str, Any]]] = []
+        self._added: dict[int, Row] = {}
+        self._since = time.perf_counter()
+
+    def __call__(self, t: int, state: Any, metrics: dict[str, Any]) -> None:
+        self._waiting.append((t, metrics))
+        # the first step of a process is read at once: it holds the compile time and shows that the run lives
+        if t % self._every == 0 or t == self._first:
+            self.read()
+
+    def save(self, t: int, state: Any) -> None:
+        self.read()
+
+    def add(self, t: int, **values: float) -> None:
+        """Put more numbers into the line of step t, which has not been read yet."""
+        self._added.setdefault(t, {}).update(values)
+
+    def read(self) -> None:
+        """Read the metrics of all steps that wait, write and show them."""
+        if not self._waiting:
+            return
+        names = list(self._waiting[0][1])
+        table = torch.stack([torch.stack([m[name].to(torch.float64) for name in names]) for _, m in self._waiting])
+        values = table.tolist()  # waits for the device
+        now = time.perf_counter()
+        tokens_per_second = float(table[:, names.index("weight")].sum()) / (now - self._since)
+        rows = []
+        for (t, _), numbers in zip(self._waiting, values, strict=True):
+            row: Row = {"step": t, **dict(zip(names, numbers, strict=True))}
+            row["bits_per_byte"] = row["loss"] * self._bits_per_byte
+            row["learning_rate"] = self._learning_rate(t - 1)
+            row["tokens_per_second"] = tokens_per_second
+            rows.append(row | self._added.pop(t, {}))
+        self._waiting.clear()
+        self._write(rows)
+        self._show.row(rows[-1])
+        self._check(rows)
+        self._since = time.perf_counter()
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+    def _write(self, rows: list[Row]) -> None:
+        self._file.writelines(json.dumps(_readable(row)) + "\n" for row in rows)
+        self._file.flush()
+        for row in rows:
+            for name, value in row.items():
+                if name != "step":
+                    self._events.add_scalar(name, value, int(row["step"]))
+        self._events.flush()
+
+    def _check(self, rows: list[Row]) -> None:
+        for row in rows:
+            if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
+                self.nonfinite_in_row = 0
+                continue
+            self.nonfinite_in_row += 1
+            what = f"step {int(row['step'])}: loss {row['loss']}, gradient norm {row['grad_norm']}"
+            self._show.note(f"{what} ({self.nonfinite_in_row} in a row, the run stops at {self._patience})")
+            if self.nonfinite_in_row >= self._patience:
+                raise NonFiniteLoss(
+                    f"{what}: not finite for {self._patience} steps in a row; try a smaller learning rate or float32, "
+                    "and start again: the run goes on from its last checkpoint, which is finite"
+                )
+
+
+def keep(path: Path, done: int) -> None:
+    """Drop from a metrics file the lines after step `done`, and a last line that a kill cut short."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _step(line) <= done]
+    staging = path.with_suffix(".jsonl.tmp")
+    staging.write_text("".join(kept), encoding="utf-8")
+    os.replace(staging, path)
+
+
+def rows(path: Path) -> list[Row]:
+    """Read a metrics file: one dict of floats for each step, in order."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [json.loads(line) for line in lines if _step(line) < math.inf]
+    return [{name: float(value) for name, value in row.items()} for row in whole]
+
+
+def _step(line: str) -> float:
+    return math.inf if not line.endswith("\n") else json.loads(line)["step"]
+
+
+def _readable(row: Row) -> dict[str, Any]:
+    return {name: value if math.isfinite(value) else str(value) for name, value in row.items()}

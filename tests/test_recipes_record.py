@@ -1,0 +1,111 @@
+"""The record of a run: every step once, whatever was killed; what is not a number is seen and stops the run."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from functrain.recipes.record import NonFiniteLoss, Record, keep, rows
+
+
+class Shown:
+    def __init__(self):
+        self.notes, self.rows = [], []
+
+    def begin(self, done, steps):
+        pass
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def row(self, row):
+        self.rows.append(row)
+
+
+def record_in(run, done=0, *, every=2, patience=3, show=None):
+    return Record(
+        run,
+        done,
+        every=every,
+        patience=patience,
+        learning_rate=lambda count: count / 10,
+        bits_per_byte=0.5,
+        show=show or Shown(),
+    )
+
+
+def metrics(loss, norm=1.0):
+    return {"loss": torch.tensor(loss), "weight": torch.tensor(8.0), "grad_norm": torch.tensor(norm)}
+
+
+def test_every_step_has_one_line_with_the_learning_rate_that_made_it(tmp_path):
+    show = Shown()
+    record = record_in(tmp_path, show=show)
+    for t in range(1, 6):
+        if t == 4:
+            record.add(t, validation_loss=9.0)
+        record(t, None, metrics(float(t)))
+    record.save(5, None)
+    record.close()
+    found = rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5]
+    assert [row["loss"] for row in found] == [1, 2, 3, 4, 5]
+    assert [row["bits_per_byte"] for row in found] == [0.5, 1, 1.5, 2, 2.5]
+    assert [row["learning_rate"] for row in found] == [0, 0.1, 0.2, 0.3, 0.4]
+    assert [row.get("validation_loss") for row in found] == [None, None, None, 9.0, None]
+    assert [row["step"] for row in show.rows] == [1, 2, 4, 5]
+
+
+def test_lines_after_the_checkpoint_are_dropped_when_a_run_goes_on(tmp_path):
+    record = record_in(tmp_path)
+    for t in range(1, 7):
+        record(t, None, metrics(1.0))
+    record.close()
+    record = record_in(tmp_path, done=3)
+    for t in range(4, 7):
+        record(t, None, metrics(2.0))
+    record.close()
+    found = rows(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["loss"]) for row in found] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)]
+
+
+def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert [row["step"] for row in rows(path)] == [1]
+    keep(path, 5)
+    assert path.read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+def test_what_is_not_a_number_is_shown_recorded_and_stops_the_run(tmp_path):
+    show = Shown()
+    record = record_in(tmp_path, every=1, patience=3, show=show)
+    record(1, None, metrics(math.nan))
+    record(2, None, metrics(1.0))
+    assert record.nonfinite_in_row == 0
+    record(3, None, metrics(math.nan))
+    record(4, None, metrics(1.0, norm=math.inf))
+    assert record.nonfinite_in_row == 2 and len(show.notes) == 3
+    with pytest.raises(NonFiniteLoss, match="step 5: loss -inf.*3 steps in a row"):
+        record(5, None, metrics(-math.inf))
+    record.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    written = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [row["loss"] for row in written] == ["nan", 1.0, "nan", 1.0, "-inf"]
+    assert [math.isfinite(row["loss"]) for row in rows(tmp_path / "metrics.jsonl")] == [False, True, False, True, False]
+
+
+def test_tensorboard_has_each_step_once_after_a_resume(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for done, stop, loss in [(0, 6, 1.0), (3, 6, 2.0)]:
+        record = record_in(tmp_path, done=done)
+        for t in range(done + 1, stop + 1):
+            record(t, None, metrics(loss))
+        record.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)]

@@ -1,0 +1,62 @@
+"""A config and its TOML are one thing, and a wrong file is told where it is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from functrain.recipes import toml
+from functrain.recipes.config import PRESETS, Config, Data, Model, Optimizer
+
+CONFIGS = st.builds(
+    Config,
+    data=st.builds(Data, corpus=st.text(st.characters(exclude_categories=["Cs"]))),
+    model=st.builds(Model, layers=st.integers()),
+    optimizer=st.builds(Optimizer, b1=st.floats(allow_nan=False)),
+    precision=st.sampled_from(["float32", "bfloat16"]),
+    compile=st.booleans(),
+)
+
+
+@settings(deadline=None, derandomize=True)
+@given(CONFIGS)
+def test_loads_gives_back_what_dumps_wrote(config):
+    assert toml.loads(toml.dumps(config), Config(), "file") == config
+    assert toml.differences(config, toml.loads(toml.dumps(config), Config(), "file")) == []
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_survives_its_file(preset):
+    assert toml.loads(toml.dumps(PRESETS[preset]), Config(), "file") == PRESETS[preset]
+
+
+def test_a_file_changes_only_what_it_names():
+    config = toml.loads("steps = 5\n[model]\nlayers = 7\n", PRESETS["smoke"], "file")
+    assert config == replace(PRESETS["smoke"], steps=5, model=replace(PRESETS["smoke"].model, layers=7))
+    assert toml.differences(PRESETS["smoke"], config) == ["model.layers: 2 -> 7", "steps: 8 -> 5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("steps = ", "expected TOML"),
+        ("step = 5", "unknown key step; did you mean steps?"),
+        ("[model]\nlayer = 5", "unknown key model.layer; did you mean model.layers?"),
+        ("[zebra]\nx = 1", "unknown key zebra; known are data, model"),
+        ("model = 3", r"model: expected a table \[model\], came 3"),
+        ("steps = 1.5", "steps: expected int, came 1.5"),
+        ("steps = true", "steps: expected int, came True"),
+        ("compile = 1", "compile: expected bool, came 1"),
+        ('precision = "float16"', "precision: expected one of 'float32', 'bfloat16', came 'float16'"),
+    ],
+)
+def test_a_wrong_file_is_told_where(text, says):
+    with pytest.raises(ValueError, match=f"run.toml: .*{says}"):
+        toml.loads(text, Config(), "run.toml")
+
+
+def test_an_integer_is_a_float_where_one_is_wanted():
+    assert toml.loads("[optimizer]\nclip_norm = 2", Config(), "file").optimizer.clip_norm == 2.0
