@@ -1,0 +1,15 @@
+"""What a loss function returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Loss(NamedTuple):
+    """What a loss function returns: sums, so that parts of a batch add up to the whole batch's loss exactly."""
+
+    total: Tensor  # (), float32: sum of the weighted losses
+    weight: Tensor  # (), float32: sum of the weights; total / weight is the mean
+    metrics: dict[str, Tensor]  # each (): sums over the same weights
