@@ -22,6 +22,7 @@ from functrain.checkpoint.reading import load as load
 from functrain.checkpoint.reading import load_file as load_file
 from functrain.checkpoint.reading import verify as verify
 from functrain.checkpoint.registry import register as register
+from functrain.checkpoint.run import Every as Every
 from functrain.checkpoint.run import every as every
 from functrain.checkpoint.run import latest as latest
 from functrain.checkpoint.run import list as list

@@ -33,11 +33,7 @@ def collect(tree: Tree, where: str) -> tuple[Node, dict[str, Tensor]]:
             node["stride"] = list(tensor.stride())
         return node
 
-    try:
-        return describe(tree, tensor_node, where), tensors
-    except RecursionError:
-        came = "more, or a tree inside itself"
-        raise unsupported(where, "", "a tree of at most some hundred levels", came, "flatten it") from None
+    return describe(tree, tensor_node, where), tensors
 
 
 def shape_and_dtype(tensor: Tensor) -> Node:

@@ -22,6 +22,7 @@ from functrain.tree import Tree
 
 Node = dict[str, Any]
 FACTORIES = {"list": list, "dict": dict, "int": int, "float": float, "str": str, "set": set, "tuple": tuple}
+MAX_LEVELS = 100  # far below what overflows the stack of any reader
 _MAX_INT_BITS = 10_000  # Python itself refuses to read a number of more than 4300 digits
 
 
@@ -31,14 +32,17 @@ def describe(tree: Tree, tensor_node: Callable[[str, Tensor], Node], where: str)
     Raises: UnsupportedError naming `where` and the path of a leaf or key that JSON cannot keep.
     """
 
-    def visit(node: Tree, path: str) -> Node:
+    def visit(node: Tree, path: str, level: int = 0) -> Node:
+        if level > MAX_LEVELS:
+            came = "more, or a tree inside itself"
+            raise unsupported(where, path[:40], f"at most {MAX_LEVELS} levels", came, "flatten the tree")
         try:
             below = trees.children(node)
         except (TypeError, ValueError) as error:
             raise unsupported(where, path, "dictionary keys that make paths", str(error), "rename the key") from error
         if below is None:
             return tensor_node(path, node) if isinstance(node, Tensor) else _scalar(node, path, where)
-        rows = [(name, visit(child, f"{path}/{name}" if path else name)) for name, child in below]
+        rows = [(name, visit(child, f"{path}/{name}" if path else name, level + 1)) for name, child in below]
         return _container(node, rows)
 
     return visit(tree, "")

@@ -6,26 +6,27 @@ import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from functrain.checkpoint.description import FACTORIES, Node, is_dense
+from functrain.checkpoint.description import FACTORIES, MAX_LEVELS, Node, is_dense
 from functrain.checkpoint.errors import IntegrityError
 from functrain.checkpoint.strict_json import is_text
 from functrain.checkpoint.tensors import DTYPE_NAMES
 
 
-def check(node: Any, where: str, path: str = "") -> Node:
+def check(node: Any, where: str, path: str = "", level: int = 0) -> Node:
     """Return the node when it and all below it are well formed.
 
     Raises: IntegrityError naming `where` and the path.
     """
     kind = node.get("kind") if isinstance(node, dict) else None
     # "other" stands for what JSON cannot keep of a static field; it is no tree node
-    if not isinstance(kind, str) or kind not in _FORMS or kind == "other" or not _FORMS[kind](node):
-        came = reprlib.repr(node)
+    form = _FORMS.get(kind) if isinstance(kind, str) and kind != "other" else None
+    if level > MAX_LEVELS or form is None or not form(node):
+        came = reprlib.repr(node) if level <= MAX_LEVELS else f"more than {MAX_LEVELS} levels"
         way_out = "use an older checkpoint or a copy of this one"
         raise IntegrityError(where, path=path, expected="a well-formed tree node", came=came, way_out=way_out)
     for i, item in enumerate(node.get("items", [])):
         name, child = (str(i), item) if kind in ("list", "tuple") else item
-        check(child, where, f"{path}/{name}" if path else str(name))
+        check(child, where, f"{path}/{name}" if path else str(name), level + 1)
     return node
 
 

@@ -6,7 +6,7 @@ import difflib
 from typing import Any
 
 from functrain.checkpoint.collect import shape_and_dtype
-from functrain.checkpoint.description import Node, describe, leaves, named_items
+from functrain.checkpoint.description import Node, describe, leaves, named_items, scalar
 from functrain.checkpoint.errors import MismatchError
 from functrain.tree import Tree
 
@@ -59,7 +59,8 @@ def _types(node: Node, path: str) -> dict[str, Any]:
     if "type" in node:
         found[path] = node["type"].rpartition(".")[2]
     for name, value in node.get("static", []):
-        found[f"{path}.{name}"] = None if value["kind"] == "other" else value
+        known = value["kind"] not in ("none", "other")
+        found[f"{path}.{name}"] = repr(scalar(value)) if known else {"none": "None"}.get(value["kind"])
     for name, child in named_items(node) if "items" in node else []:
         found |= _types(child, f"{path}/{name}" if path else name)
     return found

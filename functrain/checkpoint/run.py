@@ -91,18 +91,25 @@ class Every:
             way_out = "choose a run folder that can be made and written"
             raise StorageError(self._folder, expected="a folder", came=str(error), way_out=way_out) from error
         self._lock = lock.hold(self._folder)
+        self._saved: int | None = None
 
     def __call__(self, t: int, state: Tree, metrics: Any = None) -> None:
         if t % self._n == 0:
             self.save(t, state)
 
     def save(self, t: int, state: Tree) -> Path:
-        """Save the state as that of step t, whatever n is, apply retention, and return the checkpoint's path."""
-        staging.remove_leftovers(self._folder, locked=True)
+        """Save the state as that of step t, whatever n is, apply retention, and return the checkpoint's path.
+
+        A step that this hook saved last is not saved again: the end of a loop may fall on an n-th step.
+        """
         target = self._folder / f"step-{t:08d}"
+        if t == self._saved:
+            return self._run / "checkpoints" / target.name
+        staging.remove_leftovers(self._folder, locked=True)
         if os.path.lexists(target):
             self._set_aside_if_broken(target)
         writing.save(target, state, metadata={**self._metadata, "step": t})
+        self._saved = t
         self._retain()
         return self._run / "checkpoints" / target.name
 
