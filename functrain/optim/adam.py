@@ -8,20 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-import functrain.tree as tree
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
+from functrain.optim.leafwise import leafwise
 from functrain.optim.masking import MaskOrFn
-from functrain.optim.moments import (
-    cast,
-    cast_like,
-    debias,
-    unbiased_mean,
-    update_moment,
-    update_moment_per_elem_norm,
-    zero_moments,
-)
-from functrain.optim.numerics import like, zero_count
+from functrain.optim.moments import debias, nesterov_factors, zero_moments
+from functrain.optim.numerics import abs_sq, add_scaled, lerp, like, plus, zero_count
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import (
     GradientTransformation,
@@ -62,15 +54,19 @@ def scale_by_adam(
         updates: Updates, state: ScaleByAdamState, params: Params | None = None
     ) -> tuple[Updates, ScaleByAdamState]:
         count = state.count + 1
-        mu = update_moment(updates, state.mu, b1, 1)
-        nu = update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        mu_factor, now_factor = nesterov_factors(b1, count, updates, nesterov)
         nu_factor = debias(b2, count, updates)
 
-        def rescale(mu_hat: Tensor, v: Tensor) -> Tensor:
-            return mu_hat / (torch.sqrt(like(nu_factor, v) * v + like(eps_root, v)) + like(eps, v))
+        def step(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            m = lerp(m, g, 1 - b1)
+            v = lerp(v, abs_sq(g), 1 - b2)
+            mu_hat = like(mu_factor, m) * m
+            mu_hat = add_scaled(mu_hat, now_factor, g) if nesterov else mu_hat
+            nu_hat = like(nu_factor, v) * v
+            return mu_hat / plus(torch.sqrt(plus(nu_hat, eps_root)), eps), m, v
 
-        updates = tree.map(rescale, unbiased_mean(mu, updates, b1, count, nesterov=nesterov), nu)
-        return updates, ScaleByAdamState(count, cast(mu, mu_dtype), cast_like(nu, state.nu))
+        updates, (mu, nu) = leafwise(step, updates, (state.mu, state.nu))
+        return updates, ScaleByAdamState(count, mu, nu)
 
     return GradientTransformation(init, update)
 

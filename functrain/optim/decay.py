@@ -8,7 +8,7 @@ from torch import Tensor
 
 import functrain.tree as tree
 from functrain.optim.masking import MaskOrFn, masked
-from functrain.optim.numerics import like, scalar, zero_count
+from functrain.optim.numerics import add_scaled, scalar, zero_count
 from functrain.optim.transformation import EmptyState, GradientTransformation, OptState, Updates, check_params
 from functrain.schedules import ScalarOrSchedule
 from functrain.tree import Params
@@ -36,7 +36,7 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: MaskOrFn = N
         if isinstance(rate, (int, float)) and rate == 0.0:
             return updates, new_state
         factor = scalar(rate, updates)
-        return tree.map(lambda g, p: g + like(factor, p) * p, updates, params), new_state
+        return tree.map(lambda g, p: add_scaled(g, factor, p), updates, params), new_state
 
     decay = GradientTransformation(init, update)
     return decay if mask is None else masked(decay, mask)

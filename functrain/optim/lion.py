@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-import functrain.tree as tree
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
+from functrain.optim.leafwise import leafwise
 from functrain.optim.masking import MaskOrFn
-from functrain.optim.moments import cast, update_moment, zero_moments
-from functrain.optim.numerics import zero_count
+from functrain.optim.moments import zero_moments
+from functrain.optim.numerics import lerp, zero_count
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import (
     GradientTransformation,
@@ -57,9 +57,11 @@ def scale_by_lion(
     def update(
         updates: Updates, state: ScaleByLionState, params: Params | None = None
     ) -> tuple[Updates, ScaleByLionState]:
-        mixed = update_moment(updates, state.mu, b1, 1)
-        mu = cast(update_moment(updates, state.mu, b2, 1), mu_dtype)
-        return tree.map(sign, mixed), ScaleByLionState(state.count + 1, mu)
+        def step(g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+            return sign(lerp(m, g, 1 - b1)), lerp(m, g, 1 - b2)
+
+        updates, (mu,) = leafwise(step, updates, (state.mu,))
+        return updates, ScaleByLionState(state.count + 1, mu)
 
     return GradientTransformation(init, update)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics import abs_sq, like, working_dtype
+from functrain.optim.numerics import abs_sq, lerp, like, once, working_dtype
 from functrain.optim.transformation import Updates, check_trainable
 from functrain.schedules import Scalar
 from functrain.tree import Params, Tree
@@ -28,8 +28,7 @@ def full_moments(params: Params, value: Scalar) -> Tree:
 
 def update_moment(updates: Updates, moments: Tree, decay: Scalar, order: int) -> Tree:
     """Return (1 - decay) * updates ** order + decay * moments."""
-    rest = 1 - decay
-    return tree.map(lambda g, t: like(rest, g) * _power(g, order) + like(decay, t) * t, updates, moments)
+    return tree.map(lambda g, t: lerp(t, _power(g, order), 1 - decay), updates, moments)
 
 
 def update_moment_per_elem_norm(updates: Updates, moments: Tree, decay: Scalar, order: int) -> Tree:
@@ -37,8 +36,7 @@ def update_moment_per_elem_norm(updates: Updates, moments: Tree, decay: Scalar, 
 
     Equals `update_moment` where updates are real.
     """
-    rest, half = 1 - decay, order // 2
-    return tree.map(lambda g, t: like(rest, g) * _power(abs_sq(g), half) + like(decay, t) * t, updates, moments)
+    return tree.map(lambda g, t: lerp(t, _power(abs_sq(g), order // 2), 1 - decay), updates, moments)
 
 
 def update_infinity_moment(updates: Updates, moments: Tree, decay: Scalar, eps: Scalar) -> Tree:
@@ -53,31 +51,21 @@ def bias_correction(moment: Tree, decay: Scalar, count: Tensor) -> Tree:
 
 
 def debias(decay: Scalar, count: Tensor, updates: Updates) -> Tensor:
-    """Return 1 / (1 - decay ** count), the factor of `bias_correction`, one () tensor for all leaves."""
+    """Return 1 / (1 - decay ** count), the factor of `bias_correction`: one () tensor for all leaves."""
     dtype = working_dtype(updates)
     base = decay.to(dtype) if isinstance(decay, Tensor) else decay
-    return 1 / (1 - base ** count.to(dtype))
+    return once(1 / (1 - base ** count.to(dtype)))
 
 
-def unbiased_mean(mu: Tree, updates: Updates, b1: Scalar, count: Tensor, *, nesterov: bool) -> Tree:
-    """Return the first moment corrected for its start at zero; with `nesterov`, as one more update like this makes it.
+def nesterov_factors(b1: Scalar, count: Tensor, updates: Updates, nesterov: bool) -> tuple[Scalar, Scalar]:
+    """Return (a, b) such that a * mu + b * updates is the first moment corrected for its start at zero.
+
+    With `nesterov`, it is the moment that one more update like this would make.
 
     Source: Dozat 2016, algorithm 2.
     """
-    if not nesterov:
-        return bias_correction(mu, b1, count)
-    ahead, now = b1 * debias(b1, count + 1, updates), (1 - b1) * debias(b1, count, updates)
-    return tree.map(lambda m, g: like(ahead, m) * m + like(now, g) * g, mu, updates)
-
-
-def cast(moments: Tree, dtype: torch.dtype | None) -> Tree:
-    """Return moments in `dtype`, as they are when it is None."""
-    return moments if dtype is None else tree.cast(moments, dtype)
-
-
-def cast_like(moments: Tree, other: Tree) -> Tree:
-    """Return moments, each in the dtype of its counterpart in `other`."""
-    return tree.map(lambda t, o: t.to(o.dtype), moments, other)
+    now = debias(b1, count, updates)
+    return (b1 * debias(b1, count + 1, updates), (1 - b1) * now) if nesterov else (now, 0.0)
 
 
 def _power(x: Tensor, order: int) -> Tensor:

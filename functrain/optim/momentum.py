@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-import functrain.tree as tree
+import functrain.optim.moments as moments
 from functrain.optim.combining import chain
-from functrain.optim.moments import bias_correction, cast, update_moment, zero_moments
-from functrain.optim.numerics import like, zero_count
+from functrain.optim.leafwise import leafwise
+from functrain.optim.moments import zero_moments
+from functrain.optim.numerics import add_scaled, lerp, like, zero_count
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import (
     GradientTransformation,
@@ -35,12 +36,12 @@ def trace(
         return TraceState(zero_moments(params, accumulator_dtype))
 
     def update(updates: Updates, state: TraceState, params: Params | None = None) -> tuple[Updates, TraceState]:
-        def add(g: Tensor, t: Tensor) -> Tensor:
-            return g + like(decay, t) * t
+        def step(g: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            t = add_scaled(g, decay, t)
+            return add_scaled(g, decay, t) if nesterov else t, t
 
-        total = tree.map(add, updates, state.trace)
-        new = tree.map(add, updates, total) if nesterov else total
-        return new, TraceState(cast(total, accumulator_dtype))
+        updates, (total,) = leafwise(step, updates, (state.trace,))
+        return updates, TraceState(total)
 
     return GradientTransformation(init, update)
 
@@ -58,9 +59,14 @@ def ema(decay: Scalar, debias: bool = True, accumulator_dtype: torch.dtype | Non
 
     def update(updates: Updates, state: EmaState, params: Params | None = None) -> tuple[Updates, EmaState]:
         count = state.count + 1
-        average = update_moment(updates, state.ema, decay, 1)
-        new = bias_correction(average, decay, count) if debias else average
-        return new, EmaState(count, cast(average, accumulator_dtype))
+        factor = moments.debias(decay, count, updates) if debias else 1.0
+
+        def step(g: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            t = lerp(t, g, 1 - decay)
+            return like(factor, t) * t if debias else t, t
+
+        updates, (average,) = leafwise(step, updates, (state.ema,))
+        return updates, EmaState(count, average)
 
     return GradientTransformation(init, update)
 

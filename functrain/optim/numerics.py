@@ -1,4 +1,4 @@
-"""Arithmetic on one leaf that every family of optimizers shares, with optax's names."""
+"""Arithmetic on one leaf, and on the numbers that all leaves share."""
 
 from __future__ import annotations
 
@@ -13,22 +13,48 @@ from functrain.tree import Tree
 
 
 def like(value: Scalar, leaf: Tensor) -> Scalar:
-    """Return a hyper-parameter in the dtype of a leaf.
+    """Return a hyper-parameter in the dtype of a leaf; a float passes.
 
-    A float passes. A () float32 tensor would turn a () bfloat16 leaf into float32.
+    A () float32 tensor would turn a () bfloat16 leaf into float32.
     """
     return value.to(leaf.dtype) if isinstance(value, Tensor) else value
 
 
+def lerp(old: Tensor, new: Tensor, weight: Scalar) -> Tensor:
+    """Return (1 - weight) * old + weight * new, in the wider dtype of the two and one pass over memory."""
+    dtype = torch.promote_types(old.dtype, new.dtype)
+    return torch.lerp(old.to(dtype), new.to(dtype), weight.to(dtype) if isinstance(weight, Tensor) else weight)
+
+
+def plus(x: Tensor, eps: Scalar) -> Tensor:
+    """Return x + eps, without a pass over memory where eps is the float 0."""
+    return x if isinstance(eps, (int, float)) and eps == 0 else x + like(eps, x)
+
+
+def add_scaled(x: Tensor, scale: Scalar, y: Tensor) -> Tensor:
+    """Return x + scale * y."""
+    return x + like(scale, y) * y if isinstance(scale, Tensor) else torch.add(x, y, alpha=scale)
+
+
 def working_dtype(updates: Tree) -> torch.dtype:
-    """Return float64 when a leaf is that wide, else float32: what a factor shared by all leaves is computed in."""
+    """Return float64 when a leaf is that wide, else float32: what a number shared by all leaves is computed in."""
     wide = (torch.float64, torch.complex128)
     return torch.float64 if any(leaf.dtype in wide for leaf in tree.leaves(updates)) else torch.float32
 
 
 def scalar(value: Scalar, updates: Tree) -> Scalar:
-    """Return a factor shared by all leaves, cast once to `working_dtype`; a float passes."""
-    return value.to(working_dtype(updates)) if isinstance(value, Tensor) else value
+    """Return a number shared by all leaves, computed once and cast once to `working_dtype`; a float passes."""
+    return once(value.to(working_dtype(updates))) if isinstance(value, Tensor) else value
+
+
+def once(x: Tensor) -> Tensor:
+    """Return x, (); in a compiled graph, computed once.
+
+    Inductor writes a () expression into the loop of every kernel that reads it. With the powers of a bias correction
+    and the cosine of a schedule there, AdamW over 7 million parameters takes 40 ms instead of 9. It never writes out a
+    reduction there; 16 copies are enough for it to stay one.
+    """
+    return x.expand(16).amax() if torch.compiler.is_compiling() else x
 
 
 def device_of(params: Tree) -> torch.device:
@@ -53,7 +79,7 @@ def abs_sq(x: Tensor) -> Tensor:
 
 
 def safe_norm(x: Tensor, min_norm: Scalar) -> Tensor:
-    """Return max(‖x‖, min_norm), () , with a gradient of zero where the bound holds, where the plain one is NaN."""
+    """Return max(‖x‖, min_norm), (), with a gradient of zero where the bound holds and the plain one may be NaN."""
     return _safe_sqrt(torch.sum(abs_sq(x)), min_norm)
 
 

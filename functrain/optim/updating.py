@@ -19,9 +19,8 @@ def apply_updates(params: Params, updates: Updates) -> Params:
     """
     if tree.structure(params) == tree.structure(updates):
         return _add(params, updates)
-    given = set(tree.paths(updates))
+    given = _given(params, updates)
     touched, untouched = tree.partition(lambda path, _: path in given, params)
-    tree.check_same_structure(touched, updates, what="apply_updates: params (None where updates are) and updates")
     return tree.combine(_add(touched, updates), untouched)
 
 
@@ -34,6 +33,20 @@ def incremental_update(new_tensors: Params, old_tensors: Params, step_size: Scal
 def periodic_update(new_tensors: Params, old_tensors: Params, steps: Tensor, update_period: int | Tensor) -> Params:
     """Return the new params when `update_period` divides `steps`, else the old ones."""
     return tree.where(steps % update_period == 0, new_tensors, old_tensors)
+
+
+def _given(params: Params, updates: Updates) -> set[str]:
+    given, known = set(tree.paths(updates)), set(tree.paths(params))
+    if not given <= known or not all(_is_none(updates, path) for path in known - given):
+        tree.check_same_structure(params, updates, what="apply_updates: params and updates")
+    return given
+
+
+def _is_none(updates: Updates, path: str) -> bool:
+    try:
+        return tree.at(updates, path) is None
+    except KeyError:
+        return False
 
 
 def _add(params: Params, updates: Updates) -> Params:

@@ -1,0 +1,34 @@
+"""An optimizer as a function of one leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import functrain.tree as tree
+from functrain.tree import Tree
+
+
+def leafwise(
+    step: Callable[..., tuple[Any, ...]], updates: Tree, states: tuple[Tree, ...], *read: Tree
+) -> tuple[Tree, tuple[Tree, ...]]:
+    """Run `step` on each leaf: (update, *leaves of states, *leaves of read) to (update, *new leaves of states).
+
+    A new leaf of a state is kept in the dtype of the old one; the update is what `step` made of the uncut one. All of a
+    leaf's work is done before the next leaf's, while it is in the cache.
+
+    Raises: ValueError naming the paths in which the trees differ.
+    """
+    leaves, structure = tree.flatten(updates)
+    columns = [leaves]
+    for other in (*states, *read):
+        tree.check_same_structure(other, updates, what="updates, against what they are for")
+        columns.append(tree.leaves(other))
+    if not leaves:
+        return updates, states
+    made = list(zip(*[step(*row) for row in zip(*columns, strict=True)], strict=True))
+    kept = [
+        [new.to(old.dtype) for new, old in zip(column, before, strict=True)]
+        for column, before in zip(made[1:], columns[1 : 1 + len(states)], strict=True)
+    ]
+    return tree.unflatten(structure, made[0]), tuple([tree.unflatten(structure, column) for column in kept])
