@@ -1,29 +1,30 @@
 """Compilation of whole functions, with the buffers of the first argument reused.
 
-`ft.compile` has two ways, and chooses by the size of the first argument (see docs/compile.md):
+A function is traced by running it once on tensors without data, as JAX does, and the operations seen are compiled.
+`ft.compile` has two ways for a `Staged` function, and chooses by the size of its first argument (see docs/compile.md):
 
 - whole: one graph for everything. A call costs some 100 us, which decides for small models.
-- piecewise, for a `Staged` function from 1 MiB of state on: each loss is a graph of its own, differentiated through
-  the partitioner, which saves less memory for the backward pass than one graph does; layers of `nn.stack` are
-  compiled once; the update shares one kernel between leaves that it treats alike.
+- piecewise, from 1 MiB on: each loss is a graph of its own, differentiated through the partitioner, which saves less
+  memory for the backward pass than one graph does; layers of `nn.stack` are compiled once; the update shares one
+  kernel between leaves that it treats alike.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch._inductor import config as inductor_config
+from torch._inductor.compile_fx import compile_fx  # private: compiles a graph for calls without Dynamo's guards; tested
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from functrain import tree
-from functrain.transforms import donation, engine, leafwise
+from functrain.transforms import donation, engine, leafwise, passes
 
 _PIECEWISE_BYTES = 2**20
-
-# private: off by default in torch 2.11 to 2.13, and without it Dynamo does not trace torch.autograd.grad; tested
-_TRACE_AUTOGRAD = torch._dynamo.config.patch(trace_autograd_ops=True)
 
 
 class Staged:
@@ -40,7 +41,7 @@ class Staged:
 
 
 class CompilerNotFoundError(RuntimeError):
-    """There is no C++ compiler on this machine, and torch.compile needs one for the CPU."""
+    """There is no C++ compiler on this machine, and compiling for the CPU needs one."""
 
 
 def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., Any]:
@@ -49,56 +50,135 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
 
     With `donate`, `fn` returns `(new, ...)` with `new` like its first argument, whose memory `new` takes over: the
     peak is lower by the size of the state, and touching the old tensors raises `ConsumedError`. Equals `fn` to
-    floating-point rounding. A change of a value never compiles again; a change of a shape or dtype does.
+    floating-point rounding. `fn` runs as Python once for each structure, shape, dtype, and value of an argument that
+    is no tensor; the value of a tensor never compiles again. Goes outermost: `compile(grad(f))`, not the reverse.
 
     Raises: CompilerNotFoundError at the first call on a machine without a C++ compiler; TypeError, ValueError for a
-    first argument that cannot be donated.
+    first argument that cannot be donated; TypeError for an argument that is being differentiated or mapped.
     """
-    whole = _Graph(fn, donate, "inductor")
+    whole = _Compiled(fn, donate, _inductor)
     if not isinstance(fn, Staged):
         return whole
-    update = _Graph(fn.second, donate, leafwise.backend)
-    checked = False
+    update = _Compiled(fn.second, donate, leafwise.compile_graph)
+    first = fn.first
 
     def step(state: Any, *args: Any) -> Any:
-        nonlocal checked
-        if tree.bytes(state) >= _PIECEWISE_BYTES:
-            with torch.no_grad(), engine.compiling_losses():
-                middle = _or_explain(fn.first, state, *args)
-            return update(state, middle)
-        if not checked:
-            with torch.no_grad():
-                fn.first(state, *args)  # a detached loss is an error in eager, and would be zeros in a graph
-            checked = True
-        return whole(state, *args)
+        if whole.ran or tree.bytes(state) < _PIECEWISE_BYTES:
+            return whole(state, *args)
+        with torch.no_grad(), engine.compiling_losses():
+            middle = _or_explain(first, state, *args)
+        return update(state, middle)
 
     return step
 
 
-class _Graph:
-    """A function as one graph, with its first argument's memory reused for the first of its results."""
+class _Compiled:
+    """A function compiled for every kind of arguments that it meets."""
 
-    def __init__(self, fn: Callable[..., Any], donate: bool, backend: Any) -> None:
-        self.donate = donate
+    def __init__(self, fn: Callable[..., Any], donate: bool, compiler: Callable[[fx.GraphModule, Any], Any]) -> None:
+        self.fn, self.donate, self.compiler = fn, donate, compiler
+        self.programs: dict[Any, _Program] = {}
+        self.last: _Program | None = None
+        self.returned: list[weakref.ref[Tensor]] = []
 
-        def in_place(state: Any, *args: Any) -> Any:
-            new, *rest = fn(state, *args)
-            tree.check_same_structure(state, new, what="ft.compile(donate=True): the first argument and result")
-            for old, value in zip(tree.leaves(state), tree.leaves(new), strict=True):
-                old.copy_(value)
-            return rest
+    @property
+    def ran(self) -> bool:
+        return self.last is not None
 
-        self.run = torch.compile(in_place if donate else fn, fullgraph=True, dynamic=False, backend=backend)
-
-    def __call__(self, state: Any, *args: Any) -> Any:
+    def __call__(self, *args: Any) -> Any:
+        if engine.tracing:
+            return self.fn(*args)
+        leaves, structure = tree.flatten(args)
+        program = self.last
+        if program is None or not self._fits_again(program, leaves, structure):
+            program = self.last = self._program(args, leaves, structure)
+        with torch.no_grad():
+            results = program.kernel(*leaves)
+        result = tree.unflatten(program.result, results)
         if not self.donate:
-            with torch.no_grad(), _TRACE_AUTOGRAD:
-                return _or_explain(self.run, state, *args)
-        leaves, structure = tree.flatten(state)
-        donation.check_donatable(state, leaves)
-        with torch.no_grad(), _TRACE_AUTOGRAD:
-            rest = _or_explain(self.run, state, *args)
-        return (tree.unflatten(structure, donation.pass_on(leaves)), *rest)
+            return result
+        new = donation.pass_on(leaves[: program.donated])
+        self.returned = [weakref.ref(leaf) for leaf in new]
+        return (tree.unflatten(program.state, new), *result)
+
+    def _fits_again(self, program: _Program, leaves: list[Any], structure: Any) -> bool:
+        """Tell whether the arguments are the tensors that we returned last, and others of the same kinds."""
+        known = self.returned
+        if not known or structure != program.structure:
+            return False
+        for ref, leaf in zip(known, leaves, strict=False):
+            if ref() is not leaf:
+                return False
+        return [_kind(leaf) for leaf in leaves[len(known) :]] == program.kinds[len(known) :]
+
+    def _program(self, args: tuple[Any, ...], leaves: list[Any], structure: Any) -> _Program:
+        if self.donate:
+            donation.check_donatable(args[0], tree.leaves(args[0]))
+        kinds = [_kind(leaf) for leaf in leaves]
+        key = (structure, tuple(kinds))
+        if key not in self.programs:
+            _check_outermost(leaves)
+            self.programs[key] = _or_explain(_Program, self, args, leaves, structure, kinds)
+        return self.programs[key]
+
+
+class _Program:
+    """The compiled form of a function for one kind of arguments."""
+
+    def __init__(self, owner: _Compiled, args: tuple[Any, ...], leaves: list[Any], structure: Any, kinds: Any) -> None:
+        self.structure, self.kinds = structure, kinds
+        self.state = tree.structure(args[0]) if owner.donate else None
+        self.donated = len(tree.leaves(args[0])) if owner.donate else 0
+        self.result: Any = None
+
+        def flat(*leaves: Any) -> list[Any]:
+            result = owner.fn(*tree.unflatten(structure, leaves))
+            if owner.donate:
+                result = self._store(leaves[: self.donated], result)
+            found, self.result = tree.flatten(result)
+            return found
+
+        with torch.no_grad(), engine.tracing_operations():
+            graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
+            self.kernel = owner.compiler(graph, leaves)
+
+    def _store(self, old: Sequence[Tensor], result: Any) -> tuple[Any, ...]:
+        if not isinstance(result, tuple) or not result:
+            raise TypeError(f"ft.compile(donate=True): expected fn to return (new, ...), came {type(result).__name__}")
+        like, new = tree.unflatten(self.state, old), result[0]
+        tree.check_same_structure(like, new, what="ft.compile(donate=True): the first argument and result")
+        for (path, a), b in zip(tree.items(like), tree.leaves(new), strict=True):
+            if not isinstance(b, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
+                came = f"{b.dtype} {tuple(b.shape)}" if isinstance(b, Tensor) else repr(b)
+                raise TypeError(
+                    f"ft.compile(donate=True): {path}: expected {a.dtype} {tuple(a.shape)} as in the first argument, "
+                    f"came {came}; keep shapes and dtypes from step to step, or compile with donate=False"
+                )
+        for a, b in zip(old, tree.leaves(new), strict=True):
+            if a is not b:
+                a.copy_(b)
+        return result[1:]
+
+
+def _kind(leaf: Any) -> Any:
+    """What of a leaf a compiled program depends on."""
+    if isinstance(leaf, Tensor):
+        return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, type(leaf))
+    return (type(leaf), leaf)
+
+
+def _check_outermost(leaves: list[Any]) -> None:
+    if engine.nested() or any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
+        raise TypeError(
+            "ft.compile: a compiled function was called on a tensor that is being differentiated or mapped over; "
+            "put ft.compile outermost, as in ft.compile(ft.grad(f)), or detach the argument"
+        )
+
+
+def _inductor(graph: fx.GraphModule, leaves: list[Any]) -> Callable[..., Any]:
+    passes.unstack_sums(graph.graph)
+    with inductor_config.patch(passes.OPTIONS):
+        return compile_fx(graph, leaves)
 
 
 def _or_explain(fn: Callable[..., Any], *args: Any) -> Any:
@@ -107,7 +187,7 @@ def _or_explain(fn: Callable[..., Any], *args: Any) -> Any:
     except Exception as error:
         if any(isinstance(e, torch._inductor.exc.InvalidCxxCompiler) for e in _causes(error)):
             raise CompilerNotFoundError(
-                "ft.compile: no C++ compiler found, and torch.compile needs one for the CPU; install g++ or clang++ "
+                "ft.compile: no C++ compiler found, and compiling for the CPU needs one; install g++ or clang++ "
                 "(or set CXX to one), or leave out ft.compile: the step runs in eager as it is"
             ) from error
         raise

@@ -13,6 +13,7 @@ import torch
 
 depth = 0  # transforms of ours around the current call
 piecewise = False  # value_and_grad compiles the function it differentiates
+tracing = False  # ft.compile runs the function to see its operations
 
 
 def nested() -> bool:
@@ -34,3 +35,14 @@ def compiling_losses() -> Iterator[None]:
         yield
     finally:
         piecewise = before
+
+
+@contextmanager
+def tracing_operations() -> Iterator[None]:
+    """Let a compiled function that is called inside run as the plain function that it is, to be traced."""
+    global tracing
+    before, tracing = tracing, True
+    try:
+        yield
+    finally:
+        tracing = before

@@ -1,4 +1,4 @@
-"""A compiler backend for updates of trees: leaves that are treated alike share one kernel.
+"""A compiler for updates of trees: leaves that are treated alike share one kernel.
 
 An optimizer's update does the same few pointwise operations to hundreds of leaves. Compiled as one graph, that is a
 loop for each leaf, and a C++ compiler takes half a minute over 50 of them. Here the graph is cut: the operations on
@@ -23,6 +23,8 @@ from torch._inductor.compile_fx import compile_fx  # a functional graph, and to 
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
+from functrain.transforms import passes
+
 aten = torch.ops.aten
 
 _REDUCTIONS = {aten.sum.default, aten.any.default, aten.all.default, aten.amax.default, aten.amin.default,
@@ -31,16 +33,16 @@ _FILLS = {aten.full_like.default, aten.zeros_like.default, aten.ones_like.defaul
 _CASTS = {aten._to_copy.default, aten.clone.default, aten.detach.default, aten.alias.default, aten.copy.default}
 
 
-def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    """Compile a Dynamo graph; pass as `torch.compile(backend=...)`."""
-    return aot_module_simplified(graph, list(inputs), fw_compiler=_compile, keep_inference_input_mutations=True)
-
-
-def _compile(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Compile a graph of aten operations whose only side effects are writes to its inputs."""
     if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in inputs):
         # a GPU kernel over many leaves compiles as fast as one over a single leaf, and costs one launch
-        return make_boxed_func(compile_fx(graph, list(inputs)))
-    return make_boxed_func(_Plan(graph.graph).run)
+        return compile_fx(graph, inputs)
+
+    def plan(functional: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        return make_boxed_func(_Plan(passes.merge(functional.graph)).run)
+
+    return aot_module_simplified(graph, list(inputs), fw_compiler=plan, keep_inference_input_mutations=True)
 
 
 class _Plan:
