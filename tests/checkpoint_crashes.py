@@ -53,6 +53,7 @@ class Shim:
     def open(self, path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
         if flags & os.O_CREAT:
             self._count()
+            self._note("created", os.fspath(path))
         fd = REAL["open"](path, flags, *args, **kwargs)
         self.paths[fd] = os.fspath(path)
         return fd
@@ -132,20 +133,26 @@ def check(run: Path, said: int) -> int:
 def cut_power(log: Path) -> None:
     """Undo what a power cut may undo: bytes of files and names in folders that were not brought to the disk."""
     dirty: set[str] = set()
+    created: set[str] = set()
     renamed: list[tuple[str, str]] = []
     for line in log.read_text().splitlines():
         match json.loads(line):
             case ["dirty", path]:
                 dirty.add(path)
+            case ["created", path]:
+                created.add(path)
             case ["clean", path]:
                 dirty.discard(path)
+                created = {name for name in created if os.path.dirname(name) != path}
                 renamed = [pair for pair in renamed if os.path.dirname(pair[1]) != path]
             case ["renamed", old, new]:
                 renamed.append((old, new))
                 dirty = {path.replace(old, new) for path in dirty}
-    for path in dirty:
-        if os.path.exists(path) and not path.endswith(".lock"):
-            os.truncate(path, 0)
+                created = {path.replace(old, new) for path in created}
+    for path in filter(os.path.exists, dirty):
+        os.truncate(path, 0)
+    for path in filter(os.path.exists, created):
+        os.unlink(path)
     for old, new in reversed(renamed):
         if os.path.exists(new):
             os.rename(new, old)
@@ -163,6 +170,9 @@ def every_call(folder: Path) -> dict[str, int]:
             assert status in (0, -signal.SIGKILL), f"{run}: the saving process failed, see above"
             if power:
                 cut_power(run / "log")
+            else:
+                for path in checkpoint.list(run):  # nothing half removed keeps its name
+                    checkpoint.verify(path)
             step = check(run, newest_said(run / "said"))
             if status == 0:
                 assert step == LAST

@@ -69,6 +69,24 @@ def test_tied_leaves_are_stored_once_and_tied_again(tmp_path: Path) -> None:
         assert_same(other, after)
 
 
+def test_conjugated_and_negated_views_are_saved_as_what_they_show(tmp_path: Path) -> None:
+    z = torch.complex(torch.arange(3.0), torch.ones(3))
+    before = {"conj": z.conj(), "neg": z.conj().imag, "one": z[:1].conj().imag, "same": z}
+    checkpoint.save(tmp_path / "c", before)
+    after = checkpoint.load(tmp_path / "c")
+    assert after["conj"].tolist() == [0 - 1j, 1 - 1j, 2 - 1j] and after["neg"].tolist() == [-1, -1, -1]
+    assert after["one"].tolist() == [-1]
+    assert torch.equal(after["same"], z)
+
+
+def test_a_leaf_called_as_the_header_calls_its_own_strings(tmp_path: Path) -> None:
+    before = {"__metadata__": torch.ones(3)}
+    checkpoint.save(tmp_path / "c", before)
+    assert_same(before, checkpoint.load(tmp_path / "c"))
+    found = safetensors.numpy.load_file(tmp_path / "c" / "tensors.safetensors")
+    assert found["__metadata__/"].tolist() == [1, 1, 1]
+
+
 def test_the_order_in_memory_comes_back(tmp_path: Path) -> None:
     w = torch.randn(3, 4, 5)
     before = {"t": w.permute(2, 0, 1), "last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)}

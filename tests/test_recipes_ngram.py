@@ -28,7 +28,9 @@ def test_the_probabilities_of_all_next_tokens_add_to_one(train, a, b, order):
 @given(TEXTS, TEXTS, st.integers(1, 3))
 def test_it_equals_the_formula_written_out(train, text, order):
     found = surprisals(numpy.array(train), numpy.array(text), vocabulary=5, order=order)
-    wanted = [-math.log(_probability(train, tuple(text[max(0, i - order + 1) : i]), text[i], order)) for i in range(len(text))]
+    wanted = [
+        -math.log(_probability(train, tuple(text[max(0, i - order + 1) : i]), text[i], order)) for i in range(len(text))
+    ]
     # float64, a handful of roundings of 1e-16 in each probability
     numpy.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-10)
 

@@ -21,6 +21,9 @@ class Shown:
     def note(self, text):
         self.notes.append(text)
 
+    def end(self):
+        pass
+
     def row(self, row):
         self.rows.append(row)
 
