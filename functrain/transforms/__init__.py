@@ -1,9 +1,9 @@
 """Functions that take a function and return one."""
 
-from functrain.transforms.accumulate import accumulate
-from functrain.transforms.compile import CompilerNotFoundError, Staged, compile
+from functrain.transforms.accumulation import accumulate
+from functrain.transforms.compilation import CompilerNotFoundError, Staged, compile
 from functrain.transforms.donation import ConsumedError
-from functrain.transforms.grad import grad, value_and_grad, vmap
+from functrain.transforms.gradient import grad, value_and_grad, vmap
 from functrain.transforms.precision import Policy, mixed_precision
 
 __all__ = [

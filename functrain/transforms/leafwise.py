@@ -18,12 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func  # private: the documented way to see
-from torch._inductor.compile_fx import compile_fx  # a functional graph, and to compile one without guards; both tested
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import _disable_current_modes
 
-from functrain.transforms import passes
+from functrain.transforms import inductor
 
 aten = torch.ops.aten
 
@@ -33,16 +29,12 @@ _FILLS = {aten.full_like.default, aten.zeros_like.default, aten.ones_like.defaul
 _CASTS = {aten._to_copy.default, aten.clone.default, aten.detach.default, aten.alias.default, aten.copy.default}
 
 
-def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> inductor.Kernel:
     """Compile a graph of aten operations whose only side effects are writes to its inputs."""
     if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in inputs):
         # a GPU kernel over many leaves compiles as fast as one over a single leaf, and costs one launch
-        return compile_fx(graph, inputs)
-
-    def plan(functional: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        return make_boxed_func(_Plan(passes.merge(functional.graph)).run)
-
-    return aot_module_simplified(graph, list(inputs), fw_compiler=plan, keep_inference_input_mutations=True)
+        return inductor.compile_graph(graph, inputs)
+    return inductor.compile_functional(graph, inputs, lambda functional: _Plan(functional).run)
 
 
 class _Plan:
@@ -52,7 +44,7 @@ class _Plan:
         self.nodes = list(graph.nodes)
         self.placeholders = [node for node in self.nodes if node.op == "placeholder"]
         self.writes = [node for node in self.nodes if node.target is aten.copy_.default]
-        self.results: list[Any] = list(self.nodes[-1].args[0])  # type: ignore[arg-type]
+        self.results: list[Any] = list(self.nodes[-1].args[0])
         self.column_of = _columns(self.nodes)
         self.turns = self._turns()
         self.calls = list(self._schedule())
@@ -88,7 +80,7 @@ class _Plan:
         for write in self.writes:
             column, target = self.column_of.get(write, -1), write.args[0]
             # a leaf is overwritten in the turn after which nobody reads it any more
-            readers = [self.turns[user] for user in target.users if user.op == "call_function"]  # type: ignore[union-attr]
+            readers = [self.turns[user] for user in target.users if user.op == "call_function"]
             turn = max([self.turns[write], *readers, *(t for t, c in pieces if c == column >= 0)])
             pieces[turn if turn % 2 == (column >= 0) else turn + 1, column].append(write)
         given = set(self.placeholders)
@@ -195,17 +187,12 @@ class _Piece:
         calls = [(str(n.target), fx.node.map_arg((n.args, n.kwargs), names.__getitem__)) for n in self.graph.nodes]
         self.signature = repr((lines, calls))
 
-    def compile(self, *, any_length: bool) -> Callable[..., Any]:
+    def compile(self, *, any_length: bool) -> inductor.Kernel:
         """Return the kernel of this piece; one for leaves of any length takes each as one dimension."""
-        # out of the compilation of the whole, whose shapes torch would otherwise take for the kernel's
-        with torch._guards.tracing(None), _disable_current_modes():
-            module = fx.GraphModule({}, self.graph)
-            if not any_length:
-                return compile_fx(module, [_value(node) for node in self.inputs])
-            # a length that no constant of an update equals by chance
-            examples = [torch.empty(() if _is_scalar(n) else 1031, dtype=_value(n).dtype) for n in self.inputs]
-            traced = make_fx(module, tracing_mode="symbolic")(*examples)
-            return compile_fx(traced, [node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"])
+        if not any_length:
+            return inductor.compile_part(self.graph, [_value(node) for node in self.inputs])
+        lines = [not _is_scalar(node) for node in self.inputs]
+        return inductor.compile_for_any_length(self.graph, [_value(node).dtype for node in self.inputs], lines)
 
 
 def _between(nodes: list[fx.Node], given: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:

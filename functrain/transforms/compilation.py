@@ -17,12 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._inductor import config as inductor_config
-from torch._inductor.compile_fx import compile_fx  # private: compiles a graph for calls without Dynamo's guards; tested
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from functrain import tree
-from functrain.transforms import donation, engine, leafwise, passes
+from functrain.transforms import donation, engine, inductor, leafwise
 
 _PIECEWISE_BYTES = 2**20
 
@@ -56,7 +53,7 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
     Raises: CompilerNotFoundError at the first call on a machine without a C++ compiler; TypeError, ValueError for a
     first argument that cannot be donated; TypeError for an argument that is being differentiated or mapped.
     """
-    whole = _Compiled(fn, donate, _inductor)
+    whole = _Compiled(fn, donate, inductor.compile_graph)
     if not isinstance(fn, Staged):
         return whole
     update = _Compiled(fn.second, donate, leafwise.compile_graph)
@@ -75,7 +72,7 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
 class _Compiled:
     """A function compiled for every kind of arguments that it meets."""
 
-    def __init__(self, fn: Callable[..., Any], donate: bool, compiler: Callable[[fx.GraphModule, Any], Any]) -> None:
+    def __init__(self, fn: Callable[..., Any], donate: bool, compiler: Callable[[fx.GraphModule, Any], inductor.Kernel]) -> None:
         self.fn, self.donate, self.compiler = fn, donate, compiler
         self.programs: dict[Any, _Program] = {}
         self.last: _Program | None = None
@@ -139,7 +136,7 @@ class _Program:
             return found
 
         with torch.no_grad(), engine.tracing_operations():
-            graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*leaves)
+            graph = inductor.trace(flat, leaves)
             self.kernel = owner.compiler(graph, leaves)
 
     def _store(self, old: Sequence[Tensor], result: Any) -> tuple[Any, ...]:
@@ -175,27 +172,13 @@ def _check_outermost(leaves: list[Any]) -> None:
         )
 
 
-def _inductor(graph: fx.GraphModule, leaves: list[Any]) -> Callable[..., Any]:
-    passes.unstack_sums(graph.graph)
-    with inductor_config.patch(passes.OPTIONS):
-        return compile_fx(graph, leaves)
-
-
 def _or_explain(fn: Callable[..., Any], *args: Any) -> Any:
     try:
         return fn(*args)
     except Exception as error:
-        if any(isinstance(e, torch._inductor.exc.InvalidCxxCompiler) for e in _causes(error)):
+        if inductor.no_cxx_compiler(error):
             raise CompilerNotFoundError(
                 "ft.compile: no C++ compiler found, and compiling for the CPU needs one; install g++ or clang++ "
                 "(or set CXX to one), or leave out ft.compile: the step runs in eager as it is"
             ) from error
         raise
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
-    return chain

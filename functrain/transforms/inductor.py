@@ -1,0 +1,138 @@
+"""torch's compiler, as we use it: every private name of torch stands here, and tests/test_inductor.py notices a change.
+
+The public `torch.compile` is not enough: a call through Dynamo's guards costs 50 us, half a step of a small model, and
+a backend of our own needs a functional graph and the compiler that Dynamo would call with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._functorch.aot_autograd import aot_module_simplified
+from torch._functorch.compile_utils import fx_graph_cse
+from torch._inductor import config
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._inductor.exc import InvalidCxxCompiler
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import _disable_current_modes
+
+aten = torch.ops.aten
+Kernel = Callable[..., Sequence[Any]]  # takes the graph's inputs, returns its outputs
+
+
+def trace(fn: Callable[..., Any], inputs: Sequence[Any], *, any_length: bool = False) -> fx.GraphModule:
+    """Run `fn` on tensors without data, and return the operations it did; with `any_length`, for inputs of any size."""
+    return make_fx(fn, tracing_mode="symbolic" if any_length else "fake", _allow_non_fake_inputs=True)(*inputs)
+
+
+def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
+    """Compile a traced graph as one program."""
+    unstack_sums(graph.graph)
+    with config.patch(_OPTIONS):
+        kernel: Any = compile_fx(graph, inputs)
+    return kernel
+
+
+def compile_functional(graph: fx.GraphModule, inputs: Sequence[Any], compiler: Callable[[fx.Graph], Kernel]) -> Kernel:
+    """Hand `compiler` a graph without side effects but writes to inputs at its end, the same thing computed once."""
+
+    def compile_one(functional: fx.GraphModule, _: Any) -> Any:
+        kernel = compiler(fx_graph_cse(functional.graph))
+
+        def boxed(args: list[Any]) -> Sequence[Any]:
+            return kernel(*args)
+
+        boxed._boxed_call = True  # type: ignore[attr-defined]  # how torch knows that it may pass a list
+        return boxed
+
+    compile_any: Any = compile_one
+    return aot_module_simplified(graph, list(inputs), fw_compiler=compile_any, keep_inference_input_mutations=True)
+
+
+def compile_for_any_length(graph: fx.Graph, dtypes: Sequence[torch.dtype], lines: Sequence[bool]) -> Kernel:
+    """Compile a graph whose inputs are one-dimensional where `lines` says so, all of one length, and () elsewhere."""
+    with _apart():
+        # a length that no constant of an update equals by chance
+        examples = [torch.empty(1031 if line else (), dtype=d) for d, line in zip(dtypes, lines, strict=True)]
+        traced = trace(fx.GraphModule({}, graph), examples, any_length=True)
+        return compile_graph(traced, [node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"])
+
+
+def compile_part(graph: fx.Graph, inputs: Sequence[Tensor]) -> Kernel:
+    """Compile a graph cut out of another one that is being compiled."""
+    with _apart():
+        return compile_graph(fx.GraphModule({}, graph), inputs)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Leave the compilation that is going on, whose shapes torch would otherwise take for ours."""
+    with torch._guards.tracing(None), _disable_current_modes():
+        yield
+
+
+def no_cxx_compiler(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that caused it, says that there is no C++ compiler."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, InvalidCxxCompiler):
+            return True
+        seen.append(error)
+        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
+    return False
+
+
+def unstack_sums(graph: fx.Graph) -> None:
+    """Turn the sum of stacked numbers into additions: a stack is a buffer, a view and a copy for each number."""
+    for node in graph.find_nodes(op="call_function", target=aten.sum.default):
+        stack = node.args[0]
+        if len(node.args) > 1 or stack.target is not aten.stack.default or any(_dim(n) for n in stack.all_input_nodes):
+            continue
+        with graph.inserting_before(node):
+            total = stack.args[0][0]
+            for term in stack.args[0][1:]:
+                total = graph.call_function(aten.add.Tensor, (total, term))
+                total.meta.update(node.meta)
+        node.replace_all_uses_with(total)
+        graph.erase_node(node)
+        if not stack.users:
+            graph.erase_node(stack)
+
+
+def _dim(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, Tensor) else 1  # a node without a value: do not touch it
+
+
+class _Unfuse(CustomGraphPass):
+    """Turn a small addmm into mm and an addition, which fuses with what follows: addmm first copies its row to every
+    line of the result, so that a 32x64 one takes 15 us, and mm 4 us."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
+            row, a, b = node.args
+            value = node.meta["val"]
+            if node.kwargs or value.device.type != "cpu" or value.numel() > _SMALL or _dim(row) != 1:
+                continue
+            with graph.inserting_before(node):
+                product = graph.call_function(aten.mm.default, (a, b))
+                total = graph.call_function(aten.add.Tensor, (product, row))
+            product.meta["val"], total.meta["val"] = value, value
+            node.replace_all_uses_with(total)
+            graph.erase_node(node)
+
+    def uuid(self) -> Any:
+        return get_hash_for_files((__file__,), "unfuse")
+
+
+_SMALL = 2**16
+
+_OPTIONS: dict[str, Any] = {
+    "post_grad_custom_post_pass": _Unfuse(),
+    "size_asserts": False,  # 0.5 us an input; whoever calls has compared the shapes
+}
