@@ -1,0 +1,203 @@
+"""GPT-2: a decoder of pre-norm blocks with learned positions and a head tied to the token embedding.
+
+B batch, T tokens, L layers, D width, H heads, K = D / H width of a head, C context, V vocabulary.
+
+Parameters are named and laid out as in the published checkpoints, linear weights (in, out):
+`wte` (V, D), `wpe` (C, D), `blocks/i/ln_1`, `blocks/i/attn/qkv` (D, 3 D), `blocks/i/attn/out` (D, D), `blocks/i/ln_2`,
+`blocks/i/mlp/up` (D, 4 D), `blocks/i/mlp/down` (4 D, D), `ln_f`; norms and linear layers have `weight` and `bias`.
+
+Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from functrain import nn, random
+from functrain.tree import Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The shape of a GPT-2.
+
+    `dropout` is of the embeddings and of what each block adds. `attention_dropout` is of the attention weights, which
+    the fused kernel cannot draw from a key. "fused" attention has first derivatives only; "math" has all, maps, and is
+    the faster one on a CPU for short contexts; see `functrain.nn.attention`.
+    """
+
+    vocab: int
+    context: int
+    layers: int
+    heads: int
+    width: int
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    attention: Literal["fused", "math"] = "fused"
+    bias: bool = True
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "context", "layers", "heads", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"gpt2.Config: expected {name} of at least 1, came {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(
+                f"gpt2.Config: width {self.width} does not divide into {self.heads} heads; "
+                f"choose a width that is a multiple of {self.heads}"
+            )
+        for name in ("dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"gpt2.Config: expected {name} in [0, 1), came {getattr(self, name)}")
+        if self.attention not in ("fused", "math"):
+            raise ValueError(f"gpt2.Config: expected attention 'fused' or 'math', came {self.attention!r}")
+        if self.attention == "fused" and self.attention_dropout > 0.0:
+            raise ValueError(
+                f"gpt2.Config: fused attention cannot drop weights by a key, came attention_dropout="
+                f"{self.attention_dropout}; choose attention='math' or attention_dropout=0.0"
+            )
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens that have been read."""
+
+    keys: tuple[Tensor, ...]  # L of (B, H, C, K)
+    values: tuple[Tensor, ...]  # L of (B, H, C, K)
+    length: Tensor  # (), int64: tokens read, at most C
+
+
+def init(config: Config, key: Tensor) -> Params:
+    """Draw initial parameters, float32, on the key's device.
+
+    Weights are normal with deviation 0.02, those of `attn/out` and `mlp/down`, which add to the residual stream, with
+    0.02 / sqrt(2 L); biases are 0 and norms 1.
+    """
+    width, residual = config.width, 0.02 / (2 * config.layers) ** 0.5
+    tokens, positions, blocks = random.split(key, 3).unbind()
+
+    def normal(key: Tensor, *shape: int, deviation: float = 0.02) -> Tensor:
+        return random.normal(key, shape) * deviation
+
+    def with_bias(weight: Tensor) -> Params:
+        return {"weight": weight, "bias": weight.new_zeros(weight.shape[-1])} if config.bias else {"weight": weight}
+
+    def norm() -> Params:
+        return with_bias(torch.ones(width, device=key.device))
+
+    def block(key: Tensor) -> Params:
+        qkv, out, up, down = random.split(key, 4).unbind()
+        return {
+            "ln_1": norm(),
+            "attn": {
+                "qkv": with_bias(normal(qkv, width, 3 * width)),
+                "out": with_bias(normal(out, width, width, deviation=residual)),
+            },
+            "ln_2": norm(),
+            "mlp": {
+                "up": with_bias(normal(up, width, 4 * width)),
+                "down": with_bias(normal(down, 4 * width, width, deviation=residual)),
+            },
+        }
+
+    return {
+        "wte": normal(tokens, config.vocab, width),
+        "wpe": normal(positions, config.context, width),
+        "blocks": [block(key) for key in random.split(blocks, config.layers).unbind()],
+        "ln_f": norm(),
+    }
+
+
+def apply(params: Params, tokens: Tensor, config: Config, *, key: Tensor | None = None) -> Tensor:
+    """Return the logits of the token after each token, (B, T, V). Without a key nothing is dropped."""
+    return _logits(params, hidden(params, tokens, config, key=key))
+
+
+def hidden(params: Params, tokens: Tensor, config: Config, *, key: Tensor | None = None) -> Tensor:
+    """Return what the head multiplies: `apply(...)` equals `hidden(...) @ params["wte"].T`. Shape (B, T, D).
+
+    Raises: ValueError for tokens that are not (B, T) with T up to the context, TypeError unless they are integers.
+    """
+    _check_tokens(tokens, config)
+    count = tokens.shape[1]
+    keys = [None] * (config.layers + 1) if key is None else list(random.split(key, config.layers + 1).unbind())
+    x = nn.embedding(tokens, params["wte"]) + params["wpe"][:count]  # (B, T, D)
+    x = nn.dropout(x, config.dropout, keys[0])
+
+    def block(layer: tuple[Params, Tensor | None], x: Tensor) -> Tensor:
+        params, key = layer
+        weights_key, attention_key, mlp_key = (None, None, None) if key is None else random.split(key, 3).unbind()
+        q, k, v = _heads(params, x, config)  # (B, H, T, K)
+        if config.attention == "fused":
+            seen = nn.fused_causal_attention(q, k, v)
+        else:
+            mask = nn.causal_mask(count, x.device)
+            seen = nn.attention(q, k, v, mask, dropout_rate=config.attention_dropout, key=weights_key)
+        return _add(params, x, seen, config, attention_key, mlp_key)
+
+    x = nn.stack(block, list(zip(params["blocks"], keys[1:], strict=True)), x)
+    return nn.layer_norm(x, **params["ln_f"], eps=config.eps)
+
+
+def init_cache(
+    config: Config, batch: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> Cache:
+    """Make a cache that has read nothing."""
+    shape = (batch, config.heads, config.context, config.width // config.heads)
+    keys = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers))
+    values = tuple(torch.zeros_like(k) for k in keys)
+    return Cache(keys, values, torch.zeros((), dtype=torch.int64, device=device))
+
+
+def apply_cached(params: Params, tokens: Tensor, cache: Cache, config: Config) -> tuple[Tensor, Cache]:
+    """Return the logits after each of the next T tokens, (B, T, V), and the cache that has read them too.
+
+    Equals the last T of `apply` on all tokens read. The caller keeps `cache.length + T` within the context: the length
+    is a tensor, so that no length compiles anew, and reading it here would wait for the device.
+    """
+    _check_tokens(tokens, config)
+    positions = cache.length + torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
+    mask = torch.arange(config.context, device=tokens.device) <= positions[:, None]  # (T, C)
+    x = nn.embedding(tokens, params["wte"]) + nn.embedding(positions, params["wpe"])  # (B, T, D)
+    keys, values = [], []
+    for layer, old_keys, old_values in zip(params["blocks"], cache.keys, cache.values, strict=True):
+        q, k, v = _heads(layer, x, config)  # (B, H, T, K)
+        keys.append(torch.index_copy(old_keys, 2, positions, k))  # (B, H, C, K)
+        values.append(torch.index_copy(old_values, 2, positions, v))  # (B, H, C, K)
+        x = _add(layer, x, nn.attention(q, keys[-1], values[-1], mask), config, None, None)
+    x = nn.layer_norm(x, **params["ln_f"], eps=config.eps)
+    return _logits(params, x), Cache(tuple(keys), tuple(values), cache.length + tokens.shape[1])
+
+
+def _heads(params: Params, x: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+    h = nn.layer_norm(x, **params["ln_1"], eps=config.eps)
+    qkv = nn.linear(h, **params["attn"]["qkv"])  # (B, T, 3 D)
+    q, k, v = rearrange(qkv, "b t (n h k) -> n b h t k", n=3, h=config.heads)  # (B, H, T, K)
+    return q, k, v
+
+
+def _add(
+    params: Params, x: Tensor, seen: Tensor, config: Config, attention_key: Tensor | None, mlp_key: Tensor | None
+) -> Tensor:
+    out = nn.linear(rearrange(seen, "b h t k -> b t (h k)"), **params["attn"]["out"])  # (B, T, D)
+    x = x + nn.dropout(out, config.dropout, attention_key)
+    h = nn.layer_norm(x, **params["ln_2"], eps=config.eps)
+    out = nn.linear(nn.gelu(nn.linear(h, **params["mlp"]["up"])), **params["mlp"]["down"])  # (B, T, D)
+    return x + nn.dropout(out, config.dropout, mlp_key)
+
+
+def _logits(params: Params, x: Tensor) -> Tensor:
+    return x @ params["wte"].mT  # (B, T, V)
+
+
+def _check_tokens(tokens: Tensor, config: Config) -> None:
+    if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= config.context:
+        raise ValueError(
+            f"gpt2: expected tokens (B, T) with T from 1 to the context {config.context}, came {tuple(tokens.shape)}"
+        )
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"gpt2: expected int64 or int32 tokens, came {tokens.dtype}; pass tokens.long()")

@@ -1,0 +1,11 @@
+"""Layers as pure functions of tensors, and the one way to run layers after another."""
+
+from functrain.nn.attention import attention, causal_mask, fused_causal_attention
+from functrain.nn.dropout import dropout
+from functrain.nn.layers import embedding, gelu, layer_norm, linear, rms_norm
+from functrain.nn.stack import stack
+
+__all__ = [
+    "attention", "causal_mask", "dropout", "embedding", "fused_causal_attention", "gelu", "layer_norm", "linear",
+    "rms_norm", "stack",
+]  # fmt: skip

@@ -1,0 +1,53 @@
+"""Layers as functions of tensors. A layer's tree has the argument names as keys: `linear(x, **params["mlp"]["up"])`.
+
+I inputs, O outputs, D width, V vocabulary; ... any leading dimensions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x @ weight + bias. Shapes: x (..., I), weight (I, O), bias (O,), result (..., O).
+
+    Equals `torch.nn.functional.linear(x, weight.T, bias)`.
+    """
+    y = x @ weight  # (..., O)
+    return y if bias is None else y + bias
+
+
+def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
+    """Return the rows of weight (V, D) that the tokens (...) name, (..., D).
+
+    Raises: IndexError for a token outside [0, V) on the CPU; a device assertion elsewhere.
+    """
+    return F.embedding(tokens, weight)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
+    """Return x (..., D) with mean 0 and variance 1 along its last dim, times weight (D,), plus bias (D,).
+
+    Equals `torch.nn.functional.layer_norm`. Source: Ba et al. 2016 (arXiv:1607.06450).
+    """
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """Return x (..., D) divided by the root of its mean square along its last dim, times weight (D,).
+
+    The mean is taken in float32. Source: Zhang and Sennrich 2019 (arXiv:1910.07467), as Llama has it.
+    """
+    # float32: a bfloat16 sum of a thousand squares keeps 8 bits
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.rsqrt(torch.mean(wide * wide, -1, keepdim=True) + eps)).to(x.dtype) * weight
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Return x times the normal distribution function at x, by GPT-2's tanh approximation.
+
+    Source: Hendrycks and Gimpel 2016 (arXiv:1606.08415).
+    """
+    return F.gelu(x, approximate="tanh")

@@ -1,0 +1,164 @@
+"""Laws of functrain.nn."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from functrain import nn, random
+
+law = settings(deadline=None, derandomize=True, max_examples=25)
+
+
+def draw(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=g, dtype=torch.float64) for shape in shapes]
+
+
+# ---- layers -------------------------------------------------------------------------------------------------------
+
+
+@law
+@given(seed=st.integers(0, 10**6), leading=st.lists(st.integers(1, 3), max_size=2), biased=st.booleans())
+def test_layers_equal_torch(seed: int, leading: list[int], biased: bool) -> None:
+    x, weight, bias, scale, shift = draw(seed, (*leading, 5), (5, 7), (7,), (5,), (5,))
+    # the same few float64 operations in another order
+    close = {"rtol": 1e-13, "atol": 1e-13}
+    got = nn.linear(x, weight, bias if biased else None)
+    torch.testing.assert_close(got, F.linear(x, weight.T, bias if biased else None), **close)
+    got = nn.layer_norm(x, scale, shift if biased else None, eps=1e-3)
+    torch.testing.assert_close(got, F.layer_norm(x, (5,), scale, shift if biased else None, 1e-3), **close)
+    torch.testing.assert_close(nn.rms_norm(x, scale, eps=1e-3), F.rms_norm(x, (5,), scale, 1e-3), **close)
+    torch.testing.assert_close(nn.gelu(x), torch.nn.GELU("tanh")(x), **close)
+
+
+def test_embedding_takes_rows_and_refuses_what_names_none() -> None:
+    (weight,) = draw(0, (4, 3))
+    assert torch.equal(nn.embedding(torch.tensor([[3, 0]]), weight), weight[[3, 0]][None])
+    for token in (4, -1):
+        with pytest.raises(IndexError):
+            nn.embedding(torch.tensor([token]), weight)
+
+
+def test_rms_norm_means_in_float32() -> None:
+    x = torch.full((4096,), 3.0, dtype=torch.bfloat16)
+    assert torch.equal(nn.rms_norm(x, torch.ones_like(x)), torch.ones_like(x))
+
+
+# ---- dropout ------------------------------------------------------------------------------------------------------
+
+
+@law
+@given(seed=st.integers(0, 2**31), rate=st.sampled_from([0.1, 0.25, 0.5, 0.9]))
+def test_dropout_zeroes_at_its_rate_and_keeps_the_mean(seed: int, rate: float) -> None:
+    key, n = random.key(seed), 20_000
+    y = nn.dropout(torch.ones(n), rate, key)
+    assert torch.equal(y.unique(), torch.tensor([0.0, 1.0 / (1.0 - rate)]))
+    # five standard deviations of a binomial proportion
+    assert abs((y == 0).double().mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / n)
+    assert torch.equal(y, nn.dropout(torch.ones(n), rate, key))
+    assert not torch.equal(y, nn.dropout(torch.ones(n), rate, random.fold_in(key, 1)))
+
+
+def test_dropout_without_a_key_or_a_rate_is_the_identity() -> None:
+    (x,) = draw(1, (3, 4))
+    assert nn.dropout(x, 0.5, None) is x and nn.dropout(x, 0.0, random.key(0)) is x
+    for rate in (-0.1, 1.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match="rate in \\[0, 1\\)"):
+            nn.dropout(x, rate, None)
+
+
+def test_dropout_is_the_same_compiled_mapped_and_differentiated() -> None:
+    (x,) = draw(2, (3, 8))
+    keys = random.split(random.key(5), 3)
+    alone = torch.stack([nn.dropout(row, 0.5, key) for row, key in zip(x, keys, strict=True)])
+    assert torch.equal(vmap(lambda row, key: nn.dropout(row, 0.5, key))(x, keys), alone)
+    compiled = torch.compile(lambda x, key: nn.dropout(x, 0.5, key), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x[0], keys[0]), alone[0])
+    slope = grad(lambda x: nn.dropout(x, 0.5, keys[0]).sum())(x[0])
+    assert torch.equal(slope, nn.dropout(torch.ones_like(x[0]), 0.5, keys[0]))
+
+
+# ---- attention ----------------------------------------------------------------------------------------------------
+
+Q, K, V, DIRECTION = draw(3, *[(2, 3, 6, 4)] * 4)  # (B, H, T, K)
+
+
+def math_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return nn.attention(q, k, v, nn.causal_mask(q.shape[-2]))
+
+
+def test_attention_equals_the_fused_one_in_value_and_gradient() -> None:
+    # float64 softmaxes of six scores
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(math_attention(Q, K, V), nn.fused_causal_attention(Q, K, V), **close)
+
+    def gradients(f: object) -> tuple[Tensor, ...]:
+        leaves = [x.clone().requires_grad_() for x in (Q, K, V)]
+        return torch.autograd.grad((f(*leaves) * DIRECTION).sum(), leaves)
+
+    torch.testing.assert_close(gradients(math_attention), gradients(nn.fused_causal_attention), **close)
+
+
+def test_attention_equals_its_formula() -> None:
+    mask = torch.tensor([[True, False, True], [True, True, True]])
+    q, k, v = draw(4, (1, 1, 2, 4), (1, 1, 3, 4), (1, 1, 3, 4))
+    got = nn.attention(q, k, v, mask)
+    for t in range(2):
+        weights = torch.stack([torch.exp(q[0, 0, t] @ k[0, 0, s] / 2) * mask[t, s] for s in range(3)])
+        # three terms of order 1
+        torch.testing.assert_close(got[0, 0, t], weights @ v[0, 0] / weights.sum(), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_keeps_the_dtype_of_its_values(dtype: torch.dtype) -> None:
+    got = math_attention(Q.to(dtype), K.to(dtype), V.to(dtype))
+    assert got.dtype == dtype
+    # values of order 1 in 8 bits, through two products
+    torch.testing.assert_close(got.double(), math_attention(Q, K, V), rtol=0, atol=0.06)
+
+
+@pytest.mark.parametrize("f", [math_attention, nn.fused_causal_attention])
+def test_a_query_does_not_see_what_follows(f: object) -> None:
+    k, v = K.clone(), V.clone()
+    k[:, :, 4:], v[:, :, 4:] = 7.0, math.e
+    changed = f(Q, k, v)
+    assert torch.equal(changed[:, :, :4], f(Q, K, V)[:, :, :4])
+    assert not torch.isclose(changed[:, :, 4:], f(Q, K, V)[:, :, 4:]).any()
+
+
+def test_attention_has_what_the_fused_one_lacks() -> None:
+    def energy(f: object, q: Tensor) -> Tensor:
+        return (f(q, K, V) * DIRECTION).sum()
+
+    def curvature(f: object) -> Tensor:
+        return grad(lambda q: (grad(lambda q: energy(f, q))(q) * DIRECTION).sum())(Q)
+
+    # the Hessian is symmetric: forward over reverse equals reverse over reverse; float64 sums of a few hundred terms
+    forward = jvp(grad(lambda q: energy(math_attention, q)), (Q,), (DIRECTION,))[1]
+    torch.testing.assert_close(curvature(math_attention), forward, rtol=1e-12, atol=1e-12)
+    mapped = vmap(math_attention)(Q[:, None], K[:, None], V[:, None])[:, 0]
+    torch.testing.assert_close(mapped, math_attention(Q, K, V), rtol=1e-12, atol=1e-12)
+
+    with pytest.raises(RuntimeError, match="derivative for .*attention.* is not implemented"):
+        curvature(nn.fused_causal_attention)
+    with pytest.raises(NotImplementedError, match="forward AD with .*attention"):
+        jvp(lambda q: energy(nn.fused_causal_attention, q), (Q,), (DIRECTION,))
+    with pytest.warns(UserWarning, match="batching rule for .*attention"):
+        vmap(nn.fused_causal_attention)(Q[:, None], K[:, None], V[:, None])
+
+
+def test_attention_drops_weights_by_a_key() -> None:
+    key = random.key(3)
+    values = torch.eye(6, dtype=torch.float64).expand(2, 3, 6, 6)
+    whole = nn.attention(Q, K, values, nn.causal_mask(6))  # the weights themselves
+    dropped = nn.attention(Q, K, values, nn.causal_mask(6), dropout_rate=0.5, key=key)
+    assert torch.equal(dropped, nn.dropout(whole, 0.5, key))
+    assert torch.equal(nn.attention(Q, K, values, nn.causal_mask(6), dropout_rate=0.5), whole)
