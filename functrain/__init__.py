@@ -1,0 +1,25 @@
+"""Train models the JAX way in PyTorch: pure functions over trees of tensors, and functions that transform them.
+
+    import functrain as ft
+"""
+
+from functrain import checkpoint, data, losses, models, nn, optim, random, schedules, train, transforms, tree
+from functrain.losses import Loss
+from functrain.train import TrainState, fit, init_state, train_step
+from functrain.transforms import (
+    Policy,
+    accumulate,
+    compile,
+    grad,
+    mixed_precision,
+    value_and_grad,
+    vmap,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Loss", "Policy", "TrainState", "accumulate", "checkpoint", "compile", "data", "fit", "grad",
+    "init_state", "losses", "mixed_precision", "models", "nn", "optim", "random", "schedules", "train", "train_step",
+    "transforms", "tree", "value_and_grad", "vmap",
+]  # fmt: skip
