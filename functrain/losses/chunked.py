@@ -47,10 +47,10 @@ def next_token_from_hidden(
 
 
 def _rows(embedding: Tensor) -> int:
-    # 2M logits at a time stay near the cache; but every chunk also reads and writes a whole gradient of the embedding,
+    # 4M logits at a time stay near the cache; but every chunk also reads and writes a whole gradient of the embedding,
     # which takes longer than its matrix products when a chunk has many fewer rows than the width
     vocab, width = embedding.shape
-    return max(2**21 // vocab, width // 2, 1)
+    return max(2**22 // vocab, width // 2, 1)
 
 
 def total_of_chunks(hidden: Tensor, embedding: Tensor, targets: Tensor, weights: Tensor, chunk: int) -> Tensor:
