@@ -15,7 +15,7 @@ from test_optim_parity import CASES, EXTRA, Case, Make, numbers, shapes, to_torc
 import functrain.optim as ours
 import functrain.tree as tree
 
-law = settings(deadline=None, derandomize=True, max_examples=6, database=None)
+law = settings(deadline=None, derandomize=True, max_examples=4, database=None)
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 SHAPES = {"b": [(2, 3), None, (3,)], "a": ()}
 FULL = {"b": [(2, 3), (3,)], "a": ()}  # torch.func.vmap refuses None
@@ -55,7 +55,7 @@ def equal(a: Any, b: Any) -> bool:
 def close(a: Any, b: Any, rtol: float) -> bool:
     tree.check_same_structure(a, b)
     return all(
-        torch.allclose(x, y, rtol=rtol, atol=rtol * float(y.abs().max()) if y.numel() else 0.0)
+        torch.allclose(x.double(), y.double(), rtol=rtol, atol=rtol * float(y.double().abs().max()))
         for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True)
     )
 
@@ -89,7 +89,7 @@ def test_it_is_pure_and_keeps_structure_shape_and_dtype(case: Case) -> None:
 
 
 @every_case
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_updates_and_state_keep_the_dtype_of_the_params(case: Case, dtype: torch.dtype) -> None:
     @law
     @given(what=case.strategy)
@@ -108,7 +108,7 @@ def test_updates_and_state_keep_the_dtype_of_the_params(case: Case, dtype: torch
 @every_case
 def test_a_compiled_update_is_one_graph_and_equals_the_eager_one(case: Case) -> None:
     params = draw(SHAPES, 5)
-    for what in examples(case, 2):
+    for what in examples(case, 1):
         tx = what.build("ours")
         state = tx.init(params)
         update = step_of(tx, case, 0)
@@ -123,7 +123,7 @@ def test_a_compiled_update_is_one_graph_and_equals_the_eager_one(case: Case) -> 
 def test_a_vmapped_lane_equals_the_transformation_alone(case: Case) -> None:
     params = draw(FULL, 6)
     lanes = [draw_like(params, seed) for seed in range(3)]
-    for what in examples(case, 2):
+    for what in examples(case, 1):
         tx = what.build("ours")
         alone = [run_lane(tx, case, lane) for lane in lanes]
         stacked = tree.map(lambda *xs: torch.stack(xs), *lanes)
@@ -158,7 +158,7 @@ def examples(case: Case, number: int) -> list[Make]:
 @every_case
 def test_masked_everywhere_is_the_transformation_and_nowhere_is_identity(case: Case) -> None:
     params = draw(SHAPES, 7)
-    for what in examples(case, 2):
+    for what in examples(case, 1):
         tx = what.build("ours")
         plain, state, new = run(tx, params, case)
         for everywhere in (True, tree.map(lambda _: True, params), lambda p: {"a": True, "b": True}):
@@ -174,7 +174,7 @@ def test_masked_everywhere_is_the_transformation_and_nowhere_is_identity(case: C
 def test_identity_is_neutral_and_chains_associate(case: Case) -> None:
     params = draw(SHAPES, 8)
     before, after = ours.trace(0.9), ours.scale_by_adam()
-    for what in examples(case, 2):
+    for what in examples(case, 1):
         tx = what.build("ours")
         plain = run(tx, params, case)
         for neutral in (ours.identity(), ours.chain()):
@@ -369,8 +369,32 @@ def test_a_chain_refuses_the_state_of_another() -> None:
             ours.chain(ours.clip_by_global_norm(1.0), ours.sgd(0.1)),
             lambda p: torch.optim.SGD(p, 0.1),
         ),
+        (ours.radam(0.01), lambda p: torch.optim.RAdam(p, 0.01)),
+        (ours.rprop(0.01), lambda p: torch.optim.Rprop(p, 0.01)),
+        (ours.adamax(0.01), lambda p: torch.optim.Adamax(p, 0.01)),
+        (
+            ours.rmsprop(0.01, eps=1e-3, eps_in_sqrt=False, momentum=0.9),
+            lambda p: torch.optim.RMSprop(p, 0.01, 0.9, eps=1e-3, momentum=0.9),
+        ),
+        (ours.adadelta(0.1, rho=0.8), lambda p: torch.optim.Adadelta(p, 0.1, rho=0.8)),
+        (
+            ours.adagrad(0.1, initial_accumulator_value=0.5, eps=0.0),
+            lambda p: torch.optim.Adagrad(p, 0.1, initial_accumulator_value=0.5),
+        ),
     ],
-    ids=["adamw", "adam", "sgd", "nesterov", "clip"],
+    ids=[
+        "adamw",
+        "adam",
+        "sgd",
+        "nesterov",
+        "clip",
+        "radam",
+        "rprop",
+        "adamax",
+        "rmsprop",
+        "adadelta",
+        "adagrad",
+    ],
 )
 def test_it_equals_torch_optim(mine: Any, theirs: Callable[..., Any], request: pytest.FixtureRequest) -> None:
     params = draw(SHAPES, 11)
@@ -421,7 +445,12 @@ def test_one_compiled_step_equals_eager_and_never_compiles_again() -> None:
 def test_every_public_name_of_the_room_is_optax_or_explained() -> None:
     import optax
 
-    own = {"WeightDecaySchedule"}  # optax does not export it
+    own = {  # optax does not export these states
+        "WeightDecaySchedule",
+        "ScaleByOptimisticGradientState",
+        "ScaleByRStdDevWithCountState",
+        "ScaleByRmsWithCountState",
+    }
     modules = {name for name, value in vars(ours).items() if isinstance(value, type(ours))}
     names = {name for name in vars(ours) if not name.startswith("_")} - modules
     there = set(dir(optax)) | set(dir(optax.contrib)) | set(dir(optax.transforms)) | set(dir(jax))
@@ -442,3 +471,51 @@ def test_a_number_computed_once_is_the_number_and_has_its_gradient() -> None:
     gradient, value = compiled(x)
     assert torch.equal(value, torch.cos(x) ** 2)
     torch.testing.assert_close(gradient, expected, rtol=1e-15, atol=0.0)
+
+
+# ---- what differs from optax, or is drawn -----------------------------------------------------------------------------
+
+
+def test_the_noise_is_the_noise_of_optax() -> None:
+    import jax.numpy as jnp
+    import optax
+
+    grads = numbers(SHAPES, 13, "float32")
+    mine, theirs = ours.add_noise(0.1, 0.55, 7), optax.add_noise(0.1, 0.55, 7)
+    s, r = mine.init(to_torch(grads)), theirs.init(jax.tree.map(jnp.asarray, grads))
+    for _ in range(3):
+        u, s = mine.update(to_torch(grads), s)
+        v, r = theirs.update(jax.tree.map(jnp.asarray, grads), r)
+        # inverse error functions of two libraries: a few roundings of 6e-8 of values up to 10
+        assert close(u, to_torch(v), 1e-5)
+        assert s.rng_key.tolist() == jax.random.key_data(r.rng_key).view(jnp.int32).tolist()
+
+
+def test_noise_needs_a_key_and_does_not_keep_the_callers() -> None:
+    with pytest.raises(ValueError, match="add_noise: pass key="):
+        ours.noisy_sgd(0.1)
+    key = torch.tensor([0, 7], dtype=torch.int32)
+    assert ours.add_noise(0.1, 0.5, key).init({}).rng_key.data_ptr() != key.data_ptr()
+
+
+def test_rprop_moves_in_the_step_whose_gradient_it_was_given() -> None:
+    tx = ours.rprop(0.1)
+    updates, state = tx.update(torch.tensor([2.0, -3.0]), tx.init(torch.zeros(2)))
+    assert torch.equal(updates, torch.tensor([-0.1, 0.1]))
+    updates, _ = tx.update(torch.tensor([1.0, 1.0]), state)
+    assert torch.allclose(updates, torch.tensor([-0.12, 0.0]))
+
+
+def test_a_standard_deviation_of_nothing_is_not_nan() -> None:
+    tx = ours.scale_by_stddev(0.3, bias_correction=True, eps_in_sqrt=False)
+    state = tx.init(torch.zeros(64))
+    for _ in range(5):
+        updates, state = tx.update(torch.linspace(0.1, 1, 64), state)
+        assert torch.isfinite(updates).all()
+
+
+def test_a_tensor_kept_from_a_gradient_is_a_copy_of_it() -> None:
+    grads = torch.ones(3)
+    for tx in (ours.scale_by_adan(), ours.scale_by_optimistic_gradient()):
+        _, state = tx.update(grads, tx.init(grads))
+        assert grads.data_ptr() not in {leaf.data_ptr() for leaf in tree.leaves(state)}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics import abs_sq, like, once
+from functrain.optim.numerics import abs_sq, clamp, like, once
 from functrain.optim.transformation import (
     EmptyState,
     GradientTransformation,
@@ -29,7 +29,7 @@ def clip(max_delta: Scalar) -> GradientTransformation:
     """Clip every element to [-max_delta, max_delta]."""
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
-        return tree.map(lambda g: g.clamp(like(-max_delta, g), like(max_delta, g)), updates), state
+        return tree.map(lambda g: clamp(g, -max_delta, max_delta), updates), state
 
     return GradientTransformation(init_empty_state, update)
 

@@ -36,6 +36,14 @@ def add_scaled(x: Tensor, scale: Scalar, y: Tensor) -> Tensor:
     return x + like(scale, y) * y if isinstance(scale, Tensor) else torch.add(x, y, alpha=scale)
 
 
+def clamp(x: Tensor, low: Scalar, high: Scalar) -> Tensor:
+    """Return x, not below `low` and not above `high`."""
+    bounds: Any = like(low, x), like(high, x)
+    if isinstance(bounds[0], Tensor) == isinstance(bounds[1], Tensor):
+        return torch.clamp(x, *bounds)
+    return torch.clamp(torch.clamp(x, min=bounds[0]), max=bounds[1])
+
+
 def working_dtype(updates: Tree) -> torch.dtype:
     """Return float64 when a leaf is that wide, else float32: what a number shared by all leaves is computed in."""
     wide = (torch.float64, torch.complex128)
