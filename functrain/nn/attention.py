@@ -38,9 +38,9 @@ def attention(
     Source: Vaswani et al. 2017 (arXiv:1706.03762), equation 1.
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, H, T, S)
-    scores = scores.to(torch.promote_types(q.dtype, torch.float32))
     # added, not selected: the derivative of a sum costs no pass over the scores
-    weights = F.softmax(scores + torch.where(mask, 0.0, -torch.inf), -1)  # (B, H, T, S)
+    scores = scores + torch.where(mask, 0.0, -torch.inf).to(scores.dtype)
+    weights = F.softmax(scores, -1, dtype=torch.promote_types(q.dtype, torch.float32))  # (B, H, T, S)
     return dropout(weights, dropout_rate, key).to(v.dtype) @ v  # (B, H, T, K)
 
 
