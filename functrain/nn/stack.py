@@ -7,22 +7,50 @@ from typing import Any
 
 import torch
 
+from functrain import tree
 from functrain.transforms import engine
 
 
 def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) -> Any:
     """Run `x = block(layer, x, *args)` for each layer, and return the last x.
 
-    In a step compiled by `ft.compile` a block is compiled once and its code reused for every layer of the same
-    shapes, so that the time to compile does not grow with the depth.
+    In a step compiled by `ft.compile` a block is compiled once and its code used again for every layer of the same
+    structure and shapes, so that the time to compile does not grow with the depth.
     """
-    # torch 2.13 differentiates a nested region only from outside its graph, which is where piecewise compilation does
-    once = torch.compiler.is_compiling() and engine.piecewise and engine.depth == 1
+    # torch 2.13 differentiates a region only from outside its graph, which is how piecewise compilation does it
+    if torch.compiler.is_compiling() and engine.piecewise and engine.depth == 1:
+        return _regions(block, layers, x, *args)
     for layer in layers:
-        x = _region(block, layer, x, *args) if once else block(layer, x, *args)
+        x = block(layer, x, *args)
     return x
 
 
-@torch.compiler.nested_compile_region
-def _region(block: Callable[..., Any], layer: Any, x: Any, *args: Any) -> Any:
+def _regions(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) -> Any:
+    # few Python operations, because Dynamo takes each of them for a second's thousandth: a deep model has many layers
+    kinds: dict[Any, int] = {}
+    for layer in layers:
+        inputs = (layer, x, args)
+        pairs = tree.items(inputs)
+        kind = tuple([(path, _kind(leaf)) for path, leaf in pairs])
+        if kind not in kinds:
+            kinds[kind] = len(engine.blocks)
+            engine.blocks.append((block, inputs))
+        x = _region(kinds[kind], *[leaf for _, leaf in pairs])
+    return x
+
+
+def _run(number: int, *leaves: Any) -> Any:
+    # a region takes tensors alone, and a function that Dynamo did not make: the block comes by its number
+    block, inputs = engine.blocks[number]
+    layer, x, args = tree.unflatten(tree.structure(inputs), leaves)
     return block(layer, x, *args)
+
+
+def _kind(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad)
+    return leaf
+
+
+# the number of a kind of block is all that decides whether a region's code is used again
+_region = torch.compiler.nested_compile_region(_run, max_reuse_entries=1024, reuse_hash_fn=lambda number, *_: number)

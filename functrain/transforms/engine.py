@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 depth = 0  # transforms of ours around the current call
 piecewise = False  # value_and_grad compiles the function it differentiates
+blocks: list[Any] = []  # what nn.stack has met while Dynamo traces a loss: a block and its inputs, for each kind
 tracing = False  # ft.compile runs the function to see its operations
 
 

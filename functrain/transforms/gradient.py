@@ -15,7 +15,7 @@ from torch import Tensor
 
 from functrain import tree
 from functrain.losses import Loss
-from functrain.transforms import engine
+from functrain.transforms import engine, inductor
 
 Argnums = int | Sequence[int]
 
@@ -42,7 +42,7 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
             called, result, grads = _by_functorch(fn, positions, has_aux, args, kwargs)
         else:
             if engine.piecewise and not compiled:
-                compiled.append(torch.compile(fn, fullgraph=True, dynamic=False))
+                compiled.append(inductor.compile_differentiable(_forgetting_blocks(fn)))
             called = compiled[0] if engine.piecewise else fn
             result, grads = _by_autograd(called, positions, has_aux, args, kwargs, leaves, structure)
         return result, (grads[0] if isinstance(argnums, int) else grads)
@@ -113,6 +113,15 @@ def _by_functorch(
     finally:
         engine.depth -= 1
     return fn, result, grads
+
+
+def _forgetting_blocks(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def forgetting(*args: Any, **kwargs: Any) -> Any:
+        result = fn(*args, **kwargs)
+        engine.blocks.clear()  # as it was found, so that nothing of the trace outlives it
+        return result
+
+    return forgetting
 
 
 def _replace(args: tuple[Any, ...], positions: Sequence[int], chosen: Sequence[Any]) -> tuple[Any, ...]:

@@ -6,8 +6,10 @@ a backend of our own needs a functional graph and the compiler that Dynamo would
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
+
+from functrain.losses import chunked, cross_entropy
 
 aten = torch.ops.aten
 Kernel = Callable[..., Sequence[Any]]  # takes the graph's inputs, returns its outputs
@@ -38,11 +42,25 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
     return kernel
 
 
-def compile_functional(graph: fx.GraphModule, inputs: Sequence[Any], compiler: Callable[[fx.Graph], Kernel]) -> Kernel:
-    """Hand `compiler` a graph without side effects but writes to inputs at its end, the same thing computed once."""
+def compile_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function as one graph that autograd differentiates from outside: a forward and a backward program."""
+    return torch.compile(fn, fullgraph=True, dynamic=False, options={"unsafe_marked_cacheable_functions": _cacheable()})
+
+
+def _cacheable() -> dict[str, str]:
+    # torch keeps no compiled graph on disk that calls a function it does not know, unless we vouch for it: this one's
+    # code is all in these files, and their hash is part of the key
+    code = b"".join(Path(module.__file__).read_bytes() for module in (chunked, cross_entropy))  # type: ignore[type-var]
+    return {"functrain.losses.chunked.total_of_chunks": hashlib.sha256(code).hexdigest()}
+
+
+def compile_functional(
+    graph: fx.GraphModule, inputs: Sequence[Any], compiler: Callable[[fx.GraphModule], Kernel]
+) -> Kernel:
+    """Hand `compiler` a graph without side effects but writes to its inputs, and with the same thing computed once."""
 
     def compile_one(functional: fx.GraphModule, _: Any) -> Any:
-        kernel = compiler(fx_graph_cse(functional.graph))
+        kernel = compiler(fx.GraphModule(functional, fx_graph_cse(functional.graph)))
 
         def boxed(args: list[Any]) -> Sequence[Any]:
             return kernel(*args)
@@ -50,8 +68,17 @@ def compile_functional(graph: fx.GraphModule, inputs: Sequence[Any], compiler: C
         boxed._boxed_call = True  # type: ignore[attr-defined]  # how torch knows that it may pass a list
         return boxed
 
+    if all(_is_functional(node) for node in graph.graph.nodes):
+        return compiler(fx.GraphModule(graph, fx_graph_cse(graph.graph)))
     compile_any: Any = compile_one
     return aot_module_simplified(graph, list(inputs), fw_compiler=compile_any, keep_inference_input_mutations=True)
+
+
+def _is_functional(node: fx.Node) -> bool:
+    """Tell whether a node only computes, or stores a value in an input that nothing reads afterwards."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return True
+    return node.target is aten.copy_.default and node.args[0].op == "placeholder" and not node.users  # type: ignore[union-attr]
 
 
 def compile_for_any_length(graph: fx.Graph, dtypes: Sequence[torch.dtype], lines: Sequence[bool]) -> Kernel:

@@ -40,9 +40,10 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> inductor.Kern
 class _Plan:
     """What a graph turns into: calls that read and fill a table of values, in order."""
 
-    def __init__(self, graph: fx.Graph) -> None:
-        self.nodes = list(graph.nodes)
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self.nodes = list(graph.graph.nodes)
         self.placeholders = [node for node in self.nodes if node.op == "placeholder"]
+        self.constants = {node: getattr(graph, str(node.target)) for node in self.nodes if node.op == "get_attr"}
         self.writes = [node for node in self.nodes if node.target is aten.copy_.default]
         self.results: list[Any] = list(self.nodes[-1].args[0])
         self.column_of = _columns(self.nodes)
@@ -50,7 +51,7 @@ class _Plan:
         self.calls = list(self._schedule())
 
     def run(self, *args: Any) -> list[Any]:
-        values: dict[Any, Any] = dict(zip(self.placeholders, args, strict=True))
+        values: dict[Any, Any] = {**self.constants, **dict(zip(self.placeholders, args, strict=True))}
         for call in self.calls:
             call(values)
         return [values[node] if isinstance(node, fx.Node) else node for node in self.results]
@@ -83,7 +84,7 @@ class _Plan:
             readers = [self.turns[user] for user in target.users if user.op == "call_function"]
             turn = max([self.turns[write], *readers, *(t for t, c in pieces if c == column >= 0)])
             pieces[turn if turn % 2 == (column >= 0) else turn + 1, column].append(write)
-        given = set(self.placeholders)
+        given = {*self.placeholders, *self.constants}
         kernels: dict[str, Any] = {}
         for turn in sorted({turn for turn, _ in pieces}):
             made = [_Piece(nodes, given) for (t, _), nodes in pieces.items() if t == turn]

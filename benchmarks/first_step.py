@@ -1,0 +1,83 @@
+"""Time to the first step, from cold and from warm compiler caches, of GPTs of 4 and 12 layers, width 128.
+
+    python benchmarks/first_step.py [--repeat 3]
+
+Each figure is a process of its own: from building the model to the end of the first step, imports not counted. Cold
+means an empty cache folder; warm, the folder that the cold run filled. Printed are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+SHAPE = {"vocab": 65, "context": 64, "heads": 4, "width": 128}
+
+
+def first_step(variant: str, layers: int) -> float:
+    import torch
+    from modules import GPT, stepper
+
+    import functrain as ft
+    from functrain.models import gpt2
+
+    tokens = torch.randint(65, (12, 65))
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    start = time.perf_counter()
+    if variant == "module":
+        stepper(torch.compile(GPT(layers=layers, **SHAPE)), bf16=False)(inputs, targets).item()
+        return time.perf_counter() - start
+    from step import optimizer
+
+    config = gpt2.Config(layers=layers, **SHAPE)
+
+    def loss_fn(params: Any, batch: Any, key: Any) -> Any:
+        hidden = gpt2.hidden(params, batch["tokens"], config, key=key)
+        return ft.losses.next_token_from_hidden(hidden, params["wte"], batch["targets"])
+
+    tx, key = optimizer(), ft.random.key(0)
+    step = ft.compile(ft.train_step(loss_fn, tx), donate=True)
+    _, metrics = step(ft.init_state(gpt2.init(config, key), tx, key=key), {"tokens": inputs, "targets": targets})
+    metrics["loss"].item()
+    return time.perf_counter() - start
+
+
+def run(variant: str, layers: int, cache: str) -> float:
+    command = [sys.executable, __file__, "--child", variant, str(layers)]
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+    return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--child", nargs=2, metavar=("VARIANT", "LAYERS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(first_step(options.child[0], int(options.child[1])))
+        return
+    cases = [("module", 4), ("functrain", 4), ("functrain", 12), ("module", 12)]
+    times: dict[Any, list[float]] = {}
+    for _ in range(options.repeat):
+        for case in cases:
+            with tempfile.TemporaryDirectory() as cache:
+                for kind in ("cold", "warm"):
+                    times.setdefault((*case, kind), []).append(run(*case, cache))
+    middle = {case: statistics.median(values) for case, values in times.items()}
+    print("| first step, s | layers | cold | warm |\n|---|---|---|---|")
+    names = {"module": "torch.compile(module) + fused AdamW", "functrain": "functrain compiled, donated"}
+    for variant, layers in cases:
+        print(f"| {names[variant]} | {layers} | {middle[variant, layers, 'cold']:.1f} | {middle[variant, layers, 'warm']:.1f} |")
+    ratio = middle["functrain", 4, "cold"] / middle["module", 4, "cold"]
+    depth = middle["functrain", 12, "cold"] / middle["functrain", 4, "cold"]
+    print(f"\ncold, 4 layers, to the module: {ratio:.2f}; cold, 12 layers to 4: {depth:.2f}")
+
+
+if __name__ == "__main__":
+    main()
