@@ -55,10 +55,10 @@ def _identity(tensor: Tensor) -> Any:
 def _check(path: str, tensor: Tensor, where: str) -> None:
     if not is_text(path):
         raise unsupported(where, path, "keys in Unicode", "a lone surrogate", "rename the key")
+    if tensor.layout != torch.strided:  # first: of a donated tensor even this raises its own, clearer error
+        raise unsupported(where, path, "a dense tensor", f"layout {tensor.layout}", "save its indices and values")
     if type(tensor) not in (Tensor, torch.nn.Parameter):
         raise unsupported(where, path, "a plain tensor", type_name(type(tensor)), "convert it")
-    if tensor.layout != torch.strided:
-        raise unsupported(where, path, "a dense tensor", f"layout {tensor.layout}", "save its indices and values")
     if tensor.device.type == "meta":
         raise unsupported(where, path, "a tensor with values", "one on the meta device", "initialise it first")
     if tensor.dtype not in NAMES:
