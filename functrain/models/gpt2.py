@@ -124,6 +124,8 @@ def hidden(params: Params, tokens: Tensor, config: Config, *, key: Tensor | None
     """
     _check_tokens(tokens, config)
     count = tokens.shape[1]
+    if config.dropout == config.attention_dropout == 0.0:
+        key = None  # keys that nothing draws from would still be inputs of every block, and be computed
     keys = [None] * (config.layers + 1) if key is None else list(random.split(key, config.layers + 1).unbind())
     x = nn.embedding(tokens, params["wte"]) + params["wpe"][:count]  # (B, T, D)
     x = nn.dropout(x, config.dropout, keys[0])
