@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from functrain.losses.cross_entropy import check_shapes, cross_entropy, legal, weights_of, wide
+from functrain.losses.cross_entropy import check_shapes, cross_entropy, legal, total_of, weights_of, wide
 from functrain.losses.loss import Loss
 
 
@@ -42,8 +42,8 @@ def next_token_from_hidden(
         # imported here because it imports the compiler, two seconds that eager code need not wait
         from functrain.losses.in_graph import total
 
-        return Loss(total(*inputs, rows), torch.sum(weights), {})
-    return Loss(total_of_chunks(*inputs, rows), torch.sum(weights), {})
+        return Loss(total(*inputs, rows), total_of(weights, mask), {})
+    return Loss(total_of_chunks(*inputs, rows), total_of(weights, mask), {})
 
 
 def _rows(embedding: Tensor) -> int:

@@ -54,7 +54,7 @@ def next_token(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> L
     check_shapes("next_token", "logits", logits, targets, mask)
     weights = weights_of(logits, targets, mask)  # (B, T)
     losses = cross_entropy(wide(logits), legal(targets, mask))  # (B, T)
-    return Loss(torch.sum(losses * weights), torch.sum(weights), {})
+    return Loss(torch.sum(losses * weights), total_of(weights, mask), {})
 
 
 def check_shapes(caller: str, name: str, x: Tensor, targets: Tensor, mask: Tensor | None) -> None:
@@ -73,6 +73,11 @@ def weights_of(x: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
     """Return the mask, or ones, as float32 (float64 beside float64)."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     return torch.ones_like(targets, dtype=dtype) if mask is None else mask.to(dtype)
+
+
+def total_of(weights: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the sum of the weights, (); without a mask it is their number, which needs no kernel."""
+    return weights.new_full((), weights.numel()) if mask is None else torch.sum(weights)
 
 
 def legal(targets: Tensor, mask: Tensor | None) -> Tensor:

@@ -30,24 +30,30 @@ def train_step(loss_fn: LossFn, optimizer: GradientTransformation, *, accumulate
     by weight; all () tensors.
     """
 
-    def as_loss(params: Params, batch: Batch, key: Tensor, step: Tensor | None = None) -> Loss:
-        return _loss(loss_fn(params, batch, key if step is None else random.fold_in(key, step)))
+    def sums(params: Params, batch: Batch, key: Tensor) -> Loss:
+        return _loss(loss_fn(params, batch, key))
 
-    whole = transforms.value_and_grad(as_loss)
-    in_parts = transforms.accumulate(whole, accumulate)
+    def mean(params: Params, batch: Batch, key: Tensor, step: Tensor) -> tuple[Tensor, Loss]:
+        loss = sums(params, batch, random.fold_in(key, step))
+        return loss.total / loss.weight, loss
 
-    def gradients(state: TrainState, batch: Batch) -> tuple[Loss, Tree]:
-        if accumulate == 1:  # the key is folded inside the loss, compiled with it: half a millisecond of small kernels
-            return whole(state.params, batch, state.key, state.step)
-        return in_parts(state.params, batch, random.fold_in(state.key, state.step))
+    of_mean = transforms.value_and_grad(mean, has_aux=True)
+    of_sums = transforms.accumulate(transforms.value_and_grad(sums), accumulate)
 
-    def update(state: TrainState, found: tuple[Loss, Tree]) -> tuple[TrainState, Metrics]:
-        loss, grads = found
-        share = 1 / loss.weight
-        grads = tree.map(lambda grad: grad * share.to(grad.dtype), grads)
+    def gradients(state: TrainState, batch: Batch) -> tuple[Loss, Tree, Tensor | None]:
+        if accumulate == 1:  # divided, and the key folded, where they are compiled with the loss
+            (_, loss), grads = of_mean(state.params, batch, state.key, state.step)
+            return loss, grads, None
+        loss, grads = of_sums(state.params, batch, random.fold_in(state.key, state.step))
+        return loss, grads, 1 / loss.weight
+
+    def update(state: TrainState, found: tuple[Loss, Tree, Tensor | None]) -> tuple[TrainState, Metrics]:
+        loss, grads, share = found
+        if share is not None:
+            grads = tree.map(lambda grad: grad * share.to(grad.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {name: value * share for name, value in loss.metrics.items()}
-        metrics |= {"loss": loss.total * share, "weight": loss.weight, "grad_norm": tree.norm(grads)}
+        metrics = {name: value / loss.weight for name, value in loss.metrics.items()}
+        metrics |= {"loss": loss.total / loss.weight, "weight": loss.weight, "grad_norm": tree.norm(grads)}
         new = TrainState(state.step + 1, apply_updates(state.params, updates), opt_state, state.key)
         return new, metrics
 

@@ -44,14 +44,12 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
 
 def compile_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function as one graph that autograd differentiates from outside: a forward and a backward program."""
-    return torch.compile(fn, fullgraph=True, dynamic=False, options={"unsafe_marked_cacheable_functions": _cacheable()})
-
-
-def _cacheable() -> dict[str, str]:
     # torch keeps no compiled graph on disk that calls a function it does not know, unless we vouch for it: this one's
     # code is all in these files, and their hash is part of the key
-    code = b"".join(Path(module.__file__).read_bytes() for module in (chunked, cross_entropy))  # type: ignore[type-var]
-    return {"functrain.losses.chunked.total_of_chunks": hashlib.sha256(code).hexdigest()}
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (chunked, cross_entropy))
+    known = {"functrain.losses.chunked.total_of_chunks": hashlib.sha256(code).hexdigest()}
+    options: dict[str, Any] = {"unsafe_marked_cacheable_functions": known}
+    return torch.compile(fn, fullgraph=True, dynamic=False, options=options)
 
 
 def compile_functional(

@@ -47,6 +47,8 @@ class _Plan:
         self.writes = [node for node in self.nodes if node.target is aten.copy_.default]
         self.results: list[Any] = list(self.nodes[-1].args[0])
         self.column_of = _columns(self.nodes)
+        self.sums = {n for n in self.nodes if _terms(n) and all(term in self.column_of for term in _terms(n))}
+        self.summed = {term for node in self.sums for term in _terms(node)}
         self.turns = self._turns()
         self.calls = list(self._schedule())
 
@@ -87,6 +89,10 @@ class _Plan:
         given = {*self.placeholders, *self.constants}
         kernels: dict[str, Any] = {}
         for turn in sorted({turn for turn, _ in pieces}):
+            for node in self.nodes:
+                if turn % 2 == 0 and node in self.sums and self.turns[node] <= turn and node not in given:
+                    yield _sum(node)
+                    given.add(node)
             made = [_Piece(nodes, given) for (t, _), nodes in pieces.items() if t == turn]
             alike: dict[str, list[_Piece]] = defaultdict(list)
             for piece in made:
@@ -96,7 +102,7 @@ class _Plan:
                     yield _rest(group[0])
                 else:
                     kernel = kernels[signature] = kernels.get(signature) or group[0].compile(any_length=True)
-                    yield _columns_call(kernel, group)
+                    yield _columns_call(kernel, group, self.summed)
             given.update(node for piece in made for node in piece.outputs)
 
     def _kept(self, node: fx.Node) -> bool:
@@ -120,9 +126,11 @@ def _rest(piece: _Piece) -> Callable[[dict[Any, Any]], None]:
 _SMALL = 16384  # elements: below, calling the kernel costs more than copying the leaf
 
 
-def _columns_call(kernel: Callable[..., Any], pieces: list[_Piece]) -> Callable[[dict[Any, Any]], None]:
+def _columns_call(
+    kernel: inductor.Kernel, pieces: list[_Piece], summed: set[fx.Node]
+) -> Callable[[dict[Any, Any]], None]:
     """Run one kernel over all columns that are alike: the small ones joined to one, the others each by itself."""
-    joinable = all(not _is_scalar(node) or _only_summed(node) for piece in pieces for node in piece.outputs)
+    joinable = all(not _is_scalar(node) or node in summed for piece in pieces for node in piece.outputs)
     small = [p for p in pieces if joinable and p.elements <= _SMALL and p.scalars == pieces[0].scalars]
     small = small if len(small) > 1 else []
     single = [piece for piece in pieces if piece not in small]
@@ -142,9 +150,7 @@ def _columns_call(kernel: Callable[..., Any], pieces: list[_Piece]) -> Callable[
         for i in small[0].written:
             torch._foreach_copy_(rows[i], joined[i].split(sizes))
         for i, result in enumerate(results):
-            if result.dim() == 0:  # the sum over all of them: one stands for it, the others for nothing
-                zero = torch.zeros_like(result)
-                values.update({piece.outputs[i]: zero for piece in small[1:]})
+            if result.dim() == 0:  # the sum over all of them: one stands for it
                 values[small[0].outputs[i]] = result
                 continue
             for piece, part in zip(small, result.split(sizes), strict=True):
@@ -154,12 +160,23 @@ def _columns_call(kernel: Callable[..., Any], pieces: list[_Piece]) -> Callable[
     return run
 
 
-def _only_summed(node: fx.Node) -> bool:
-    """Tell whether a sum over a leaf is used for nothing but the sum over all leaves, as in a global norm."""
-    if node.target is not aten.sum.default or len(node.users) != 1:
-        return False
-    (stack,) = node.users
-    return stack.target is aten.stack.default and {user.target for user in stack.users} == {aten.sum.default}
+def _sum(node: fx.Node) -> Callable[[dict[Any, Any]], None]:
+    """Add the columns' numbers, outside of any graph: one with an input for each leaf would take long to compile."""
+    terms = _terms(node)
+
+    def run(values: dict[Any, Any]) -> None:
+        values[node] = torch.stack([values[term] for term in terms if term in values]).sum()
+
+    return run
+
+
+def _terms(node: fx.Node) -> Any:
+    """What a node adds up, if it is the sum of stacked numbers that nobody else reads."""
+    stack: Any = node.args[0] if node.target is aten.sum.default and len(node.args) == 1 else None
+    if stack is None or stack.target is not aten.stack.default or len(stack.users) > 1:
+        return ()
+    terms: Any = stack.args[0]
+    return terms if all(len(term.users) == 1 and term.target is aten.sum.default for term in terms) else ()
 
 
 def _line(value: Tensor) -> Tensor:
