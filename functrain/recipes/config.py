@@ -37,7 +37,9 @@ class Optimizer:
     learning_rate: float = 1e-3
     """The highest, reached after the warm-up."""
     final_learning_rate: float = 1e-4
-    warmup_steps: int = 100
+    """That of the last step."""
+    warmup: float = 0.05
+    """The part of the steps in which the learning rate rises from 0."""
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 0.1
@@ -74,13 +76,21 @@ class Config:
     stop_after_nonfinite: int = 10
     """Steps in a row with a NaN or infinite loss or gradient that end the run."""
 
+    def __post_init__(self) -> None:
+        counts = ["steps", "batch", "accumulate", "log_every", "evaluate_every", "evaluate_batches", "checkpoint_every"]
+        for name in [*counts, "stop_after_nonfinite"]:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, came {getattr(self, name)}")
+        if not 0.0 <= self.optimizer.warmup < 1.0:
+            raise ValueError(f"optimizer.warmup: expected a part of the steps in [0, 1), came {self.optimizer.warmup}")
+
 
 PRESETS = {
     "tiny": Config(),
     "smoke": Config(
         model=Model(layers=2, heads=2, width=16, context=16),
         data=Data(vocabulary=256),
-        optimizer=Optimizer(warmup_steps=2),
+        optimizer=Optimizer(warmup=0.25),
         steps=8,
         batch=4,
         log_every=2,
@@ -91,7 +101,7 @@ PRESETS = {
     "gpt2-124m": Config(
         data=Data(vocabulary=50304),
         model=Model(layers=12, heads=12, width=768, context=1024),
-        optimizer=Optimizer(learning_rate=6e-4, final_learning_rate=6e-5, warmup_steps=700, b2=0.95),
+        optimizer=Optimizer(learning_rate=6e-4, final_learning_rate=6e-5, warmup=0.04, b2=0.95),
         steps=19000,
         batch=512,
         accumulate=32,

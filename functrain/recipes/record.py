@@ -6,7 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -23,6 +24,8 @@ class Show(Protocol):
     def note(self, text: str) -> None: ...
 
     def row(self, row: Row) -> None: ...
+
+    def end(self) -> None: ...
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -73,6 +76,13 @@ class Record:
 
     def save(self, t: int, state: Any) -> None:
         self.read()
+
+    @contextmanager
+    def aside(self) -> Generator[None]:
+        """Leave the block out of the tokens per second: an evaluation, a save."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
 
     def add(self, t: int, **values: float) -> None:
         """Put more numbers into the line of step t, which has not been read yet."""

@@ -43,7 +43,7 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
 
     Equals `for t in range(state.step, steps): state, metrics = step(state, batches[t])`, with `hook(t + 1, state,
     metrics)` for each hook in the loop. Batches that can be indexed are read ahead in a thread and moved to
-    the state's device; an iterator is advanced once a step. Only hooks read metrics, so nothing else waits for a device.
+    the state's device; an iterator is advanced once a step. Only hooks read metrics: nothing else waits for a device.
 
     Where a hook has a method `save`, as that of `checkpoint.every` has, `hook.save(t, state)` is called when the loop
     stops, after all steps or after a signal. On SIGINT or SIGTERM the running step ends, its hooks and `save` run, and

@@ -1,0 +1,31 @@
+"""Which errors are a sentence for the user, and which are a traceback for us."""
+
+from __future__ import annotations
+
+from functrain.recipes.record import NonFiniteLoss
+from functrain.transforms import CompilerNotFoundError
+
+
+def explain(error: Exception) -> tuple[int, str | None]:
+    """Return the exit code and the sentence for an error; no sentence means that it is ours, with its traceback.
+
+    An error that functrain itself raises says what the user did and how to go on; the system's errors about files name
+    the file.
+    """
+    if isinstance(error, NonFiniteLoss):
+        return 1, str(error)
+    if isinstance(error, CompilerNotFoundError):
+        return 2, f"{error}; for this command: --no-compile"
+    if isinstance(error, OSError):
+        return 2, str(error)
+    # torch raises RuntimeError; its own ValueErrors come from deeper frames than ours
+    if isinstance(error, (ValueError, TypeError, ImportError)) and _is_raised_by_functrain(error):
+        return 2, str(error)
+    return 1, None
+
+
+def _is_raised_by_functrain(error: Exception) -> bool:
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith("functrain.")

@@ -1,0 +1,88 @@
+"""`functrain train`: a preset, a file and options make a config; the recipe trains; a sample and a picture end it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import functrain as ft
+from functrain.cli import plot, progress
+from functrain.cli.options import UsageError, parse
+from functrain.recipes import folder, pretrain, toml
+from functrain.recipes.config import PRESETS, Config
+from functrain.recipes.continuation import continuation
+
+DESCRIPTION = f"""Pre-train a GPT on text. PRESET is one of {", ".join(PRESETS)}; `tiny` if it is left out.
+
+An option wins over the file given by --config FILE.toml, which wins over the preset; RUN/config.toml holds the outcome.
+The same command again goes on from the run's newest checkpoint. SIGINT (Ctrl-C) and SIGTERM finish the step, save, and
+exit with 130 and 143; a loss that stays NaN exits with 1, a wrong option with 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    run: str
+    """Folder of the run."""
+    accept_changes: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with a run whose config or text was another."""
+
+
+def main(words: Sequence[str]) -> None:
+    preset, rest = ("tiny", words) if not words or words[0].startswith("-") else (words[0], words[1:])
+    if preset not in PRESETS:
+        close = difflib.get_close_matches(preset, PRESETS, 1)
+        known = f"did you mean {close[0]}?" if close else f"there are {', '.join(PRESETS)}"
+        raise UsageError(f"no preset {preset!r}; {known}")
+    file, rest = _take_config_file(list(rest))
+    config = PRESETS[preset] if file is None else toml.loads(_read(file), PRESETS[preset], str(file))
+    options = parse(
+        Options,
+        rest,
+        prog=f"functrain train {preset}",
+        description=DESCRIPTION,
+        default=Options(config=config, run=f"runs/{preset}"),
+    )
+    run, show = Path(options.run), progress.show()
+    try:
+        result = pretrain.main(options.config, run, show, accept_changes=options.accept_changes)
+    finally:
+        show.end()
+    ahead = result.texts.trigram - result.validation_bits_per_byte
+    show.note(
+        f"\nvalidation loss {result.validation_loss:.4f} = {result.validation_bits_per_byte:.4f} bits per byte, "
+        f"{abs(ahead):.4f} {'below' if ahead > 0 else 'above'} the trigram model's {result.texts.trigram:.4f}"
+    )
+    tokenizer, key = result.texts.tokenizer, ft.random.key(options.config.seed, result.state.key.device)
+    model = pretrain.model_of(options.config, tokenizer)
+    text = continuation(result.state.params, model, tokenizer, "", key, tokens=300)
+    folder.write(run / "sample.txt", text + "\n")
+    show.note(f"\na sample:\n\n{text}\n")
+    plot.draw([run], run / "loss.png")
+    show.note(f"learning curve: {run / 'loss.png'}   more text: functrain generate {run} --prompt 'def '")
+
+
+def _take_config_file(words: list[str]) -> tuple[Path | None, list[str]]:
+    """Take `--config FILE` out: the file has to be read before the options that win over it."""
+    for i, word in enumerate(words):
+        if word == "--config":
+            if i + 1 == len(words):
+                raise UsageError("--config: expected a TOML file after it")
+            return Path(words[i + 1]), words[:i] + words[i + 2 :]
+        if word.startswith("--config="):
+            return Path(word.removeprefix("--config=")), words[:i] + words[i + 1 :]
+    return None, words
+
+
+def _read(file: Path) -> str:
+    if not file.is_file():
+        raise UsageError(f"--config: {file}: no such file")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{file}: expected a TOML file in UTF-8") from None

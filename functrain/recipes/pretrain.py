@@ -1,0 +1,197 @@
+"""Pre-train a GPT on text: corpus, tokens, model, optimizer, step, loop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import functrain as ft
+from functrain.models import gpt2
+from functrain.recipes import folder, toml
+from functrain.recipes import texts as texts_of
+from functrain.recipes.config import Config
+from functrain.recipes.record import Record, Show
+from functrain.recipes.texts import Texts, bits_per_byte
+from functrain.train.loop import Hook, Step
+
+
+class Result(NamedTuple):
+    state: ft.TrainState
+    texts: Texts
+    validation_loss: float  # nats per token, over the whole validation side
+    validation_bits_per_byte: float
+
+
+def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False) -> Result:
+    """Pre-train as `config` says in the folder `run`, from its newest checkpoint if it has one.
+
+    Equals, after any number of kills and starts, the run that was not killed: bit for bit, on the same machine with as
+    many threads.
+
+    Raises: ValueError if a checkpoint is of another config or text, unless `accept_changes`; NonFiniteLoss.
+    """
+    device = device_of(config.device)
+    folder.check_ours(run)
+    sides = texts_of.read(config.data)
+    fingerprints = {"train": sides.train.fingerprint, "validation": sides.validation.fingerprint}
+    # before anything else is written: it says who else writes here
+    saves = ft.checkpoint.every(config.checkpoint_every, run, metadata={"text": fingerprints})
+    newest = ft.checkpoint.latest(run)
+    if newest is not None and not accept_changes:
+        folder.check_same_config(run, config)
+        folder.check_same_text(newest, fingerprints)
+    folder.write(run / "config.toml", toml.dumps(config))
+    texts = texts_of.encode(sides, config.data, run, resumed=newest is not None)
+    show.note(
+        f"{config.data.corpus}: {texts.train.size_bytes / 1e6:.2f} MB to train on, "
+        f"{texts.validation.size_bytes / 1e6:.2f} MB to validate, {texts.train.bytes_per_token:.2f} bytes per token"
+    )
+    show.note(f"a trigram model: {texts.trigram:.4f} bits per byte (of tokens: {texts.token_trigram:.4f})")
+
+    model, optimizer, schedule = model_of(config, texts.tokenizer), optimizer_of(config), schedule_of(config)
+    step: Step = ft.train_step(loss_of(config, model), optimizer, accumulate=config.accumulate)
+    if config.compile:
+        step = ft.compile(step, donate=True)
+    batches = ft.data.windows(texts.train, batch=config.batch, context=config.model.context, seed=config.seed)
+    key = ft.random.key(config.seed, device)
+    state = ft.init_state(gpt2.init(model, key), optimizer, key=key)
+    if newest is not None:
+        state = ft.checkpoint.load(newest, like=state)
+        for change in folder.other_environment(newest):
+            show.note(f"not the machine that saved the checkpoint, the last bits may differ: {change}")
+    done = int(state.step)
+    show.note(f"{ft.tree.size(state.params):,} parameters on {device}, {torch.get_num_threads()} threads")
+
+    record = Record(
+        run,
+        done,
+        every=config.log_every,
+        patience=config.stop_after_nonfinite,
+        learning_rate=lambda count: float(schedule(torch.tensor(count))),
+        bits_per_byte=bits_per_byte(1.0, texts.train),
+        show=show,
+    )
+
+    def evaluate(t: int, state: ft.TrainState, metrics: Any) -> None:
+        with record.aside():
+            loss = validation_loss(state.params, model, config, texts, batches=config.evaluate_batches)
+        record.add(t, validation_loss=loss, validation_bits_per_byte=bits_per_byte(loss, texts.validation))
+
+    show.begin(done, config.steps)
+    hooks: list[Hook] = [
+        ft.train.every(config.evaluate_every, evaluate),
+        record,
+        ft.train.every(config.checkpoint_every, FiniteSaves(saves, record, show)),
+    ]
+    try:
+        state = ft.fit(step, state, batches, steps=config.steps, every=hooks)
+    finally:
+        record.close()
+    loss = validation_loss(state.params, model, config, texts)
+    result = Result(state, texts, loss, bits_per_byte(loss, texts.validation))
+    folder.write(run / "summary.json", json.dumps(_summary(result), indent=1) + "\n")
+    return result
+
+
+def _summary(result: Result) -> dict[str, float]:
+    return {
+        "steps": int(result.state.step),
+        "validation_loss": result.validation_loss,
+        "validation_bits_per_byte": result.validation_bits_per_byte,
+        "trigram_bits_per_byte": result.texts.trigram,
+        "token_trigram_bits_per_byte": result.texts.token_trigram,
+    }
+
+
+def loss_of(config: Config, model: gpt2.Config) -> Any:
+    """Return the loss: next tokens, from hidden states, in the precision asked for."""
+
+    def loss_fn(params: ft.tree.Params, batch: ft.tree.Batch, key: torch.Tensor) -> ft.Loss:
+        hidden = gpt2.hidden(params, batch["tokens"], model, key=key)  # (B, T, D)
+        return ft.losses.next_token_from_hidden(hidden, params["wte"], batch["targets"], batch["mask"])
+
+    return loss_fn if config.precision == "float32" else ft.mixed_precision(loss_fn, ft.Policy(compute=torch.bfloat16))
+
+
+def model_of(config: Config, tokenizer: ft.data.Tokenizer) -> gpt2.Config:
+    shape = config.model
+    return gpt2.Config(
+        vocab=tokenizer.vocab_size,
+        context=shape.context,
+        layers=shape.layers,
+        heads=shape.heads,
+        width=shape.width,
+        dropout=shape.dropout,
+    )
+
+
+def schedule_of(config: Config) -> Any:
+    chosen = config.optimizer
+    warmup_steps = int(chosen.warmup * config.steps)
+    return ft.schedules.warmup_cosine_decay_schedule(
+        0.0, chosen.learning_rate, warmup_steps, config.steps, chosen.final_learning_rate
+    )
+
+
+def optimizer_of(config: Config) -> ft.optim.GradientTransformation:
+    chosen = config.optimizer
+    return ft.optim.chain(
+        ft.optim.clip_by_global_norm(chosen.clip_norm),
+        ft.optim.adamw(
+            schedule_of(config),
+            b1=chosen.b1,
+            b2=chosen.b2,
+            weight_decay=chosen.weight_decay,
+            mask=lambda params: ft.tree.map(lambda p: p.ndim >= 2, params),
+        ),
+    )
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of that name; "auto" is cuda where there is one.
+
+    Raises: ValueError if it is cuda and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: expected a CUDA device, and torch sees none; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@torch.no_grad()
+def validation_loss(
+    params: ft.tree.Params, model: gpt2.Config, config: Config, texts: Texts, *, batches: int | None = None
+) -> float:
+    """Compute the mean loss in nats per token over the first `batches` batches of the validation side, or all of it.
+
+    Every token but the first is predicted once, from what precedes it in its window.
+    """
+    windows = ft.data.evaluation_windows(texts.validation, batch=config.batch, context=model.context)
+    stop = len(windows) if batches is None else min(batches, len(windows))
+    loss_fn, sums = loss_of(config, model), []
+    for batch in ft.data.prefetch(windows, 0, stop, device=device_of(config.device)):
+        loss = loss_fn(params, batch, None)
+        sums.append(torch.stack([loss.total, loss.weight]).to(torch.float64))
+    total, weight = torch.stack(sums).sum(0).tolist()
+    return float(total / weight)
+
+
+class FiniteSaves:
+    """A hook that saves a state only after a step that was finite, so that a run can go on from what it finds."""
+
+    def __init__(self, saves: Any, record: Record, show: Show) -> None:
+        self._saves, self._record, self._show = saves, record, show
+
+    def __call__(self, t: int, state: ft.TrainState, metrics: Any) -> None:
+        self.save(t, state)
+
+    def save(self, t: int, state: ft.TrainState) -> None:
+        # the lines of metrics.jsonl up to a checkpoint are on disk before it is
+        self._record.read()
+        if self._record.nonfinite_in_row:
+            self._show.note(f"step {t} is not saved: its loss or gradient is not finite")
+        else:
+            with self._record.aside():
+                self._saves.save(t, state)
