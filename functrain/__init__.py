@@ -3,7 +3,20 @@
     import functrain as ft
 """
 
-from functrain import checkpoint, data, losses, models, nn, optim, random, schedules, train, transforms, tree
+from functrain import (
+    checkpoint,
+    data,
+    generate,
+    losses,
+    models,
+    nn,
+    optim,
+    random,
+    schedules,
+    train,
+    transforms,
+    tree,
+)
 from functrain.losses import Loss
 from functrain.train import TrainState, fit, init_state, train_step
 from functrain.transforms import (
@@ -19,7 +32,7 @@ from functrain.transforms import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "Loss", "Policy", "TrainState", "accumulate", "checkpoint", "compile", "data", "fit", "grad",
+    "Loss", "Policy", "TrainState", "accumulate", "checkpoint", "compile", "data", "fit", "generate", "grad",
     "init_state", "losses", "mixed_precision", "models", "nn", "optim", "random", "schedules", "train", "train_step",
     "transforms", "tree", "value_and_grad", "vmap",
 ]  # fmt: skip
