@@ -27,52 +27,57 @@ class Model(Protocol):
     def apply_cached(self, params: Params, tokens: Tensor, cache: Any, config: Any) -> tuple[Tensor, Any]: ...
 
 
-def greedy(model: Model, params: Params, tokens: Tensor, config: Any, *, steps: int) -> Tensor:
-    """Continue `tokens` (B, T) with the likeliest token, `steps` times, and return all of them, (B, T + steps).
-
-    Equals choosing the largest of `model.apply`'s last logits each time, while the context suffices.
-    """
-    return _extend(model, params, tokens, config, steps, lambda logits, step: torch.argmax(logits, -1))
-
-
-def sample(
+def generate(
     model: Model,
     params: Params,
     tokens: Tensor,
     config: Any,
-    key: Tensor,
+    key: Tensor | None = None,
     *,
     steps: int,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Tensor:
-    """Continue `tokens` (B, T) with tokens drawn by a key, `steps` times, and return all of them, (B, T + steps).
+    """Continue `tokens` (B, T) by `steps` tokens and return all of them, (B, T + steps).
 
     Each is drawn from softmax(logits / temperature), among the `top_k` likeliest tokens, and of these among the fewest
-    that together have probability `top_p`. Row b draws from key b of `key` (B, 2), or of `split(key, B)`; a row with
-    its key alone equals the row in its batch, and more steps begin with the same tokens. `top_k=1` equals `greedy`.
+    that together have probability `top_p`. At temperature 0 it is the likeliest token, and no key is needed: equals
+    choosing the largest of `model.apply`'s last logits each time, while the context suffices; so does `top_k=1`.
+
+    Row b draws from key b of `key` (B, 2), or of `split(key, B)`; a row with its key alone equals the row in its batch,
+    and more steps begin with the same tokens.
 
     Source: Fan et al. 2018 (arXiv:1805.04833) for top_k, Holtzman et al. 2020 (arXiv:1904.09751) for top_p.
-    Raises: ValueError for a temperature of 0 or less, a top_k below 1, a top_p outside (0, 1], another shape of key.
+    Raises: ValueError for an empty prompt, a negative temperature, a top_k below 1, a top_p outside (0, 1], a key that
+    is missing or of another shape; FloatingPointError for logits that are NaN.
     """
-    if not temperature > 0.0:
-        raise ValueError(f"generate.sample: expected a temperature above 0, came {temperature}; 0 is generate.greedy")
+    if tokens.ndim != 2 or tokens.shape[1] < 1:
+        raise ValueError(f"generate: expected a prompt (B, T) of at least one token, came {tuple(tokens.shape)}")
+    if not temperature >= 0.0:
+        raise ValueError(f"generate: expected a temperature of at least 0, came {temperature}")
     if top_k is not None and top_k < 1:
-        raise ValueError(f"generate.sample: expected top_k of at least 1, came {top_k}; None draws among all tokens")
+        raise ValueError(f"generate: expected top_k of at least 1, came {top_k}; None draws among all tokens")
     if top_p is not None and not 0.0 < top_p <= 1.0:
-        raise ValueError(f"generate.sample: expected top_p in (0, 1], came {top_p}; None draws among all tokens")
-    batch = tokens.shape[0]
-    keys = random.split(key, batch) if key.ndim == 1 else key
-    if keys.shape != (batch, 2):
-        raise ValueError(f"generate.sample: expected a key (2,) or {batch} keys ({batch}, 2), came {tuple(key.shape)}")
-
-    points = torch.stack([random.uniform(k, (steps,), torch.float64) for k in keys.unbind()], -1)  # (steps, B)
+        raise ValueError(f"generate: expected top_p in (0, 1], came {top_p}; None draws among all tokens")
+    if temperature == 0.0:
+        return _extend(model, params, tokens, config, steps, lambda logits, step: torch.argmax(logits, -1))
+    points = _points(key, tokens.shape[0], steps)  # (steps, B)
 
     def choose(logits: Tensor, step: int) -> Tensor:
         return _draw(logits.double() / temperature, points[step], top_k, top_p)
 
     return _extend(model, params, tokens, config, steps, choose)
+
+
+def _points(key: Tensor | None, batch: int, steps: int) -> Tensor:
+    if key is None:
+        raise ValueError("generate: drawing needs a key, came None; pass one, or temperature=0 for the likeliest")
+    keys = random.split(key, batch) if key.ndim == 1 else key
+    if keys.shape != (batch, 2):
+        raise ValueError(f"generate: expected a key (2,) or {batch} keys ({batch}, 2), came {tuple(key.shape)}")
+    # all at once: an eager draw is some 120 operations, as many as a small model's step
+    return torch.stack([random.uniform(k, (steps,), torch.float64) for k in keys.unbind()], -1)
 
 
 def _draw(logits: Tensor, point: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
@@ -94,8 +99,6 @@ def _draw(logits: Tensor, point: Tensor, top_k: int | None, top_p: float | None)
 def _extend(
     model: Model, params: Params, tokens: Tensor, config: Any, steps: int, choose: Callable[[Tensor, int], Tensor]
 ) -> Tensor:
-    if tokens.ndim != 2 or tokens.shape[1] < 1:
-        raise ValueError(f"generate: expected a prompt (B, T) of at least one token, came {tuple(tokens.shape)}")
     dtype = tree.leaves(params)[0].dtype
     cache, room = None, 0  # room: tokens that the cache can still read
     unread = tokens[:, -config.context :]

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from functrain import generate, random, tree
+from functrain import random, tree
+from functrain.generate import generate
 from functrain.models import gpt2
 
 PARAMS = draw_params(CONFIG)
@@ -32,7 +33,7 @@ def without_cache(tokens: Tensor, steps: int) -> Tensor:
 @given(seed=st.integers(0, 10**6), prompt=st.integers(1, 30), steps=st.integers(0, 20))
 def test_greedy_with_a_cache_equals_greedy_without(seed: int, prompt: int, steps: int) -> None:
     tokens = draw_tokens(2, prompt, seed)
-    assert torch.equal(generate.greedy(gpt2, PARAMS, tokens, CONFIG, steps=steps), without_cache(tokens, steps))
+    assert torch.equal(generate(gpt2, PARAMS, tokens, CONFIG, steps=steps, temperature=0), without_cache(tokens, steps))
 
 
 def test_greedy_equals_transformers() -> None:
@@ -40,7 +41,7 @@ def test_greedy_equals_transformers() -> None:
     theirs = their_model(PARAMS, CONFIG).generate(
         tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=8, do_sample=False, pad_token_id=0
     )
-    assert torch.equal(generate.greedy(gpt2, PARAMS, tokens, CONFIG, steps=8), theirs)
+    assert torch.equal(generate(gpt2, PARAMS, tokens, CONFIG, steps=8, temperature=0), theirs)
 
 
 @law
@@ -55,12 +56,12 @@ def test_sampling_is_a_function_of_the_key_and_a_row_alone_equals_its_lane(
 ) -> None:
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     tokens, keys = draw_tokens(3, 2, seed), random.split(random.key(seed), 3)
-    text = generate.sample(gpt2, PARAMS, tokens, CONFIG, keys, steps=14, **options)
+    text = generate(gpt2, PARAMS, tokens, CONFIG, keys, steps=14, **options)
     assert torch.equal(text[:, :2], tokens) and text.shape == (3, 16)
-    assert torch.equal(text, generate.sample(gpt2, PARAMS, tokens, CONFIG, random.key(seed), steps=14, **options))
-    assert torch.equal(text[1:2], generate.sample(gpt2, PARAMS, tokens[1:2], CONFIG, keys[1:2], steps=14, **options))
-    assert torch.equal(text[:, :9], generate.sample(gpt2, PARAMS, tokens, CONFIG, keys, steps=7, **options))
-    other = generate.sample(gpt2, PARAMS, tokens, CONFIG, random.key(seed + 1), steps=14, temperature=temperature)
+    assert torch.equal(text, generate(gpt2, PARAMS, tokens, CONFIG, random.key(seed), steps=14, **options))
+    assert torch.equal(text[1:2], generate(gpt2, PARAMS, tokens[1:2], CONFIG, keys[1:2], steps=14, **options))
+    assert torch.equal(text[:, :9], generate(gpt2, PARAMS, tokens, CONFIG, keys, steps=7, **options))
+    other = generate(gpt2, PARAMS, tokens, CONFIG, random.key(seed + 1), steps=14, temperature=temperature)
     assert not torch.equal(text, other)
 
 
@@ -68,8 +69,8 @@ def test_sampling_is_a_function_of_the_key_and_a_row_alone_equals_its_lane(
 @given(seed=st.integers(0, 10**6), narrow=st.sampled_from([{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}]))
 def test_sampling_as_narrow_as_can_be_is_greedy(seed: int, narrow: dict[str, float]) -> None:
     tokens = draw_tokens(2, 3, seed)
-    narrowed = generate.sample(gpt2, PARAMS, tokens, CONFIG, random.key(seed), steps=5, **narrow)
-    assert torch.equal(narrowed, generate.greedy(gpt2, PARAMS, tokens, CONFIG, steps=5))
+    narrowed = generate(gpt2, PARAMS, tokens, CONFIG, random.key(seed), steps=5, **narrow)
+    assert torch.equal(narrowed, generate(gpt2, PARAMS, tokens, CONFIG, steps=5, temperature=0))
 
 
 @law
@@ -94,7 +95,7 @@ def test_the_distribution_equals_transformers(
     with pytest.MonkeyPatch.context() as patch:
         spread = iter((torch.arange(points, dtype=torch.float64)[:, None] + 0.5) / points)
         patch.setattr(random, "uniform", lambda key, shape, dtype: next(spread))
-        text = generate.sample(
+        text = generate(
             Fixed, [logits], torch.zeros(points, 1, dtype=torch.int64), CONFIG, random.key(0),
             steps=1, temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
@@ -112,25 +113,27 @@ def test_generation_leaves_the_prompt_and_gradients_alone() -> None:
     tokens = draw_tokens(2, 3)
     before = tokens.clone()
     params = tree.map(lambda leaf: leaf.clone().requires_grad_(), PARAMS)
-    text = generate.greedy(gpt2, params, tokens, CONFIG, steps=2)
+    text = generate(gpt2, params, tokens, CONFIG, steps=2, temperature=0)
     assert torch.equal(tokens, before) and not text.requires_grad and text.dtype == tokens.dtype
-    half = generate.greedy(gpt2, tree.cast(PARAMS, torch.bfloat16), tokens, CONFIG, steps=2)
+    half = generate(gpt2, tree.cast(PARAMS, torch.bfloat16), tokens, CONFIG, steps=2, temperature=0)
     assert half.shape == (2, 5)
 
 
 def test_what_cannot_be_generated_is_named() -> None:
     tokens, key = draw_tokens(2, 3), random.key(0)
     for change, message in [
-        ({"temperature": 0.0}, "above 0, came 0.0; 0 is generate.greedy"),
+        ({"temperature": -1.0}, "temperature of at least 0, came -1.0"),
         ({"top_k": 0}, "top_k of at least 1, came 0"),
         ({"top_p": 0.0}, r"top_p in \(0, 1\], came 0.0"),
     ]:
         with pytest.raises(ValueError, match=message):
-            generate.sample(gpt2, PARAMS, tokens, CONFIG, key, steps=1, **change)
+            generate(gpt2, PARAMS, tokens, CONFIG, key, steps=1, **change)
     with pytest.raises(ValueError, match=r"a key \(2,\) or 2 keys \(2, 2\), came \(3, 2\)"):
-        generate.sample(gpt2, PARAMS, tokens, CONFIG, random.split(key, 3), steps=1)
+        generate(gpt2, PARAMS, tokens, CONFIG, random.split(key, 3), steps=1)
     with pytest.raises(ValueError, match=r"at least one token, came \(2, 0\)"):
-        generate.greedy(gpt2, PARAMS, tokens[:, :0], CONFIG, steps=1)
+        generate(gpt2, PARAMS, tokens[:, :0], CONFIG, steps=1, temperature=0)
+    with pytest.raises(ValueError, match="needs a key, came None; pass one, or temperature=0"):
+        generate(gpt2, PARAMS, tokens, CONFIG, steps=1)
     broken = tree.set_at(PARAMS, "blocks/1/mlp/up/bias", PARAMS["blocks"][1]["mlp"]["up"]["bias"] * torch.nan)
     with pytest.raises(FloatingPointError, match="logits are NaN"):
-        generate.greedy(gpt2, broken, tokens, CONFIG, steps=1)
+        generate(gpt2, broken, tokens, CONFIG, steps=1, temperature=0)
