@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import random
@@ -141,6 +142,49 @@ def test_a_failing_disk_is_told_and_leaves_nothing(
     assert_same(small(2), checkpoint.load(checkpoint.save(tmp_path / "b", small(2))))
 
 
+def test_a_disk_that_cannot_be_read_is_told_and_an_older_checkpoint_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = checkpoint.every(1, tmp_path)
+    for t in (1, 2):
+        hook.save(t, small(t))
+    bad = (tmp_path / "checkpoints" / "step-00000002" / "tensors.safetensors").stat().st_ino
+    readv = os.readv
+
+    def failing(fd: int, rooms: list[memoryview]) -> int:
+        if os.fstat(fd).st_ino == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return readv(fd, rooms)
+
+    monkeypatch.setattr(os, "readv", failing)
+    with pytest.raises(checkpoint.StorageError, match="Input/output error"):
+        checkpoint.load(tmp_path / "checkpoints" / "step-00000002")
+    assert checkpoint.latest(tmp_path) == tmp_path / "checkpoints" / "step-00000001"
+
+
+def test_a_folder_below_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(checkpoint.StorageError, match="a folder that can be written"):
+        checkpoint.save(tmp_path / "file" / "c", small(1))
+
+
+def test_a_target_that_comes_into_being_meanwhile_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def late(old: Path, new: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        checkpoint.save(new, small(1))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(checkpoint.ExistsError, match="one that exists"):
+        checkpoint.save(tmp_path / "c", small(2))
+    assert_same(small(1), checkpoint.load(tmp_path / "c"))
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
 def test_a_full_disk_is_told_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -169,6 +213,7 @@ def test_saving_and_loading_leave_no_open_file(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
     cycle(0)
+    gc.collect()  # the locks of earlier tests
     before = len(os.listdir("/proc/self/fd"))
     for i in range(30):
         cycle(i)

@@ -61,6 +61,8 @@ def test_every_refuses_what_is_no_number_of_steps(n: object, tmp_path: Path) -> 
         checkpoint.every(n, tmp_path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="None keeps all"):
         checkpoint.every(1, tmp_path, keep_last=0)
+    with pytest.raises(ValueError, match="steps done, came -1"):
+        checkpoint.every(1, tmp_path).save(-1, small(1))
 
 
 def damage(run: Path, step: int) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import logging
+import operator
 import os
 import re
 import secrets
@@ -57,10 +58,10 @@ def latest(run: Run) -> Path | None:
 
 
 def _fault(path: Path) -> CheckpointError | None:
-    """What is broken in a checkpoint. That this functrain is too old to read it, or may not, is raised instead."""
+    """What is broken in a checkpoint. That this functrain is too old to read it is raised instead."""
     try:
         verify(path)
-    except (IntegrityError, HeaderError, MissingError) as fault:
+    except (IntegrityError, HeaderError, MissingError, StorageError) as fault:
         return fault
     return None
 
@@ -102,6 +103,8 @@ class Every:
 
         A step that this hook saved last is not saved again: the end of a loop may fall on an n-th step.
         """
+        if operator.index(t) < 0:
+            raise ValueError(f"checkpoint.every: expected a number of steps done, came {t}")
         target = self._folder / f"step-{t:08d}"
         if t == self._saved:
             return self._run / "checkpoints" / target.name

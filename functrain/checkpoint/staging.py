@@ -47,7 +47,8 @@ def staged(target: Path) -> Iterator[Path]:
 
 
 def _told(error: OSError, target: Path) -> ExistsError | StorageError:
-    if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+    taken = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # what rename says of a target that has come into being
+    if error.errno in taken and os.path.lexists(target):
         return ExistsError(target, expected="no such folder yet", came="one that exists", way_out="choose another name")
     if error.errno == errno.ENOSPC:
         free = shutil.disk_usage(target.parent).free

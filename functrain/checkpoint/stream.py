@@ -121,12 +121,19 @@ class Source:
             chunk = room[at : at + CHUNK_BYTES]
             got = 0
             while got < len(chunk):
-                count = os.readv(self._fd, [chunk[got:]])
+                count = self._readv(chunk[got:])
                 if count == 0:
                     raise changed(self._path, f"{self.size_bytes} bytes", "fewer: it shrank while it was read")
                 got += count
             if self._record is not None:
                 self._digest.update(chunk)
+
+    def _readv(self, room: memoryview) -> int:
+        try:
+            return os.readv(self._fd, [room])
+        except OSError as error:
+            way_out = "check the disk; use an older checkpoint or a copy of this one"
+            raise StorageError(self._path, expected="bytes", came=str(error), way_out=way_out) from error
 
     def skip(self, count: int) -> None:
         """Pass over `count` bytes, which are hashed all the same."""
