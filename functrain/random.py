@@ -255,9 +255,9 @@ def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
 # ---- the hash ---------------------------------------------------------------------------------------------------
 
 # Eager threefry makes 110 passes over its tensors. Over the whole draw they cost 350 ns an element in memory traffic,
-# over blocks that stay in the cache 15. On the CPU a block is as large as torch still computes in the calling thread:
-# on two threads its 110 barriers save a third at best, and on a busy machine each may wait for a time slice, up to
-# 6000 ns an element. On other devices it is large enough to hide the launches.
+# over blocks that stay in the cache 20. On the CPU a block is as large as torch still computes in the calling thread:
+# on two threads its 110 barriers save a third at best, and on a busy machine each waits for a time slice, 5 to 30 times
+# the whole. On other devices it is large enough to hide the launches.
 _CPU_BLOCK, _DEVICE_BLOCK = 1 << 15, 1 << 22
 
 
