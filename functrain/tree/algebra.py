@@ -1,0 +1,133 @@
+"""Trees of tensors as vectors: sums, products, norms. Leaf by leaf, so that all of it also runs under vmap."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from functrain.tree.flattening import flatten, leaves, paths
+from functrain.tree.mapping import each, leaves_like, map
+from functrain.tree.nodes import Tree
+
+
+def add(a: Tree, b: Tree) -> Tree:
+    """Return a + b."""
+    return map(torch.add, a, b)
+
+
+def sub(a: Tree, b: Tree) -> Tree:
+    """Return a - b."""
+    return map(torch.sub, a, b)
+
+
+def mul(a: Tree, b: Tree) -> Tree:
+    """Return a * b, leaf by leaf."""
+    return map(torch.mul, a, b)
+
+
+def scale(scalar: float | Tensor, tree: Tree) -> Tree:
+    """Return scalar * tree; floating-point leaves keep their dtype.
+
+    Shapes: a tensor `scalar` is ().
+    """
+    _check_scalar("scale", scalar)
+    return map(lambda leaf: _times(scalar, leaf), tree)
+
+
+def add_scale(a: Tree, scalar: float | Tensor, b: Tree) -> Tree:
+    """Return a + scalar * b; where both are floating-point, the dtype is that of a + b.
+
+    Shapes: a tensor `scalar` is ().
+    """
+    _check_scalar("add_scale", scalar)
+    return map(lambda x, y: x + _times(scalar, y), a, b)
+
+
+def vdot(a: Tree, b: Tree) -> Tensor:
+    """Return the sum over all elements of conj(a) * b, a () tensor, at least float32.
+
+    Raises: ValueError, with the path in a note, for leaves of two shapes.
+    """
+    first, structure = flatten(a)
+    return _total(each(_product, [first, leaves_like(a, structure, b)], a))
+
+
+def norm(tree: Tree) -> Tensor:
+    """Return the Euclidean norm of all elements together, a () tensor, at least float32."""
+    return torch.sqrt(_total(each(_squares, [leaves(tree)], tree)))
+
+
+def where(condition: Tensor, a: Tree, b: Tree) -> Tree:
+    """Return a where the tensor `condition` is true and b elsewhere; traced, never read by the host.
+
+    Shapes: `condition` is () or broadcasts with every leaf.
+    """
+    if not isinstance(condition, Tensor) or condition.dtype != torch.bool:
+        came = condition.dtype if isinstance(condition, Tensor) else type(condition).__name__
+        raise TypeError(f"where: expected a condition of dtype torch.bool, came {came}; compare first, or use `if`")
+    return map(lambda x, y: torch.where(condition, x, y), a, b)
+
+
+def allclose(a: Tree, b: Tree, *, rtol: float = 1e-5, atol: float = 1e-8) -> bool:
+    """Tell whether all tensors are close, NaN equal to NaN, and other leaves equal; reads the result to the host.
+
+    Tensors of other shapes are not close. Raises: ValueError naming the paths when the structures differ; TypeError
+    naming the path of tensors of two dtypes.
+    """
+    first, structure = flatten(a)
+    pairs = list(zip(first, leaves_like(a, structure, b), strict=True))
+    for i, (x, y) in enumerate(pairs):
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype != y.dtype:
+            raise TypeError(f"allclose: {paths(a)[i]}: expected {x.dtype} in both, came {y.dtype}; use tree.cast first")
+    return all(_close(x, y, rtol, atol) for x, y in pairs)
+
+
+def _close(x: object, y: object, rtol: float, atol: float) -> bool:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x.shape == y.shape and torch.allclose(x, y, rtol=rtol, atol=atol, equal_nan=True)
+    return type(x) is type(y) and x == y
+
+
+def _times(scalar: float | Tensor, leaf: Tensor) -> Tensor:
+    product = leaf * scalar
+    if isinstance(scalar, Tensor) and leaf.is_floating_point() and scalar.is_floating_point():
+        # torch lets a () scalar decide the dtype when the leaf is () too
+        return product.to(leaf.dtype)
+    return product
+
+
+def _check_scalar(what: str, scalar: float | Tensor) -> None:
+    if isinstance(scalar, Tensor) and scalar.dim() != 0:
+        raise ValueError(f"{what}: expected a scalar of shape (), came {tuple(scalar.shape)}; use tree.map instead")
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    x, y = _wide(x), _wide(y)
+    if x.shape != y.shape:
+        raise ValueError(f"vdot: expected one shape, came {tuple(x.shape)} and {tuple(y.shape)}; expand one")
+    return torch.sum(x.conj() * y)
+
+
+def _squares(leaf: Tensor) -> Tensor:
+    leaf = _wide(leaf)
+    return torch.sum(leaf.real**2 + leaf.imag**2) if leaf.is_complex() else torch.sum(leaf * leaf)
+
+
+def _wide(leaf: Tensor) -> Tensor:
+    # float32: a bfloat16 sum of a million squares stops growing at about 256 times a term, and int8 wraps at 12 * 12
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"expected a tensor, came {leaf!r}; take it out with tree.partition")
+    if leaf.dtype in (torch.float32, torch.float64, torch.complex64, torch.complex128):
+        return leaf
+    return leaf.to(torch.complex64) if leaf.is_complex() else leaf.float()
+
+
+def _total(terms: list[Tensor]) -> Tensor:
+    if not terms:
+        return torch.zeros(())
+    if len({term.dtype for term in terms}) > 1:
+        dtype = functools.reduce(torch.promote_types, [term.dtype for term in terms])
+        terms = [term.to(dtype) for term in terms]
+    return torch.stack(terms).sum()

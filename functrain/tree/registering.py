@@ -1,0 +1,62 @@
+"""Dataclasses as nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, dataclass_transform, overload
+
+import optree
+
+from functrain.tree.nodes import NAMESPACE
+
+T = TypeVar("T")
+
+
+def register_dataclass(cls: type[T], *, static: Sequence[str] = ()) -> type[T]:
+    """Make a dataclass a tree node: its fields are children, those named in `static` are part of the structure.
+
+    Static fields must have == and, to key a compiled program, a hash. A tree puts the class together again without
+    `__init__` and `__post_init__`, because its leaves may be anything: gradients, booleans, None.
+    Raises: TypeError when `cls` is no dataclass; ValueError for a static name that is no field, and for a class that
+    is a node already.
+    """
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise TypeError(f"register_dataclass: expected a dataclass, came {cls!r}; use @tree.dataclass")
+    if isinstance(static, str):
+        raise TypeError(f"register_dataclass: expected static names, came {static!r}; write ({static!r},)")
+    names = [field.name for field in dataclasses.fields(cls)]
+    unknown = [name for name in static if name not in names]
+    if unknown:
+        raise ValueError(f"register_dataclass: {cls.__name__} has no field {unknown}; its fields are {names}")
+    if optree.register_pytree_node.get(cls, namespace=NAMESPACE) is not None:
+        raise ValueError(f"register_dataclass: {cls.__name__} is a tree node already; register it once")
+    dynamic = tuple(name for name in names if name not in static)
+    fixed = tuple(static)
+
+    def to_children(node: T) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[str, ...]]:
+        return tuple([getattr(node, n) for n in dynamic]), tuple([getattr(node, n) for n in fixed]), dynamic
+
+    def from_children(metadata: tuple[Any, ...], children: Iterable[Any]) -> T:
+        new = object.__new__(cls)
+        for name, value in zip(dynamic + fixed, (*children, *metadata), strict=True):
+            object.__setattr__(new, name, value)  # the class may be frozen
+        return new
+
+    optree.register_pytree_node(cls, to_children, from_children, namespace=NAMESPACE)  # type: ignore
+    return cls
+
+
+@overload
+@dataclass_transform(frozen_default=True)
+def dataclass(cls: type[T]) -> type[T]: ...
+@overload
+@dataclass_transform(frozen_default=True)
+def dataclass(*, static: Sequence[str] = ()) -> Callable[[type[T]], type[T]]: ...
+def dataclass(cls: type[T] | None = None, *, static: Sequence[str] = ()) -> Any:
+    """Decorate a class as a frozen dataclass that is a tree node; see `register_dataclass`."""
+
+    def decorate(inner: type[T]) -> type[T]:
+        return register_dataclass(dataclasses.dataclass(frozen=True)(inner), static=static)
+
+    return decorate if cls is None else decorate(cls)
