@@ -201,10 +201,15 @@ def at_random(folder: Path) -> dict[str, int]:
     step = 0
     for _ in range(KILLS):
         pid = forked(functools.partial(save_steps, folder, step + 1, step + 10_000, folder / "said"))
-        time.sleep(moments.uniform(0.0, 0.15))
+        enough = step + moments.randrange(4)
+        while newest_said(folder / "said") < enough:
+            time.sleep(0.0005)
+        time.sleep(moments.uniform(0.0, 0.02))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         step = check(folder, newest_said(folder / "said"))
+        with (folder / "said").open("a") as said:  # what was saved and not yet said
+            said.write(f"{step}\n")
     return {"kills": KILLS, "steps": step}
 
 

@@ -49,7 +49,9 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def memory(tensor: Tensor) -> memoryview:
     """Return the bytes of a contiguous CPU tensor, to read or to fill."""
-    view: Any = tensor.reshape(-1).view(torch.uint8).numpy()  # numpy's stubs do not say that an array is a buffer
+    # a contiguous tensor of one element may have any stride, of which `view` complains
+    row = tensor.as_strided((tensor.numel(),), (1,))
+    view: Any = row.view(torch.uint8).numpy()  # numpy's stubs do not say that an array is a buffer
     return memoryview(view)
 
 
