@@ -19,8 +19,8 @@ def accumulate(grad_fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
     Shapes: every batch leaf is (B, ...); the slices have B // parts rows, the first B % parts one more.
     Raises: ValueError for parts < 1 or more parts than rows, and naming a leaf whose first dimension is not B.
     """
-    if parts < 1:
-        raise ValueError(f"accumulate: expected parts >= 1, came {parts}")
+    if not isinstance(parts, int) or parts < 1:
+        raise ValueError(f"accumulate: expected parts >= 1, came {parts!r}")
     if parts == 1:
         return grad_fn
 
@@ -43,12 +43,19 @@ def _accumulator(grad: torch.Tensor) -> torch.Tensor:
 
 
 def _cuts(batch: Any, parts: int) -> list[slice]:
-    sizes = {path: leaf.shape[0] if leaf.dim() else None for path, leaf in tree.items(batch)}
-    size = next(iter(sizes.values()), None)
+    sizes = {path: _rows(path, leaf) for path, leaf in tree.items(batch)}
+    size = next(iter(sizes.values()), 0)
     for path, rows in sizes.items():
-        if rows is None or rows != size:
-            raise ValueError(f"accumulate: {path}: expected {size} rows as the first leaf has, came {rows or 'no rows'}")
-    if size is None or parts > size:
+        if rows != size:
+            raise ValueError(f"accumulate: {path}: expected {size} rows as the first leaf has, came {rows}")
+    if parts > size:
         raise ValueError(f"accumulate: expected at most one part a row, came {parts} parts of {size} rows")
     edges = [i * (size // parts) + min(i, size % parts) for i in range(parts + 1)]
     return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _rows(path: str, leaf: Any) -> int:
+    if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0:
+        came = "a tensor of shape ()" if isinstance(leaf, torch.Tensor) else f"{type(leaf).__name__} {leaf!r}"
+        raise ValueError(f"accumulate: {path}: expected a tensor of (B, ...) to cut in parts, came {came}")
+    return leaf.shape[0]

@@ -1,0 +1,152 @@
+"""Laws of accumulate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import functrain as ft
+from functrain import tree
+
+law = settings(deadline=None, derandomize=True, max_examples=40)
+KEY = ft.random.key(0)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def squares(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+    errors = torch.tanh(batch["x"] @ params["w"] + params["b"]) - batch["y"]  # (B,)
+    mask = batch["mask"].to(errors.dtype)
+    return ft.Loss(torch.sum(mask * errors**2), torch.sum(mask), {"absolute": torch.sum(mask * errors.abs())})
+
+
+def problem(seed: int, rows: int) -> tuple[Any, Any]:
+    params = {"w": draw(seed, 3), "b": draw(seed + 1)}
+    mask = torch.randint(0, 2, (rows,), generator=torch.Generator().manual_seed(seed))
+    return params, {"x": draw(seed + 2, rows, 3), "y": draw(seed + 3, rows), "mask": mask}
+
+
+def assert_close(a: Any, b: Any) -> None:
+    # sums of at most 12 terms of size about 10 in another order: 12 * 10 * 2**-53 = 1.4e-14
+    tree.map(lambda x, y: torch.testing.assert_close(x, y, rtol=1e-13, atol=1e-13), a, b)
+
+
+@law
+@given(seed=st.integers(0, 10**6), data=st.data(), rows=st.integers(1, 12))
+def test_accumulate_equals_the_whole_batch(seed: int, data: Any, rows: int) -> None:
+    parts = data.draw(st.integers(1, rows))
+    params, batch = problem(seed, rows)
+    batch["mask"] = torch.tensor(data.draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=rows, max_size=rows)))
+    grad_fn = ft.value_and_grad(squares)
+    got = ft.accumulate(grad_fn, parts)(params, batch, KEY)
+    assert isinstance(got[0], ft.Loss)
+    assert_close(got, grad_fn(params, batch, KEY))
+
+
+@law
+@given(rows=st.integers(1, 12), data=st.data())
+def test_parts_are_the_rows_in_order_and_as_equal_as_can_be(rows: int, data: Any) -> None:
+    parts = data.draw(st.integers(2, rows)) if rows > 1 else 1
+    seen: list[list[int]] = []
+
+    def fn(params: Tensor, batch: Tensor, key: Tensor) -> Tensor:
+        seen.append(batch.tolist())
+        return torch.sum(params * batch)
+
+    ft.accumulate(ft.value_and_grad(fn), parts)(torch.ones(()), torch.arange(rows), KEY)
+    assert sum(seen, []) == list(range(rows)) and len(seen) == parts
+    sizes = [len(part) for part in seen]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] - sizes[-1] <= 1
+
+
+def test_one_part_is_the_function_itself() -> None:
+    grad_fn = ft.value_and_grad(squares)
+    assert ft.accumulate(grad_fn, 1) is grad_fn
+
+
+def test_part_i_draws_from_the_key_folded_with_i() -> None:
+    keys: list[Tensor] = []
+
+    def fn(params: Tensor, batch: Tensor, key: Tensor) -> Tensor:
+        keys.append(key)
+        return torch.sum(params * batch)
+
+    ft.accumulate(ft.value_and_grad(fn), 3)(torch.ones(()), torch.ones(5), KEY)
+    assert all(torch.equal(key, ft.random.fold_in(KEY, i)) for i, key in enumerate(keys)) and len(keys) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gradients_are_added_in_float32(dtype: torch.dtype) -> None:
+    def fn(params: Tensor, batch: Tensor, key: Tensor) -> Tensor:
+        return torch.sum(params * batch)
+
+    # 2**12 + 1 - 2**12 = 1, but next to 2**12 both half precisions have steps of 4 or more, so that a sum kept in
+    # them would forget the ones: 2**12 + 7 * 1 - 2**12 would be 0
+    batch = torch.tensor([4096.0] + [1.0] * 7 + [-4096.0], dtype=dtype)
+    _, grads = ft.accumulate(ft.value_and_grad(fn), 9)(torch.ones((), dtype=dtype), batch, KEY)
+    assert grads.dtype == dtype and grads.item() == 7.0
+
+
+def test_accumulate_is_pure_and_keeps_no_graph() -> None:
+    params, batch = problem(0, 5)
+    before = tree.map(torch.clone, (params, batch))
+    fn = ft.accumulate(ft.value_and_grad(squares), 2)
+    first, second = fn(params, batch, KEY), fn(params, batch, KEY)
+    same = tree.map(torch.equal, (first, params, batch), (second, *before))
+    assert all(tree.leaves(same)) and not any(leaf.requires_grad for leaf in tree.leaves(first))
+
+
+def test_accumulate_composes_with_vmap_and_grad() -> None:
+    params, batch = problem(0, 5)
+    whole, parts = (ft.accumulate(ft.value_and_grad(squares), n) for n in (1, 3))
+    both = tree.map(lambda leaf: torch.stack([leaf, 2 * leaf]), params)
+    mapped = [ft.vmap(fn, in_dims=(0, None, None))(both, batch, KEY) for fn in (parts, whole)]
+    assert_close(*mapped)
+    second = [ft.grad(lambda p, fn=fn: tree.norm(fn(p, batch, KEY)[1]))(params) for fn in (parts, whole)]
+    assert_close(*second)
+
+
+def test_train_step_equals_the_whole_batch_for_every_number_of_parts() -> None:
+    params, batch = problem(0, 7)
+    optimizer = ft.optim.sgd(0.1)
+    state = ft.init_state(params, optimizer, key=KEY)
+    whole, metrics = ft.train_step(squares, optimizer)(state, batch)
+    for parts in range(2, 8):
+        got, measured = ft.train_step(squares, optimizer, accumulate=parts)(state, batch)
+        assert_close((got.params, measured), (whole.params, metrics))
+
+
+@pytest.mark.parametrize("parts", [0, -1, 2.0, "2"])
+def test_parts_below_one_or_no_integer_are_refused(parts: Any) -> None:
+    with pytest.raises(ValueError, match=f"accumulate: expected parts >= 1, came {parts!r}"):
+        ft.accumulate(ft.value_and_grad(squares), parts)
+
+
+def test_more_parts_than_rows_are_refused() -> None:
+    params, batch = problem(0, 3)
+    with pytest.raises(ValueError, match="came 4 parts of 3 rows"):
+        ft.accumulate(ft.value_and_grad(squares), 4)(params, batch, KEY)
+    with pytest.raises(ValueError, match="came 2 parts of 0 rows"):
+        ft.accumulate(ft.value_and_grad(squares), 2)(params, {}, KEY)
+
+
+BAD: list[tuple[Any, str]] = [
+    (torch.ones(4), "y: expected 3 rows as the first leaf has, came 4"),
+    (torch.ones(0), "y: expected 3 rows as the first leaf has, came 0"),
+    (torch.ones(()), r"y: expected a tensor of \(B, ...\) to cut in parts, came a tensor of shape \(\)"),
+    ("text", r"y: expected a tensor of \(B, ...\) to cut in parts, came str 'text'"),
+]
+
+
+@pytest.mark.parametrize(("leaf", "message"), BAD)
+def test_a_leaf_with_another_first_dimension_is_named(leaf: Any, message: str) -> None:
+    params, batch = problem(0, 3)
+    with pytest.raises(ValueError, match=f"accumulate: {message}"):
+        ft.accumulate(ft.value_and_grad(squares), 2)(params, batch | {"y": leaf}, KEY)
