@@ -34,7 +34,11 @@ def mixed_precision(fn: Callable[..., Any], policy: Policy) -> Callable[..., Any
 
     Gradients reach the arguments in the arguments' own dtypes, because a cast is differentiable: parameters kept in
     float32 are float32 master copies.
+
+    Raises: TypeError when `policy` is no Policy.
     """
+    if not isinstance(policy, Policy):
+        raise TypeError(f"mixed_precision: expected a Policy, came {policy!r}; for one dtype, Policy(compute=dtype)")
 
     @wraps(fn)
     def in_precision(*args: Any, **kwargs: Any) -> Any:

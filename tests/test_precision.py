@@ -1,0 +1,131 @@
+"""Laws of mixed_precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import functrain as ft
+from functrain import tree
+
+law = settings(deadline=None, derandomize=True, max_examples=20)
+HALF = [torch.bfloat16, torch.float16]
+FLOATS = [*HALF, torch.float32, torch.float64]
+KEY = ft.random.key(0)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@law
+@given(kept=st.sampled_from(FLOATS), compute=st.sampled_from(FLOATS), output=st.sampled_from(FLOATS))
+def test_casts_on_the_way_in_and_out_and_gradients_keep_their_dtype(
+    kept: torch.dtype, compute: torch.dtype, output: torch.dtype
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def fn(params: Any, batch: Any, *, scale: Tensor) -> ft.Loss:
+        seen.update(params=params["w"].dtype, x=batch["x"].dtype, ids=batch["ids"], scale=scale.dtype, text=batch["t"])
+        value = torch.sum(params["w"][batch["ids"]] * batch["x"] * scale)
+        return ft.Loss(value, torch.ones(()), {"count": torch.tensor(3)})
+
+    ids = torch.tensor([0, 2])
+    policy = ft.Policy(compute=compute, output=output)
+    args = {"w": draw(0, 3).to(kept)}, {"x": draw(1, 2), "ids": ids, "t": "text"}
+    loss, grads = ft.value_and_grad(ft.mixed_precision(fn, policy))(*args, scale=torch.ones(()))
+    assert (seen["params"], seen["x"], seen["scale"]) == (compute, compute, compute)
+    assert seen["ids"] is ids and seen["text"] == "text"
+    assert isinstance(loss, ft.Loss) and loss.total.dtype == loss.weight.dtype == output
+    assert loss.metrics["count"].dtype == torch.int64
+    assert grads["w"].dtype == kept
+
+
+@pytest.mark.parametrize("compute", HALF)
+def test_gradients_equal_those_of_casting_by_hand(compute: torch.dtype) -> None:
+    def fn(w: Tensor, x: Tensor) -> Tensor:
+        return torch.sum(torch.tanh(x @ w) ** 2)
+
+    w, x = draw(0, 4, 3), draw(1, 5, 4)
+    value, grads = ft.value_and_grad(ft.mixed_precision(fn, ft.Policy(compute=compute)))(w, x)
+    leaf = w.to(compute).requires_grad_()
+    expected = fn(leaf, x.to(compute))
+    (by_hand,) = torch.autograd.grad(expected, leaf)
+    assert torch.equal(value, expected.detach().float()) and torch.equal(grads, by_hand.float())
+
+
+def test_the_same_dtype_changes_no_bit() -> None:
+    def fn(w: Tensor, x: Tensor) -> Tensor:
+        return torch.mean(torch.tanh(x @ w) ** 2)
+
+    w, x = draw(0, 4, 3), draw(1, 5, 4)
+    plain = ft.value_and_grad(fn)(w, x)
+    policy = ft.Policy(compute=torch.float32)
+    assert all(tree.leaves(tree.map(torch.equal, ft.value_and_grad(ft.mixed_precision(fn, policy))(w, x), plain)))
+
+
+def test_composes_with_vmap_and_grad_of_grad() -> None:
+    fn = ft.mixed_precision(lambda w: torch.sum(w**3), ft.Policy(compute=torch.bfloat16))
+    w = torch.tensor([[1.0, 2.0], [-3.0, 0.5]])
+    # small integers and halves: every product is a bfloat16
+    assert torch.equal(ft.vmap(ft.grad(fn))(w), 3 * w**2)
+    assert torch.equal(ft.grad(lambda w: torch.sum(ft.grad(fn)(w)))(w), 6 * w)
+
+
+def test_a_key_and_its_bits_are_not_touched() -> None:
+    fn = ft.mixed_precision(lambda key: (key, ft.random.bits(key, (3,))), ft.Policy(compute=torch.bfloat16))
+    key, bits = fn(KEY)
+    assert key is KEY and torch.equal(bits, ft.random.bits(KEY, (3,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.bool, "bfloat16", None])
+@pytest.mark.parametrize("name", ["compute", "output"])
+def test_a_policy_of_no_floating_point_dtype_is_refused(name: str, dtype: Any) -> None:
+    with pytest.raises(TypeError, match=f"Policy: {name}: expected a floating-point torch.dtype, came "):
+        ft.Policy(**({"compute": torch.bfloat16} | {name: dtype}))
+
+
+def test_a_policy_is_frozen_and_keyword_only() -> None:
+    policy = ft.Policy(compute=torch.bfloat16)
+    assert policy.output == torch.float32
+    with pytest.raises(AttributeError):
+        policy.compute = torch.float16  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        ft.Policy(torch.bfloat16)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("policy", [torch.bfloat16, "bfloat16", None])
+def test_a_dtype_for_a_policy_is_refused(policy: Any) -> None:
+    with pytest.raises(TypeError, match=r"mixed_precision: expected a Policy, came .*Policy\(compute=dtype\)"):
+        ft.mixed_precision(torch.sum, policy)
+
+
+def masked(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+    errors = torch.tanh(batch["x"] @ params["w"]) @ params["v"] - batch["y"]  # (B,)
+    mask = batch["mask"].to(errors.dtype)
+    return ft.Loss(torch.sum(mask * errors**2), torch.sum(mask), {"absolute": torch.sum(mask * errors.abs())})
+
+
+def test_a_training_step_in_bfloat16_over_parts_is_close_to_float32() -> None:
+    params = {"w": draw(0, 4, 8), "v": draw(1, 8)}
+    batch = {"x": draw(2, 7, 4), "y": draw(3, 7), "mask": torch.tensor([1, 0, 1, 1, 1, 0, 1])}
+    optimizer = ft.optim.sgd(0.01)
+    state = ft.init_state(params, optimizer, key=KEY)
+    low = ft.mixed_precision(masked, ft.Policy(compute=torch.bfloat16))
+    wide, expected = ft.train_step(masked, optimizer)(state, batch)
+    for parts in (1, 2, 3):
+        new, metrics = ft.train_step(low, optimizer, accumulate=parts)(state, batch)
+        assert all(leaf.dtype == torch.float32 for leaf in tree.leaves(new.params))
+        assert all(torch.isfinite(value) and value.dtype == torch.float32 for value in metrics.values())
+        assert torch.equal(metrics["weight"], torch.tensor(5.0))
+        for name in ("loss", "absolute", "grad_norm"):
+            # about ten operations in a row, each rounded by 2**-9 = 0.2%, on errors that lose at most a bit by
+            # cancellation and are squared
+            torch.testing.assert_close(metrics[name], expected[name], rtol=0.05, atol=0)
+        moved = tree.norm(tree.sub(wide.params, params))
+        assert tree.norm(tree.sub(new.params, wide.params)) < 0.05 * moved
