@@ -25,25 +25,29 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
 
     `fn` returns a () tensor, or `(tensor, aux)` with `has_aux`, or a `Loss`, whose total is differentiated. With a
     tuple of argnums the gradients are a tuple. A leaf that the value does not depend on has a zero gradient.
-    Equals `jax.value_and_grad`.
+    Equals `jax.value_and_grad`; a complex leaf's gradient is torch's, the conjugate of JAX's.
 
     Raises: TypeError naming the path of a leaf that is no floating-point tensor, and for a result that is no scalar;
-    ValueError when the result does not depend on any leaf, or on a differentiated tensor that is no argument.
+    ValueError for argnums that name no positional argument, or one twice, and when the result does not depend on any
+    leaf, or depends on a differentiated tensor that is no argument.
     """
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     compiled: list[Callable[..., Any]] = []
 
     @wraps(fn)
     def value_and_grad_of(*args: Any, **kwargs: Any) -> Any:
+        _check_positions(positions, args)
         chosen = tuple(args[i] for i in positions)
         leaves, structure = tree.flatten(chosen)
         _check_leaves(chosen, leaves)
         if engine.nested() or (torch.is_grad_enabled() and _any_differentiated(args, kwargs)):
-            called, result, grads = _by_functorch(fn, positions, has_aux, args, kwargs)
+            result, grads = _by_functorch(fn, positions, has_aux, args, kwargs, leaves, structure)
         else:
             if engine.piecewise and not compiled:
                 compiled.append(inductor.compile_differentiable(_forgetting_blocks(fn)))
             called = compiled[0] if engine.piecewise else fn
+            if _any_differentiated(args, kwargs):  # under no_grad, where nobody asks for their gradients
+                args, kwargs = tree.map(_detach, (args, kwargs))
             result, grads = _by_autograd(called, positions, has_aux, args, kwargs, leaves, structure)
         return result, (grads[0] if isinstance(argnums, int) else grads)
 
@@ -98,21 +102,27 @@ def _by_autograd(
 
 
 def _by_functorch(
-    fn: Callable[..., Any], positions: Sequence[int], has_aux: bool, args: Any, kwargs: Any
-) -> tuple[Any, Any, Any]:
-    def scalar_of(chosen: tuple[Any, ...]) -> tuple[Tensor, Any]:
-        result = fn(*_replace(args, positions, chosen), **kwargs)
+    fn: Callable[..., Any], positions: Sequence[int], has_aux: bool, args: Any, kwargs: Any, leaves: Any, structure: Any
+) -> tuple[Any, Any]:
+    found: list[Any] = []
+
+    # flat lists of tensors in and out, because torch.func walks trees by torch's own registry, not by ours
+    def scalar_of(leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        result = fn(*_replace(args, positions, tree.unflatten(structure, leaves)), **kwargs)
         value = _scalar(result, has_aux)
         if not torch.compiler.is_compiling() and not value.requires_grad:
             raise _unreached()
-        return value, result
+        found.extend(tree.flatten(result))
+        return value, [leaf for leaf in found[0] if isinstance(leaf, Tensor)]
 
     engine.depth += 1
     try:
-        grads, result = torch.func.grad(scalar_of, has_aux=True)(tuple(args[i] for i in positions))
+        grads, tensors = torch.func.grad(scalar_of, has_aux=True)(leaves)
     finally:
         engine.depth -= 1
-    return fn, result, grads
+    unwrapped = iter(tensors)
+    result = [next(unwrapped) if isinstance(leaf, Tensor) else leaf for leaf in found[0]]
+    return tree.unflatten(found[1], result), tree.unflatten(structure, grads)
 
 
 def _forgetting_blocks(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,12 +153,24 @@ def _scalar(result: Any, has_aux: bool) -> Tensor:
         value = result[0]
     if not isinstance(value, Tensor) or value.shape != () or not value.is_floating_point():
         came = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(type(value))
-        raise TypeError(f"value_and_grad: expected a floating-point tensor of shape () to differentiate, came {came}")
+        hint = "; pass has_aux=True for (value, aux)" if isinstance(value, tuple) else "; take its sum or mean"
+        raise TypeError(
+            f"value_and_grad: expected a floating-point tensor of shape () to differentiate, came {came}"
+            f"{hint if isinstance(value, (tuple, Tensor)) else ''}"
+        )
     return value
 
 
 def _any_differentiated(*trees: Any) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.requires_grad for t in trees for leaf in tree.leaves(t))
+
+
+def _check_positions(positions: Sequence[int], args: tuple[Any, ...]) -> None:
+    count = len(args)
+    if any(not -count <= i < count for i in positions):
+        raise ValueError(f"value_and_grad: argnums {tuple(positions)}: came {count} arguments by position")
+    if len({i % count for i in positions}) < len(positions):
+        raise ValueError(f"value_and_grad: argnums {tuple(positions)}: an argument is named twice; name each once")
 
 
 def _check_leaves(chosen: Any, leaves: list[Any]) -> None:
@@ -172,9 +194,11 @@ def _unreached() -> ValueError:
 
 def _check_reaches(value: Tensor, inputs: list[Tensor], structure: Any) -> None:
     """Walk the graph behind `value`: some leaf of ours must be there, and nobody else's."""
+    ours, found = {id(leaf) for leaf in inputs}, False
+    if id(value) in ours:
+        return
     if value.grad_fn is None:
         raise _unreached()
-    ours, found = {id(leaf) for leaf in inputs}, False
     seen, queue = {value.grad_fn}, [value.grad_fn]
     while queue:
         for node, _ in queue.pop().next_functions:
