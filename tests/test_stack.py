@@ -1,0 +1,105 @@
+"""nn.stack means the plain loop, and compiles a block once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import functrain as ft
+from functrain.transforms import engine, inductor
+
+
+def layer(seed: int, width: int = 4) -> dict[str, Tensor]:
+    weight, bias = ft.random.split(ft.random.key(seed)).unbind()
+    return {"w": ft.random.normal(weight, (width, width)), "b": ft.random.normal(bias, (width,))}
+
+
+def block(scale: float) -> Callable[..., Tensor]:
+    return lambda layer, x, shift: torch.tanh(x @ layer[0]["w"] + layer[0]["b"] + shift) * scale
+
+
+def loss(params: Any, x: Tensor) -> Tensor:
+    x = ft.nn.stack(block(1.0), [(p, None) for p in params["a"]], x * params["s"], 0.1)
+    x = ft.nn.stack(block(3.0), [(p, None) for p in params["b"]], x, 0.1)
+    return torch.sum(x**2)
+
+
+def params_of(a: int, b: int) -> dict[str, Any]:
+    return {"s": torch.ones(4), "a": [layer(i) for i in range(a)], "b": [layer(10 + i) for i in range(b)]}
+
+
+def test_stack_is_the_plain_loop() -> None:
+    layers, x = [layer(i) for i in range(3)], torch.ones(2, 4)
+    expected = x
+    for p in layers:
+        expected = block(1.0)((p, None), expected, 0.5)
+    assert torch.equal(ft.nn.stack(block(1.0), [(p, None) for p in layers], x, 0.5), expected)
+    assert ft.nn.stack(block(1.0), [], x, 0.5) is x
+
+
+def graphs_of(monkeypatch: pytest.MonkeyPatch, fn: Any, *args: Any) -> tuple[Any, list[Any]]:
+    graphs: list[Any] = []
+
+    def aot_eager(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        from torch._dynamo.backends.debugging import aot_eager
+
+        return aot_eager(graph, inputs)
+
+    monkeypatch.setattr(
+        inductor, "compile_differentiable", lambda f: torch.compile(f, backend=aot_eager, fullgraph=True, dynamic=False)
+    )
+    with engine.compiling_losses():
+        return ft.value_and_grad(fn)(*args), graphs
+
+
+def regions(graphs: list[Any]) -> list[str]:
+    return [n.args[1] for g in graphs for n in g.graph.nodes if "invoke_subgraph" in str(n.target)]
+
+
+def test_a_block_is_compiled_once_for_all_layers_and_each_stack_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    params, x = params_of(3, 2), torch.ones(2, 4)
+    expected = ft.value_and_grad(loss)(params, x)
+    (value, grads), graphs = graphs_of(monkeypatch, loss, params, x)
+    # float32 rounding of five tanh layers
+    assert ft.tree.allclose((value, grads), expected, rtol=1e-5, atol=1e-5)
+    found = regions(graphs)
+    assert len(found) == 5 and len(set(found)) == 2
+    assert len(set(found[:3])) == 1 and len(set(found[3:])) == 1
+    assert engine.blocks == [], "nothing of the trace outlives it"
+
+
+def test_layers_of_another_shape_or_structure_have_their_own_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(layer: Any, x: Tensor) -> Tensor:
+        return torch.tanh(x @ layer["w"] + (layer["b"] if "b" in layer else 0.0) + layer.get("c", 0.0))
+
+    without = {"w": layer(5)["w"]}
+    other = {"w": layer(6)["w"], "c": layer(7)["b"]}
+    params, x = {"l": [layer(0), without, other, layer(1), without], "s": torch.ones(4)}, torch.ones(2, 4)
+
+    def fn(params: Any, x: Tensor) -> Tensor:
+        return torch.sum(ft.nn.stack(plain, params["l"], x * params["s"]))
+
+    expected = ft.value_and_grad(fn)(params, x)
+    got, graphs = graphs_of(monkeypatch, fn, params, x)
+    assert ft.tree.allclose(got, expected, rtol=1e-5, atol=1e-5)
+    found = regions(graphs)
+    assert len(found) == 5 and len(set(found)) == 3
+
+
+def test_a_stack_in_a_block_of_a_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    params, x = params_of(2, 2), torch.ones(2, 4)
+
+    def fn(params: Any, x: Tensor) -> Tensor:
+        def outer(layers: Any, x: Tensor) -> Tensor:
+            return ft.nn.stack(block(0.5), [(p, None) for p in layers], x, 0.1)
+
+        return torch.sum(ft.nn.stack(outer, [params["a"], params["b"]], x * params["s"]) ** 2)
+
+    expected = ft.value_and_grad(fn)(params, x)
+    got, _ = graphs_of(monkeypatch, fn, params, x)
+    assert ft.tree.allclose(got, expected, rtol=1e-5, atol=1e-5)
