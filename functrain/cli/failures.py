@@ -19,7 +19,10 @@ def explain(error: Exception) -> tuple[int, str | None]:
     if isinstance(error, OSError):
         return 2, str(error)
     # torch raises RuntimeError; its own ValueErrors come from deeper frames than ours
-    if isinstance(error, (ValueError, TypeError, ImportError)) and _is_raised_by_functrain(error):
+    if isinstance(error, (ValueError, TypeError)) and _is_raised_by_functrain(error):
+        return 2, str(error)
+    # a sentence that functrain raises for a missing package has no module's name, unlike a failed import statement
+    if isinstance(error, ImportError) and error.name is None and _is_raised_by_functrain(error):
         return 2, str(error)
     return 1, None
 

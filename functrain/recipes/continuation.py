@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import functrain as ft
-from functrain.generate import greedy, sample
+from functrain.generate import generate
 from functrain.models import gpt2
 
 
@@ -31,8 +31,7 @@ def continuation(
             raise ValueError("prompt: expected a text to continue: this tokenizer has no mark for a document's start")
         ids = [tokenizer.end]
     start = torch.tensor([ids], device=key.device)  # (1, T)
-    if temperature == 0:
-        found = greedy(gpt2, params, start, model, steps=tokens)
-    else:
-        found = sample(gpt2, params, start, model, key, steps=tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    found = generate(
+        gpt2, params, start, model, key, steps=tokens, temperature=temperature, top_k=top_k, top_p=top_p
+    )  # (1, T + tokens)
     return tokenizer.decode(found[0, len(ids) :]).split(ft.data.END)[0]
