@@ -48,7 +48,9 @@ def compile_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
     # code is all in these files, and their hash is part of the key
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in (chunked, cross_entropy))
     known = {"functrain.losses.chunked.total_of_chunks": hashlib.sha256(code).hexdigest()}
-    options: dict[str, Any] = {"unsafe_marked_cacheable_functions": known}
+    # Inductor of torch 2.13 gives the memory of a value that a region still reads to another value, and gradients come
+    # out wrong by orders of magnitude: no reuse inside a graph; a value is freed as early all the same
+    options: dict[str, Any] = {"unsafe_marked_cacheable_functions": known, "allow_buffer_reuse": False}
     return torch.compile(fn, fullgraph=True, dynamic=False, options=options)
 
 
