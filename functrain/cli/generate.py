@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 import functrain as ft
+from functrain.cli import progress
 from functrain.cli.options import UsageError, parse
 from functrain.recipes import folder, pretrain
 from functrain.recipes.continuation import continuation
@@ -60,4 +62,4 @@ def main(words: Sequence[str]) -> None:
         top_k=options.top_k,
         top_p=options.top_p,
     )
-    print(options.prompt + text)
+    print(options.prompt + (progress.printable(text) if sys.stdout.isatty() else text))

@@ -18,6 +18,11 @@ def show() -> Show:
     return Terminal() if sys.stdout.isatty() else Lines()
 
 
+def printable(text: str) -> str:
+    """Replace what a terminal would obey instead of show: a young model writes any byte."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 class Lines:
     def begin(self, done: int, steps: int) -> None:
         self._pace = _Pace(done, steps)

@@ -62,7 +62,7 @@ def main(words: Sequence[str]) -> None:
     model = pretrain.model_of(options.config, tokenizer)
     text = continuation(result.state.params, model, tokenizer, "", key, tokens=300)
     folder.write(run / "sample.txt", text + "\n")
-    show.note(f"\na sample:\n\n{text}\n")
+    show.note(f"\na sample:\n\n{progress.printable(text)}\n")
     plot.draw([run], run / "loss.png")
     show.note(f"learning curve: {run / 'loss.png'}   more text: functrain generate {run} --prompt 'def '")
 
