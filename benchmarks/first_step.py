@@ -51,7 +51,8 @@ def first_step(variant: str, layers: int) -> float:
 def run(variant: str, layers: int, cache: str) -> float:
     command = [sys.executable, __file__, "--child", variant, str(layers)]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
-    return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()[-1])
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
 
 
 def main() -> None:
@@ -73,7 +74,8 @@ def main() -> None:
     print("| first step, s | layers | cold | warm |\n|---|---|---|---|")
     names = {"module": "torch.compile(module) + fused AdamW", "functrain": "functrain compiled, donated"}
     for variant, layers in cases:
-        print(f"| {names[variant]} | {layers} | {middle[variant, layers, 'cold']:.1f} | {middle[variant, layers, 'warm']:.1f} |")
+        cold, warm = (middle[variant, layers, kind] for kind in ("cold", "warm"))
+        print(f"| {names[variant]} | {layers} | {cold:.1f} | {warm:.1f} |")
     ratio = middle["functrain", 4, "cold"] / middle["module", 4, "cold"]
     depth = middle["functrain", 12, "cold"] / middle["functrain", 4, "cold"]
     print(f"\ncold, 4 layers, to the module: {ratio:.2f}; cold, 12 layers to 4: {depth:.2f}")

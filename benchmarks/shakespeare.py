@@ -52,7 +52,8 @@ def main() -> None:
     preset = PRESETS[options.preset]
 
     characters = ft.data.Characters(ft.data.corpus(options.text, validation=0.0).text)
-    train, validation = (ft.data.tokenize(ft.data.corpus(options.text, split=s), characters) for s in ("train", "validation"))
+    sides = [ft.data.corpus(options.text, split=side) for side in ("train", "validation")]
+    train, validation = (ft.data.tokenize(side, characters) for side in sides)
     config = gpt2.Config(
         vocab=characters.vocab_size, context=64, layers=4, heads=4, width=128, bias=False, attention=preset.attention
     )
@@ -81,7 +82,8 @@ def main() -> None:
     loss = float(sum(s.total for s in sums) / sum(s.weight for s in sums))
     end = time.perf_counter()
     process = time.time() - psutil.Process().create_time()
-    print(f"preset {options.preset}, {ft.tree.size(state.params):,} parameters, {preset.steps * preset.batch * 64:,} tokens")
+    tokens = preset.steps * preset.batch * 64
+    print(f"preset {options.preset}, {ft.tree.size(state.params):,} parameters, {tokens:,} tokens")
     print(f"validation loss {loss:.4f}")
     print(
         f"wall time {process:.1f} s: imports and data {begin - START:.1f}, first step {compiled - begin:.1f}, "

@@ -77,7 +77,8 @@ def mlp() -> dict[str, Run]:
     def init(key: Any) -> Any:
         shapes = [(8, 64), (64, 64), (64, 1)]
         keys = ft.random.split(key, 3).unbind()
-        return [{"weight": ft.random.normal(k, s) * s[0] ** -0.5, "bias": torch.zeros(s[1])} for k, s in zip(keys, shapes, strict=True)]
+        weights = [ft.random.normal(k, s) * s[0] ** -0.5 for k, s in zip(keys, shapes, strict=True)]
+        return [{"weight": w, "bias": torch.zeros(w.shape[1])} for w in weights]
 
     def loss_fn(params: Any, batch: Any, key: Any) -> Any:
         h = batch["x"]
@@ -140,7 +141,8 @@ def main() -> None:
     parser.add_argument("--only", choices=("mlp", "gpt-fp32", "gpt-bf16"))
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, Python {platform.python_version()}")
+    machine = f"{platform.machine()}, Python {platform.python_version()}"
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {machine}")
     if options.only in (None, "mlp"):
         measure("MLP 8-64-64-1, batch 32", mlp(), rounds=options.rounds, steps=300)
     for name, bf16 in (("gpt-fp32", False), ("gpt-bf16", True)):

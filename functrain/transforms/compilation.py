@@ -23,6 +23,8 @@ from functrain.transforms import donation, engine, inductor, leafwise
 
 _PIECEWISE_BYTES = 2**20
 
+Compiler = Callable[[fx.GraphModule, Any], inductor.Kernel]
+
 
 class Staged:
     """A function in two stages, `second(first_argument, first(*args))`: one differentiates, the other updates.
@@ -72,7 +74,7 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
 class _Compiled:
     """A function compiled for every kind of arguments that it meets."""
 
-    def __init__(self, fn: Callable[..., Any], donate: bool, compiler: Callable[[fx.GraphModule, Any], inductor.Kernel]) -> None:
+    def __init__(self, fn: Callable[..., Any], donate: bool, compiler: Compiler) -> None:
         self.fn, self.donate, self.compiler = fn, donate, compiler
         self.programs: dict[Any, _Program] = {}
         self.last: _Program | None = None

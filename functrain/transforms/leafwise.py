@@ -108,7 +108,8 @@ class _Plan:
     def _kept(self, node: fx.Node) -> bool:
         """Tell whether somebody outside of the node's own piece needs its value."""
         column, turn = self.column_of.get(node), self.turns[node]
-        if node in self.results or any(self.column_of.get(user) != column for user in node.users if user.op != "output"):
+        users = [user for user in node.users if user.op != "output"]
+        if node in self.results or any(self.column_of.get(user) != column for user in users):
             return True
         later = any(self.turns[user] > turn for user in node.users)
         return later and (column is None or _is_scalar(node))  # a column's values are cheap to compute again
