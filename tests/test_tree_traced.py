@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tree_cases import Layer, assert_same, compiled, tensors, trees
+from tree_cases import Layer, Pair, assert_same, compiled, tensors, trees
 
 from functrain import tree
 
@@ -34,6 +35,31 @@ def everything(t: Any) -> Any:
 @given(st.tuples(*[trees(tensors(dtypes=(torch.float32,)), max_leaves=4)] * 2))
 def test_traced_equals_eager(t):
     assert_same(compiled(everything, t), everything(t))
+
+
+def test_structures_differ_alike_while_traced():
+    trees_apart = [
+        {"a": ONE, "b": ONE},
+        OrderedDict(a=ONE, b=ONE),
+        OrderedDict(b=ONE, a=ONE),
+        defaultdict(list, a=ONE, b=ONE),
+        defaultdict(int, a=ONE, b=ONE),
+        {"a": ONE, "c": ONE},
+        {"a": ONE, "b": None},
+        {"a": ONE, "b": 3},
+        {"a": ONE, "b": [ONE]},
+        [ONE, ONE],
+        (ONE, ONE),
+        Pair(ONE, ONE),
+        Layer(ONE, ONE, 0.0),
+        Layer(ONE, ONE, 0.5),
+    ]
+
+    def table(given):
+        kinds = [tree.structure(t) for t in given]
+        return [[a == b for a in kinds[: i + 1]] for i, b in enumerate(kinds)]
+
+    assert compiled(table, trees_apart) == table(trees_apart)
 
 
 def test_a_static_field_compiles_again_and_a_leaf_does_not():
