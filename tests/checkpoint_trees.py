@@ -82,8 +82,8 @@ trees = st.recursive(st.one_of(tensors(), scalars, st.none()), containers, max_l
 def bits(leaf: Any) -> bytes:
     """Every bit of a leaf and what it is, in an order that does not depend on how it lies in memory."""
     if isinstance(leaf, Tensor):
-        plain = leaf.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8)
-        return f"{leaf.dtype} {tuple(leaf.shape)} ".encode() + bytes(plain.tolist())
+        plain = torch.empty(leaf.shape, dtype=leaf.dtype).copy_(leaf.detach())
+        return f"{leaf.dtype} {tuple(leaf.shape)} ".encode() + bytes(plain.reshape(-1).view(torch.uint8).tolist())
     if isinstance(leaf, float):
         return b"float" + struct.pack(">d", leaf)
     if isinstance(leaf, complex):
