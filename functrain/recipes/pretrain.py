@@ -125,6 +125,7 @@ def model_of(config: Config, tokenizer: ft.data.Tokenizer) -> gpt2.Config:
         heads=shape.heads,
         width=shape.width,
         dropout=shape.dropout,
+        attention=shape.attention,
     )
 
 
