@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 import functrain as ft
 from functrain.models import gpt2
-from functrain.transforms import CompilerNotFoundError, ConsumedError, compilation
+from functrain.transforms import ConsumedError, compilation
 
 CONFIG = gpt2.Config(vocab=61, context=16, layers=2, heads=2, width=16)
 
@@ -85,12 +85,18 @@ def test_five_compiled_donated_steps_equal_five_eager_pure_steps(way: str, accum
 
 
 def test_a_changed_value_never_compiles_again(way: str) -> None:
+    torch._dynamo.reset()
+    counters.clear()
     traced = 0
 
     def loss_fn(params: Any, batch: Any, key: Tensor) -> Tensor:
         nonlocal traced
-        traced += 1
+        if not torch.compiler.is_compiling():  # Dynamo, which counts for itself, would do this again at every call
+            traced += 1
         return torch.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
+
+    def programs() -> int:
+        return int(counters["stats"]["unique_graphs"]) if way == "piecewise" else traced
 
     optimizer = adamw(ft.schedules.linear_schedule(1e-2, 0.0, 10))
     step = ft.compile(ft.train_step(loss_fn, optimizer), donate=True)
@@ -98,9 +104,9 @@ def test_a_changed_value_never_compiles_again(way: str) -> None:
     batch = {"x": torch.linspace(-1, 1, 12).reshape(4, 3), "y": torch.ones(4, 2)}
     for i in range(4):
         state, _ = step(state, {name: value + i for name, value in batch.items()})
-    assert traced == 1
+    assert programs() == 1
     step(state, {name: value[:3] for name, value in batch.items()})
-    assert traced == 2, "another shape is another program"
+    assert programs() == 2, "another shape is another program"
 
 
 def test_each_part_is_one_graph_without_breaks(way: str) -> None:
@@ -207,17 +213,6 @@ def test_compiled_and_eager_draw_the_same_bits(way: str) -> None:
     compiled, _ = ft.compile(step, donate=True)(clone(state), torch.ones(64))
     assert torch.equal(eager.params["w"], compiled.params["w"])
     assert 10 < int(torch.sum(eager.params["w"] != 0)) < 54
-
-
-def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import config, cpp_builder
-
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    cpp_builder.get_cpp_compiler.cache_clear() if hasattr(cpp_builder.get_cpp_compiler, "cache_clear") else None
-    torch._dynamo.reset()
-    step = ft.compile(lambda x: torch.sin(x) * 12345.678 + torch.cos(x))
-    with config.patch({"force_disable_caches": True}), pytest.raises(CompilerNotFoundError, match="install g\\+\\+"):
-        step(torch.ones(7))
 
 
 def test_steps_equal_torch_nn_and_adamw_on_the_same_weights(way: str) -> None:

@@ -73,6 +73,8 @@ def test_a_block_is_compiled_once_for_all_layers_and_each_stack_has_its_own(monk
     assert engine.blocks == [], "nothing of the trace outlives it"
 
 
+# torch's hint that the same layers in turn are compiled twice
+@pytest.mark.filterwarnings("ignore:invoke_subgraph traced multiple backward")
 def test_layers_of_another_shape_or_structure_have_their_own_region(monkeypatch: pytest.MonkeyPatch) -> None:
     def plain(layer: Any, x: Tensor) -> Tensor:
         return torch.tanh(x @ layer["w"] + (layer["b"] if "b" in layer else 0.0) + layer.get("c", 0.0))
