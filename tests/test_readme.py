@@ -100,9 +100,9 @@ def test_a_wrong_command_is_found(tmp_path):
     page = tmp_path / "page.md"
     shell = "functrain trian tiny\n$ python no/such.py --x\nls\nmake train RUN=a # b"
     page.write_text(f"    make tarin\n\n```sh\n{shell}\n```\n")
-    assert commands(page) == ["make tarin", "functrain trian tiny", "python no/such.py --x", "make train RUN=a"]
+    assert commands(page) == ["functrain trian tiny", "python no/such.py --x", "make train RUN=a", "make tarin"]
     found = [missing(command, tmp_path) for command in commands(page)]
-    assert found == ["make has no target tarin", "functrain has no command trian", "no file no/such.py", None]
+    assert found == ["functrain has no command trian", "no file no/such.py", None, "make has no target tarin"]
 
 
 def test_a_programs_line_numbers_are_the_pages(tmp_path):
