@@ -34,7 +34,7 @@ class ScaleByOptimisticGradientState(NamedTuple):
 def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0) -> GradientTransformation:
     """Replace updates by (alpha + beta) * updates - beta * the updates before.
 
-    Source: Mokhtari et al. 2020 (arXiv:1901.08511), equation 14.
+    Source: Mokhtari et al. 2020 (arXiv:1901.08511).
     """
 
     def init(params: Params) -> ScaleByOptimisticGradientState:

@@ -31,7 +31,7 @@ def scale_by_polyak(
     `update` takes the loss as `value=`. "sps+" takes a loss below `f_min` for one at it. Where the squared norm is not
     above the float64 epsilon, the update is 0.
 
-    Source: Loizou et al. 2021 (arXiv:2002.10542), equation 2.
+    Source: Loizou et al. 2021 (arXiv:2002.10542).
     """
     if variant not in ("sps", "sps+"):
         raise ValueError(f"scale_by_polyak: variant must be 'sps' or 'sps+', came {variant!r}")

@@ -41,7 +41,7 @@ def scale_by_trust_ratio(
 
     No norm is smaller than `min_norm`; where one is 0, the update stays as it is.
 
-    Source: You et al. 2020 (arXiv:1904.00962), section 3.
+    Source: You et al. 2020 (arXiv:1904.00962).
     """
 
     def rescale(u: Tensor, p: Tensor) -> Tensor:
