@@ -473,7 +473,7 @@ def test_a_number_computed_once_is_the_number_and_has_its_gradient() -> None:
     torch.testing.assert_close(gradient, expected, rtol=1e-15, atol=0.0)
 
 
-# ---- what differs from optax, or is drawn -----------------------------------------------------------------------------
+# ---- what differs from optax, or is drawn ---------------------------------------------------------------------------
 
 
 def test_the_noise_is_the_noise_of_optax() -> None:
