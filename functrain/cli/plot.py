@@ -10,7 +10,9 @@ from typing import Annotated
 
 import matplotlib
 import matplotlib.figure
+import numpy
 import tyro
+from numpy.typing import NDArray
 
 from functrain.cli.options import UsageError, parse
 from functrain.recipes import record
@@ -83,11 +85,8 @@ def _trigram(run: Path) -> float | None:
     return json.loads(path.read_text(encoding="utf-8"))["trigram_bits_per_byte"] if path.is_file() else None
 
 
-def _smooth(values: list[float]) -> list[float]:
-    """Average each value with those before it, the recent ones more: about the last thirtieth of the run."""
-    keep = 1 - 1 / max(1, len(values) / 30)
-    smooth, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        smooth.append(total / weight)
-    return smooth
+def _smooth(values: list[float]) -> NDArray[numpy.float64]:
+    """Average each value with its neighbours on both sides: a fiftieth of the run, less at the ends."""
+    window = numpy.ones(min(len(values), len(values) // 50 * 2 + 1))
+    count = numpy.convolve(numpy.ones(len(values)), window, "same")
+    return numpy.convolve(values, window, "same") / count
