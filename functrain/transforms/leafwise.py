@@ -288,6 +288,8 @@ def _is_pointwise(node: fx.Node) -> bool:
 def _fits(node: fx.Node) -> bool:
     """Tell whether the leaf can be seen as one dimension: dense in order, and longer than 1, which is special-cased."""
     value = _value(node)
+    if value.dtype == torch.float64:
+        return False  # torch 2.13 takes a () float64 input of a graph of any length for a Python number, and gives up
     if node.op == "call_function" and not any(not _is_scalar(arg) for arg in node.all_input_nodes):
         return False  # made from nothing, with its shape written into the call
     return value.numel() > 1 and value.is_contiguous()
