@@ -99,7 +99,11 @@ def test_what_optree_knows_beyond_the_contract_has_paths_too():
     class Rows(dict):
         """A subclass is a leaf: nobody knows how to build it again."""
 
-    assert tree.paths([Rows(a=1)]) == ["0"] and tree.leaves([Rows(a=1)]) == [Rows(a=1)]
+    class Column(list):
+        """So is this one."""
+
+    for leaf in (Rows(a=1), Column([1])):
+        assert tree.items([leaf]) == [("0", leaf)] and tree.leaves([leaf]) == [leaf]
 
 
 def test_empty_trees_have_no_leaves():
