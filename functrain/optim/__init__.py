@@ -3,12 +3,38 @@
 # ruff: noqa: F401
 # mypy: implicit-reexport
 
+from functrain.optim.accumulation import (
+    ApplyEvery,
+    MultiSteps,
+    MultiStepsState,
+    ShouldSkipUpdateFunction,
+    apply_every,
+    skip_large_updates,
+    skip_not_finite,
+)
+from functrain.optim.acprop import acprop, scale_by_acprop
 from functrain.optim.adabelief import ScaleByBeliefState, adabelief, scale_by_belief
 from functrain.optim.adadelta import ScaleByAdaDeltaState, adadelta, scale_by_adadelta
+from functrain.optim.adafactor import FactoredState, adafactor, scale_by_factored_rms
 from functrain.optim.adagrad import ScaleByRssState, adagrad, scale_by_rss
 from functrain.optim.adam import ScaleByAdamState, adam, adamw, nadam, nadamw, scale_by_adam
 from functrain.optim.adamax import adamax, adamaxw, scale_by_adamax
 from functrain.optim.adan import ScaleByAdanState, adan, scale_by_adan
+from functrain.optim.adaptive_clipping import (
+    AdaptiveGradClipState,
+    adaptive_grad_clip,
+    unitwise_clip,
+    unitwise_norm,
+)
+from functrain.optim.ademamix import (
+    ScaleByAdemamixState,
+    ScaleBySimplifiedAdEMAMixState,
+    ademamix,
+    scale_by_ademamix,
+    scale_by_simplified_ademamix,
+    simplified_ademamix,
+)
+from functrain.optim.adopt import adopt, scale_by_adopt
 from functrain.optim.amsgrad import ScaleByAmsgradState, amsgrad, scale_by_amsgrad
 from functrain.optim.clipping import (
     ClipByGlobalNormState,
@@ -18,10 +44,52 @@ from functrain.optim.clipping import (
     clip_by_global_norm,
     global_norm,
 )
+from functrain.optim.cocob import COCOBState, cocob, scale_by_cocob
 from functrain.optim.combining import chain, named_chain
+from functrain.optim.complex_valued import SplitRealAndImaginaryState, split_real_and_imaginary
+from functrain.optim.conditions import (
+    ApplyIfFiniteState,
+    ConditionallyMaskState,
+    ConditionallyTransformState,
+    ConditionFn,
+    apply_if_finite,
+    conditionally_mask,
+    conditionally_transform,
+)
+from functrain.optim.constraints import (
+    NonNegativeParamsState,
+    ZeroNansState,
+    centralize,
+    keep_params_nonnegative,
+    normalize_by_update_norm,
+    zero_nans,
+)
 from functrain.optim.decay import AddDecayedWeightsState, WeightDecaySchedule, add_decayed_weights
+from functrain.optim.dog import (
+    DoGState,
+    DoWGState,
+    ScaleByDistanceOverGradientsState,
+    dog,
+    dowg,
+    scale_by_distance_over_gradients,
+    scale_by_dog,
+    scale_by_dowg,
+)
+from functrain.optim.flattening import flatten
+from functrain.optim.injection import (
+    InjectHyperparamsState,
+    InjectStatefulHyperparamsState,
+    StatefulSchedule,
+    WrappedSchedule,
+    WrappedScheduleState,
+    inject_hyperparams,
+    inject_stateful_hyperparams,
+)
 from functrain.optim.lion import ScaleByLionState, lion, scale_by_lion
+from functrain.optim.lookahead import LookaheadParams, LookaheadState, lookahead
+from functrain.optim.madgrad import MadgradState, madgrad, scale_by_madgrad
 from functrain.optim.masking import MaskedNode, MaskedState, MaskOrFn, freeze, masked
+from functrain.optim.mechanic import MechanicState, mechanize
 from functrain.optim.moments import (
     bias_correction,
     update_infinity_moment,
@@ -29,6 +97,16 @@ from functrain.optim.moments import (
     update_moment_per_elem_norm,
 )
 from functrain.optim.momentum import EmaState, TraceState, ema, sgd, trace
+from functrain.optim.momo import MomoAdamState, MomoState, momo, momo_adam
+from functrain.optim.monitoring import MonitorState, SnapshotState, measure_with_ema, monitor, snapshot
+from functrain.optim.muon import (
+    MuonDimensionNumbers,
+    MuonState,
+    muon,
+    orthogonalize_via_newton_schulz,
+    scale_by_muon,
+    scale_by_shape,
+)
 from functrain.optim.noise import AddNoiseState, add_noise, noisy_sgd
 from functrain.optim.novograd import ScaleByNovogradState, novograd, scale_by_novograd
 from functrain.optim.numerics import safe_increment, safe_norm, safe_root_mean_squares
@@ -39,7 +117,22 @@ from functrain.optim.optimistic import (
     optimistic_gradient_descent,
     scale_by_optimistic_gradient,
 )
+from functrain.optim.partitioning import (
+    MultiTransformState,
+    PartitionState,
+    multi_transform,
+    partition,
+    selective_transform,
+)
+from functrain.optim.per_example_clipping import per_example_global_norm_clip, per_example_layer_norm_clip
+from functrain.optim.plateau import ReduceLROnPlateauState, reduce_on_plateau
 from functrain.optim.polyak import polyak_sgd, scale_by_polyak
+from functrain.optim.privacy import (
+    DifferentiallyPrivateAggregateState,
+    differentially_private_aggregate,
+    dpsgd,
+)
+from functrain.optim.prodigy import DAdaptAdamWState, ProdigyState, dadapt_adamw, prodigy
 from functrain.optim.radam import radam, scale_by_radam
 from functrain.optim.rmsprop import (
     ScaleByRmsState,
@@ -58,7 +151,16 @@ from functrain.optim.scaling import (
     scale_by_learning_rate,
     scale_by_schedule,
 )
+from functrain.optim.schedule_free import (
+    ScheduleFreeState,
+    schedule_free,
+    schedule_free_adamw,
+    schedule_free_eval_params,
+    schedule_free_sgd,
+)
+from functrain.optim.sharpness import NormalizeState, SAMState, normalize, sam
 from functrain.optim.sign import scale_by_sign, sign_sgd, signum
+from functrain.optim.sm3 import ScaleBySM3State, scale_by_sm3, sm3
 from functrain.optim.transformation import (
     EmptyState,
     GradientTransformation,

@@ -49,8 +49,8 @@ def scale_by_rprop(
     ) -> tuple[Updates, ScaleByRpropState]:
         def step(g: Tensor, size: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             agree = g * last
-            factor = torch.where(agree > 0, like(eta_plus, size), like(eta_minus, size))
-            size = torch.where(agree == 0, size, clamp(size * factor, min_step_size, max_step_size))
+            moved = torch.where(agree > 0, like(eta_plus, size) * size, like(eta_minus, size) * size)
+            size = torch.where(agree == 0, size, clamp(moved, min_step_size, max_step_size))
             new = torch.where(agree < 0, 0.0, size * torch.sign(g))
             return new, size, new
 

@@ -1,0 +1,285 @@
+"""Muon: momentum made orthogonal, for matrices; AdamW for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+import functrain.tree as tree
+from functrain.optim.adam import adamw
+from functrain.optim.combining import chain
+from functrain.optim.decay import add_decayed_weights
+from functrain.optim.leafwise import leafwise
+from functrain.optim.masking import MaskOrFn
+from functrain.optim.moments import nesterov_factors, zero_moments
+from functrain.optim.numerics import (
+    add_scaled,
+    device_of,
+    lerp,
+    like,
+    plus,
+    working_dtype,
+    zero_count,
+)
+from functrain.optim.partitioning import partition
+from functrain.optim.scaling import scale_by_learning_rate
+from functrain.optim.transformation import (
+    EmptyState,
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    Updates,
+    init_empty_state,
+)
+from functrain.schedules import Scalar, ScalarOrSchedule
+from functrain.tree import Params, Tree
+
+
+class MuonDimensionNumbers(NamedTuple):
+    """Which dimensions of a weight are summed over, and which come out; any others are a batch of matrices."""
+
+    reduction_axis: Sequence[int] | int = 0
+    output_axis: Sequence[int] | int = 1
+
+
+# MuonDimensionNumbers for all leaves, a tree of them with None where Muon is not to be used, or what makes such a tree
+WeightDimNumOrFn: TypeAlias = MuonDimensionNumbers | Tree | Callable[[Params], Tree]
+Coefficients: TypeAlias = Sequence[Any]  # three numbers for all steps, or three for each
+Preconditioning: TypeAlias = Literal["frobenius", "spectral", "aol", "schatten"]
+
+_STANDARD = (3.4445, -4.7750, 2.0315)
+_DION = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+
+
+class MuonState(NamedTuple):
+    count: Tensor  # type: ignore[assignment]  # (), int64: updates so far
+    mu: Tree  # like params, in mu_dtype if given: first moment
+    ns_coeffs: Tensor  # (3,), or (ns_steps, 3)
+
+
+def scale_by_muon(
+    ns_coeffs: Coefficients = _STANDARD,
+    ns_steps: int = 5,
+    beta: Scalar = 0.95,
+    eps: Scalar = 1e-8,
+    mu_dtype: torch.dtype | None = None,
+    *,
+    nesterov: bool = True,
+    adaptive: bool = False,
+    preconditioning: Preconditioning = "frobenius",
+    weight_dimension_numbers: WeightDimNumOrFn | None = None,
+) -> GradientTransformation:
+    """Replace each matrix of first moments by the nearest orthogonal one, nearly, by Newton-Schulz steps.
+
+    `adaptive` multiplies it by its inner product with the moment.
+
+    Source: Jordan et al. 2024, Muon; Bernstein and Newhouse 2024 (arXiv:2409.20325) for `adaptive`.
+
+    Raises: ValueError for coefficients of another shape, and for leaves that are no matrices without dimension numbers.
+    """
+    shape = torch.tensor(ns_coeffs).shape
+    if len(shape) not in (1, 2) or shape[-1] != 3:
+        raise ValueError(f"scale_by_muon: ns_coeffs must be (3,) or (n, 3), came {tuple(shape)}")
+    if len(shape) == 2 and shape[0] > ns_steps:
+        raise ValueError(f"scale_by_muon: {shape[0]} rows of ns_coeffs are more than ns_steps={ns_steps}")
+
+    def init(params: Params) -> MuonState:
+        coefficients = torch.tensor(ns_coeffs, dtype=working_dtype(params), device=device_of(params))
+        return MuonState(zero_count(params), zero_moments(params, mu_dtype), coefficients)
+
+    def update(updates: Updates, state: MuonState, params: Params | None = None) -> tuple[Updates, MuonState]:
+        count = state.count + 1
+        mu_factor, now_factor = nesterov_factors(beta, count, updates, nesterov)
+        numbers = iter(_numbers(weight_dimension_numbers, updates))
+
+        def step(g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+            m = lerp(m, g, 1 - beta)
+            mu_hat = like(mu_factor, m) * m
+            mu_hat = add_scaled(mu_hat, now_factor, g) if nesterov else mu_hat
+            new = orthogonalize_via_newton_schulz(
+                mu_hat, state.ns_coeffs, ns_steps, preconditioning, eps, next(numbers)
+            )
+            return torch.sum(mu_hat.conj() * new) * new if adaptive else new, m
+
+        updates, (mu,) = leafwise(step, updates, (state.mu,))
+        return updates, MuonState(count, mu, state.ns_coeffs)
+
+    return GradientTransformation(init, update)
+
+
+def scale_by_shape(
+    weight_dimension_numbers: WeightDimNumOrFn | None = None, consistent_rms: Scalar | None = None
+) -> GradientTransformation:
+    """Multiply each update by sqrt(max(1, outputs / inputs)).
+
+    With `consistent_rms`, by sqrt(max(inputs, outputs)) times that: it becomes the root mean square of the update.
+
+    Source: Bernstein 2025, "Deriving Muon"; Liu et al. 2025 (arXiv:2502.16982), section 2.2.
+    """
+
+    def rescale(g: Tensor, numbers: MuonDimensionNumbers | None) -> Tensor:
+        inputs, outputs = [
+            math.prod([g.shape[dim] for dim in dims]) for dims in _dims(g, numbers or MuonDimensionNumbers())
+        ]
+        if consistent_rms is None:
+            return math.sqrt(max(1, outputs / inputs)) * g
+        return like(math.sqrt(max(inputs, outputs)) * consistent_rms, g) * g
+
+    def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
+        numbers = iter(_numbers(weight_dimension_numbers, updates))
+        return tree.map(lambda g: rescale(g, next(numbers)), updates), state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+def muon(
+    learning_rate: ScalarOrSchedule,
+    ns_coeffs: Coefficients | str = _STANDARD,
+    ns_steps: int = 5,
+    beta: Scalar = 0.95,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: MaskOrFn = None,
+    mu_dtype: torch.dtype | None = None,
+    *,
+    nesterov: bool = True,
+    adaptive: bool = False,
+    preconditioning: Preconditioning = "frobenius",
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.999,
+    adam_eps_root: Scalar = 0.0,
+    adam_weight_decay: ScalarOrSchedule = 0.0,
+    adam_learning_rate: ScalarOrSchedule | None = None,
+    muon_weight_dimension_numbers: WeightDimNumOrFn | None = None,
+    consistent_rms: Scalar | None = None,
+) -> GradientTransformationExtraArgs:
+    """Muon for matrices, or for what has dimension numbers if given, and AdamW for the rest.
+
+    `ns_coeffs` is "standard", "dion", or the numbers. Source: Jordan et al. 2024, Muon.
+    """
+    presets = {"standard": _STANDARD, "dion": _DION}
+    if isinstance(ns_coeffs, str) and ns_coeffs not in presets:
+        raise ValueError(f"muon: ns_coeffs must be one of {sorted(presets)} or numbers, came {ns_coeffs!r}")
+    coefficients = presets[ns_coeffs] if isinstance(ns_coeffs, str) else ns_coeffs
+    spec = muon_weight_dimension_numbers
+
+    def labels(params: Params) -> Tree:
+        if spec is None:
+            return tree.map(lambda p: "muon" if p.dim() == 2 else "adam", params)
+        names = iter(["adam" if numbers is None else "muon" for numbers in _numbers(spec, params)])
+        return tree.map(lambda _: next(names), params)
+
+    matrices = chain(
+        scale_by_muon(
+            coefficients,
+            ns_steps,
+            beta,
+            eps,
+            mu_dtype,
+            nesterov=nesterov,
+            adaptive=adaptive,
+            preconditioning=preconditioning,
+            weight_dimension_numbers=spec,
+        ),
+        scale_by_shape(spec, consistent_rms),
+        add_decayed_weights(weight_decay, weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+    rest = adamw(
+        learning_rate if adam_learning_rate is None else adam_learning_rate,
+        adam_b1,
+        adam_b2,
+        eps,
+        adam_eps_root,
+        mu_dtype,
+        adam_weight_decay,
+        nesterov=nesterov,
+    )
+    return partition({"muon": matrices, "adam": rest}, labels)
+
+
+def orthogonalize_via_newton_schulz(
+    x: Tensor,
+    ns_coeffs: Tensor,
+    ns_steps: int = 5,
+    preconditioning: Preconditioning = "frobenius",
+    eps: Scalar = 1e-8,
+    dimension_numbers: MuonDimensionNumbers | None = None,
+) -> Tensor:
+    """Push all singular values of a matrix towards 1: x to a * x + (b * x xᵀ + c * (x xᵀ)²) x, `ns_steps` times.
+
+    Before the first step they are brought below 1 by a norm, "frobenius" or "spectral", or within it by a bound, "aol"
+    or "schatten".
+
+    Source: Jordan et al. 2024, Muon; Boissin et al. 2025 (arXiv:2512.04632) for "aol";
+    Grishina et al. 2025 (arXiv:2506.10935) for "schatten".
+
+    Raises: ValueError for a tensor that is no matrix and has no dimension numbers.
+    """
+    if preconditioning not in ("frobenius", "spectral", "aol", "schatten"):
+        raise ValueError(f"newton_schulz: unknown preconditioning {preconditioning!r}; see the docstring for the four")
+    if x.dim() != 2 and dimension_numbers is None:
+        raise ValueError(f"newton_schulz: {tuple(x.shape)} is no matrix; pass MuonDimensionNumbers for it")
+    numbers = MuonDimensionNumbers() if x.dim() == 2 else dimension_numbers
+    assert numbers is not None
+    inputs, outputs = _dims(x, numbers)
+    batch = [dim for dim in range(x.dim()) if dim not in (*inputs, *outputs)]
+    order = [*batch, *inputs, *outputs]
+    moved = x.permute(order)
+    rows = math.prod([x.shape[dim] for dim in inputs])
+    m = moved.reshape(-1, rows, math.prod([x.shape[dim] for dim in outputs]))  # (B, inputs, outputs)
+    tall = m.shape[-2] > m.shape[-1]
+    m = _newton_schulz(m.mT if tall else m, ns_coeffs.to(x.dtype), ns_steps, preconditioning, eps)
+    m = m.mT if tall else m
+    back = [order.index(dim) for dim in range(x.dim())]
+    return m.reshape(moved.shape).permute(back)
+
+
+def _newton_schulz(x: Tensor, coefficients: Tensor, steps: int, preconditioning: str, eps: Scalar) -> Tensor:
+    if preconditioning in ("frobenius", "spectral"):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # torch has no norm of a bfloat16 matrix
+        size = torch.linalg.matrix_norm(wide, "fro" if preconditioning == "frobenius" else 2, keepdim=True)
+        x = x / plus(size, eps).to(x.dtype)
+    rows = coefficients.unbind() if coefficients.dim() == 2 else [coefficients] * steps
+    for i, (a, b, c) in enumerate(row.unbind() for row in rows):
+        gram = x @ x.mT.conj()  # (B, n, n)
+        if i == 0 and preconditioning in ("aol", "schatten"):
+            aol = preconditioning == "aol"
+            size = gram.abs().sum(-1, keepdim=True) if aol else torch.linalg.matrix_norm(gram, keepdim=True)
+            root = torch.rsqrt(torch.clamp(size, min=eps))  # (B, n, 1) or (B, 1, 1)
+            x, gram = x * root, gram * root * root.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x
+
+
+def _dims(x: Tensor, numbers: MuonDimensionNumbers) -> tuple[list[int], list[int]]:
+    """Return the dimensions that are summed over and those that come out, counted from the front."""
+    if x.dim() < 2:
+        raise ValueError(f"muon: a weight needs two dimensions, came {tuple(x.shape)}; give it to AdamW")
+    inputs, outputs = [[dim % x.dim() for dim in ([dims] if isinstance(dims, int) else dims)] for dims in numbers]
+    if set(inputs) & set(outputs):
+        raise ValueError(f"muon: {numbers} uses one dimension of {tuple(x.shape)} twice")
+    return inputs, outputs
+
+
+def _numbers(spec: WeightDimNumOrFn | None, updates: Updates) -> list[MuonDimensionNumbers | None]:
+    """Return the dimension numbers of each leaf: those at its path, or above it."""
+    found = spec(updates) if callable(spec) else spec
+    return [_numbers_at(found, path) for path in tree.paths(updates)]
+
+
+def _numbers_at(spec: Tree, path: str) -> MuonDimensionNumbers | None:
+    for name in path.split("/") if path else []:
+        if spec is None or isinstance(spec, MuonDimensionNumbers):
+            break
+        spec = tree.at(spec, name)
+    return spec

@@ -1,0 +1,55 @@
+"""Gradients of single examples clipped before they are added."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import functrain.tree as tree
+from functrain.optim.numerics import (
+    abs_sq,
+    like,
+)
+from functrain.schedules import Scalar
+from functrain.tree import Tree
+
+
+def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tree, Tensor]:
+    """Scale the gradient of each example down to norm `l2_norm_clip`, and add; say how many were clipped.
+
+    Shapes: every leaf is (B, ...). Source: Abadi et al. 2016 (arXiv:1607.00133), algorithm 1.
+
+    Raises: ValueError naming the leaf whose first dimension is not B.
+    """
+    _check_batch(grads)
+    square = torch.stack([abs_sq(g).reshape(len(g), -1).sum(1) for g in tree.leaves(grads)]).sum(0)  # (B,)
+    factor = torch.nan_to_num(torch.clamp(like(l2_norm_clip, square) / torch.sqrt(square), max=1.0), nan=1.0)
+    return tree.map(lambda g: torch.tensordot(factor.to(g.dtype), g, 1), grads), torch.sum(factor < 1.0)
+
+
+def per_example_layer_norm_clip(grads: Tree, global_l2_norm_clip: Scalar, uniform: bool = True) -> tuple[Tree, Tree]:
+    """Scale the gradient of each example and leaf down, and add; say how many were clipped, by leaf.
+
+    Of K leaves each gets global_l2_norm_clip / sqrt(K), or if not uniform the root of its share of all elements.
+
+    Source: McMahan et al. 2018 (arXiv:1710.06963).
+    """
+    _check_batch(grads)
+    leaves, structure = tree.flatten(grads)
+    total = sum(g[0].numel() for g in leaves)
+    shares = [1 / len(leaves) if uniform else g[0].numel() / total for g in leaves]
+    pairs = [
+        per_example_global_norm_clip(g, global_l2_norm_clip * share**0.5)
+        for g, share in zip(leaves, shares, strict=True)
+    ]
+    return tree.unflatten(structure, [s for s, _ in pairs]), tree.unflatten(structure, [n for _, n in pairs])
+
+
+def _check_batch(grads: Tree) -> None:
+    sizes = {path: tuple(g.shape[:1]) for path, g in tree.items(grads)}
+    first = next(iter(sizes.values()), ())
+    for path, size in sizes.items():
+        if size != first or not size:
+            raise ValueError(
+                f"{path}: expected one gradient for each of {first} examples, came {size}; use per_example_grad"
+            )
