@@ -50,7 +50,9 @@ def compile_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
     known = {"functrain.losses.chunked.total_of_chunks": hashlib.sha256(code).hexdigest()}
     # Inductor of torch 2.13 gives the memory of a value that a region still reads to another value, and gradients come
     # out wrong by orders of magnitude: no reuse inside a graph; a value is freed as early all the same
-    options: dict[str, Any] = {"unsafe_marked_cacheable_functions": known, "allow_buffer_reuse": False}
+    # and it takes parameters of a region for values that the backward pass may overwrite: nothing is computed in place
+    memory = {"allow_buffer_reuse": False, "inplace_buffers": False}
+    options: dict[str, Any] = {"unsafe_marked_cacheable_functions": known, **memory}
     return torch.compile(fn, fullgraph=True, dynamic=False, options=options)
 
 
