@@ -15,7 +15,7 @@ from tree_cases import DTYPES, FLOATS, assert_same, tensors, trees
 from functrain import tree
 
 law = settings(deadline=None, derandomize=True, max_examples=100)
-scalars = st.sampled_from([0.0, 1.0, -2.0, 0.5, torch.tensor(0.5), torch.tensor(-2.0, dtype=torch.float64)])
+scalars = st.sampled_from([torch.tensor(-2.0, dtype=torch.float64), torch.tensor(0.5), 0.5, -2.0, 0.0, 1.0])
 of_float64 = trees(tensors(dtypes=(torch.float64,)))
 of_floats = trees(tensors(dtypes=FLOATS))
 
@@ -53,6 +53,12 @@ def test_algebra_keeps_shapes_and_dtypes(t, s):
 
     for new in (tree.add(t, t), tree.mul(t, t), tree.scale(s, t), tree.add_scale(t, s, t), tree.zeros_like(t)):
         assert kinds(new) == kinds(t) and tree.structure(new) == tree.structure(t)
+
+
+def test_a_scalar_tensor_does_not_decide_the_dtype_of_a_scalar_leaf():
+    t, wide = [torch.ones((), dtype=torch.bfloat16), torch.ones(2)], torch.tensor(2.0, dtype=torch.float64)
+    for new in (tree.scale(wide, t), tree.add_scale(t, wide, t)):
+        assert [leaf.dtype for leaf in new] == [torch.bfloat16, torch.float32]
 
 
 @law

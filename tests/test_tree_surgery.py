@@ -103,6 +103,7 @@ def test_signs_of_regular_expressions_are_plain_characters():
     assert list(tree.select({"a.b": 1, "axb": 2, "a\nb": 3, "[a]": 4}, "a.b")) == ["a.b"]
     assert list(tree.select({"a.b": 1, "a\nb": 3, "[a]": 4}, "a*")) == ["a\nb", "a.b"]
     assert list(tree.select({"a.b": 1, "[a]": 4}, "[a]")) == ["[a]"]
+    assert list(tree.select({"a\nb": [3]}, "**")) == ["a\nb/0"]
 
 
 @pytest.mark.parametrize(

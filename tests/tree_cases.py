@@ -35,7 +35,8 @@ def tensors(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (*DTYPES, torch.c
     shape, dtype = draw(st.lists(st.integers(0, 3), max_size=2)), draw(st.sampled_from(dtypes))
     count = torch.empty(shape).numel()
     values = draw(st.lists(st.integers(-3, 3), min_size=count, max_size=count))
-    return torch.tensor(values).reshape(shape).to(dtype)
+    tensor = torch.tensor(values).reshape(shape).to(dtype)
+    return tensor * (1 - 2j) if dtype.is_complex else tensor
 
 
 names = st.sampled_from(["a", "b", "w", "ln_1", "10", "9", "é", " ", "*", "a b"])

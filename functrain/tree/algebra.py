@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -125,9 +123,4 @@ def _wide(leaf: Tensor) -> Tensor:
 
 
 def _total(terms: list[Tensor]) -> Tensor:
-    if not terms:
-        return torch.zeros(())
-    if len({term.dtype for term in terms}) > 1:
-        dtype = functools.reduce(torch.promote_types, [term.dtype for term in terms])
-        terms = [term.to(dtype) for term in terms]
-    return torch.stack(terms).sum()
+    return torch.stack(terms).sum() if terms else torch.zeros(())  # stack promotes to the widest dtype
