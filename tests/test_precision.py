@@ -99,10 +99,105 @@ def test_a_policy_is_frozen_and_keyword_only() -> None:
         ft.Policy(torch.bfloat16)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("policy", [torch.bfloat16, "bfloat16", None])
+@pytest.mark.parametrize("policy", [torch.bfloat16, None])
 def test_a_dtype_for_a_policy_is_refused(policy: Any) -> None:
     with pytest.raises(TypeError, match=r"mixed_precision: expected a Policy, came .*Policy\(compute=dtype\)"):
         ft.mixed_precision(torch.sum, policy)
+
+
+@pytest.mark.parametrize("transform", [ft.mixed_precision, ft.autocast])
+def test_a_name_that_is_no_preset_is_refused(transform: Any) -> None:
+    with pytest.raises(ValueError, match="expected a Policy or one of 'bf16', 'fp16', 'full', came 'bfloat16'"):
+        transform(torch.sum, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("full", torch.float32)]
+)
+def test_presets_compute_in_their_dtype_and_return_float32(name: str, dtype: torch.dtype) -> None:
+    seen: list[torch.dtype] = []
+    result = ft.mixed_precision(lambda x: seen.append(x.dtype) or x, name)(torch.ones(2))
+    assert seen == [dtype] and result.dtype == torch.float32
+
+
+NORMS = ft.Policy(compute=torch.bfloat16, exceptions={"blocks/*/ln/**": torch.float32, "y": torch.float64})
+
+
+def test_exceptions_hold_by_path_in_any_argument_and_the_last_that_fits_counts() -> None:
+    params = {"blocks": [{"ln": {"w": draw(0, 3)}, "w": draw(1, 3)}]}
+
+    def dtypes(params: Any, batch: Any) -> Any:
+        return [leaf.dtype for leaf in tree.leaves((params, batch))]
+
+    found: Any = ft.mixed_precision(dtypes, NORMS)(params, {"x": draw(2, 3), "y": draw(3, 3)})
+    assert found == [torch.float32, torch.bfloat16, torch.bfloat16, torch.float64]
+    last = ft.Policy(compute=torch.bfloat16, exceptions={"**": torch.float64, "x": torch.float32})
+    assert ft.mixed_precision(dtypes, last)({"w": draw(0, 3)}, {"x": draw(1, 3)}) == [torch.float64, torch.float32]
+
+
+def test_an_exception_that_fits_no_path_is_refused() -> None:
+    with pytest.raises(tree.PathError, match=r"blocks/\*/ln/\*\*: this pattern fits no path; .*'y'"):
+        ft.mixed_precision(lambda batch: batch, NORMS)({"x": draw(0, 3), "y": draw(1, 3)})
+
+
+def test_a_layer_norm_kept_in_float32_is_computed_in_it() -> None:
+    policy = ft.Policy(compute=torch.bfloat16, exceptions={"ln/*": torch.float32})
+    x, weight, bias = draw(0, 4, 300) + 100, draw(1, 300), draw(2, 300)
+    for norm, params in (
+        (ft.nn.layer_norm, {"weight": weight, "bias": bias}),
+        (ft.nn.layer_norm, {"weight": weight}),
+        (ft.nn.rms_norm, {"weight": weight}),
+    ):
+        seen: list[torch.dtype] = []
+
+        def fn(params: Any, x: Tensor, norm: Any = norm, seen: Any = seen) -> Tensor:
+            y = norm(x, **params["ln"])
+            seen.append(y.dtype)
+            return y
+
+        got = ft.mixed_precision(fn, policy)({"ln": params}, x)
+        expected = norm(x.bfloat16().float(), **params).bfloat16().float()
+        assert seen == [torch.bfloat16], "what follows goes on in the compute dtype"
+        assert torch.equal(got, expected)
+
+
+def test_cast_params_keeps_exceptions_and_the_function_expects_what_it_made() -> None:
+    policy = ft.Policy(compute=torch.bfloat16, param=torch.bfloat16, exceptions={"ln/*": torch.float32})
+    params = {"w": draw(0, 3), "ln": {"w": draw(1, 3)}, "ids": torch.arange(2)}
+    cast = policy.cast_params(params)
+    assert [leaf.dtype for leaf in tree.leaves(cast)] == [torch.int64, torch.float32, torch.bfloat16]
+    fn = ft.mixed_precision(lambda params: params["w"], policy)
+    assert torch.equal(fn(cast), cast["w"].float())
+    with pytest.raises(TypeError, match="w: expected torch.bfloat16 as the policy's param says, came torch.float32"):
+        fn(params)
+    with pytest.raises(ValueError, match="give it a `param` dtype"):
+        ft.Policy(compute=torch.bfloat16).cast_params(params)
+
+
+def test_autocast_equals_torchs_context_and_returns_the_output_dtype() -> None:
+    def fn(w: Tensor, x: Tensor) -> Tensor:
+        y = x @ w
+        assert y.dtype == torch.bfloat16 and x.dtype == torch.float32
+        return torch.sum(torch.tanh(y) ** 2)
+
+    w, x = draw(0, 4, 3), draw(1, 5, 4)
+    value, grads = ft.value_and_grad(ft.autocast(fn, "bf16"))(w, x)
+    leaf = w.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = fn(leaf, x)
+    (by_hand,) = torch.autograd.grad(expected, leaf)
+    assert torch.equal(value, expected.detach().float()) and torch.equal(grads, by_hand)
+    mapped = ft.vmap(ft.grad(ft.autocast(fn, "bf16")), in_dims=(None, 0))(w, x[:, None])
+    each = torch.stack([ft.grad(ft.autocast(fn, "bf16"))(w, row[None]) for row in x])
+    # one bfloat16 product and its derivative, summed in another order: 2 * 2**-8
+    torch.testing.assert_close(mapped, each, rtol=1e-2, atol=1e-2)
+
+
+def test_autocast_refuses_what_it_cannot_keep() -> None:
+    with pytest.raises(ValueError, match="for others use ft.mixed_precision"):
+        ft.autocast(torch.sum, NORMS)
+    with pytest.raises(ValueError, match="expected to compute in bfloat16 or float16, came torch.float32"):
+        ft.autocast(torch.sum, "full")
 
 
 def masked(params: Any, batch: Any, key: Tensor) -> ft.Loss:

@@ -30,19 +30,26 @@ def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
     """Return x (..., D) with mean 0 and variance 1 along its last dim, times weight (D,), plus bias (D,).
 
+    Computed in the wider dtype of x and weight, and returned in x's.
     Equals `torch.nn.functional.layer_norm`. Source: Ba et al. 2016 (arXiv:1607.06450).
     """
-    return F.layer_norm(x, weight.shape, weight, bias, eps)
+    if weight.dtype == x.dtype:
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    bias = None if bias is None else bias.to(dtype)
+    return F.layer_norm(x.to(dtype), weight.shape, weight.to(dtype), bias, eps).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
     """Return x (..., D) divided by the root of its mean square along its last dim, times weight (D,).
 
-    The mean is taken in float32. Source: Zhang and Sennrich 2019 (arXiv:1910.07467), as Llama has it.
+    Computed in float32 up to the product, which is in the wider dtype of x and weight, and returned in x's.
+    Source: Zhang and Sennrich 2019 (arXiv:1910.07467), as Llama has it.
     """
     # float32: a bfloat16 sum of a thousand squares keeps 8 bits
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * torch.rsqrt(torch.mean(wide * wide, -1, keepdim=True) + eps)).to(x.dtype) * weight
+    scaled = wide * torch.rsqrt(torch.mean(wide * wide, -1, keepdim=True) + eps)
+    return (scaled.to(torch.promote_types(x.dtype, weight.dtype)) * weight).to(x.dtype)
 
 
 def gelu(x: Tensor) -> Tensor:

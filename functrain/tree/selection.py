@@ -51,6 +51,22 @@ def combine(first: Tree, second: Tree) -> Tree:
     return _combine(first, second, "")
 
 
+class Pattern:
+    """A pattern of `select`, made ready, for many paths."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._regex = _regex(text)
+
+    def fits(self, path: str) -> bool:
+        """Tell whether a path fits."""
+        return self._regex.fullmatch(path) is not None
+
+    def error(self, paths: list[str]) -> PathError:
+        """Say that none of these paths fits."""
+        return PathError(f"{self.text}: this pattern fits no path; there is {instead(self.text, paths)}")
+
+
 def _combine(first: Tree, second: Tree, path: str) -> Tree:
     if first is None:
         return second
@@ -80,11 +96,10 @@ def _chosen(where: Where, pairs: list[tuple[str, Any]]) -> list[bool]:
         return [bool(where(path, leaf)) for path, leaf in pairs]
     chosen = [False] * len(pairs)
     for pattern in [where] if isinstance(where, str) else where:
-        fitting = _regex(pattern)
-        fits = [fitting.fullmatch(path) is not None for path, _ in pairs]
+        fitting = Pattern(pattern)
+        fits = [fitting.fits(path) for path, _ in pairs]
         if True not in fits:
-            there = instead(pattern, [path for path, _ in pairs])
-            raise PathError(f"{pattern}: this pattern fits no path; there is {there}")
+            raise fitting.error([path for path, _ in pairs])
         chosen = [old or new for old, new in zip(chosen, fits, strict=True)]
     return chosen
 
