@@ -22,8 +22,10 @@ from functrain.train import TrainState, fit, init_state, train_step
 from functrain.transforms import (
     Policy,
     accumulate,
+    autocast,
     compile,
     grad,
+    loss_scale,
     mixed_precision,
     value_and_grad,
     vmap,
@@ -32,7 +34,7 @@ from functrain.transforms import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "Loss", "Policy", "TrainState", "accumulate", "checkpoint", "compile", "data", "fit", "generate", "grad",
-    "init_state", "losses", "mixed_precision", "models", "nn", "optim", "random", "schedules", "train", "train_step",
-    "transforms", "tree", "value_and_grad", "vmap",
+    "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "compile", "data", "fit", "generate",
+    "grad", "init_state", "loss_scale", "losses", "mixed_precision", "models", "nn", "optim", "random", "schedules",
+    "train", "train_step", "transforms", "tree", "value_and_grad", "vmap",
 ]  # fmt: skip

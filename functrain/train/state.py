@@ -9,20 +9,33 @@ from torch import Tensor
 
 from functrain import tree
 from functrain.optim import GradientTransformation
+from functrain.transforms.loss_scale import LossScale
 from functrain.tree import Params, Tree
 
 
 class TrainState(NamedTuple):
-    step: Tensor  # (), int64: steps done
+    step: Tensor  # (), int64: steps done, skipped ones too
     params: Params
     opt_state: Tree
     key: Tensor  # (2,), int32: step t uses fold_in(key, t)
+    loss_scale: Tree = None  # of ft.loss_scale; None where the loss is not scaled
+    buffers: Tree = None  # what the loss updates without a gradient, such as batch-norm statistics; None without any
 
 
-def init_state(params: Params, optimizer: GradientTransformation, *, key: Tensor) -> TrainState:
-    """Return the state before the first step.
+def init_state(
+    params: Params,
+    optimizer: GradientTransformation,
+    *,
+    key: Tensor,
+    loss_scale: LossScale | None = None,
+    buffers: Tree = None,
+) -> TrainState:
+    """Return the state before the first step of `ft.train_step` with the same optimizer and `loss_scale`.
 
-    Raises: TypeError naming a leaf that is no floating-point tensor; ValueError for keys that make a path ambiguous.
+    `buffers` is a tree of tensors for `ft.train_step(..., buffers=True)`; they are copied.
+
+    Raises: TypeError naming a leaf of params that is no floating-point tensor, or of buffers that is no tensor;
+    ValueError for keys that make a path ambiguous.
     """
     for path, leaf in tree.items(params):
         if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
@@ -30,6 +43,15 @@ def init_state(params: Params, optimizer: GradientTransformation, *, key: Tensor
             raise TypeError(
                 f"init_state: {path}: expected a floating-point tensor to train, came {came}; keep it out of params"
             )
+    for path, leaf in tree.items(buffers):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"init_state: buffers: {path}: expected a tensor, came {type(leaf).__name__} {leaf!r}; "
+                "make it torch.tensor(...), or keep it out of buffers"
+            )
     device = next((leaf.device for leaf in tree.leaves(params)), key.device)
     step = torch.zeros((), dtype=torch.int64, device=device)
-    return TrainState(step, params, optimizer.init(params), key.to(device, copy=True))
+    scale = None if loss_scale is None else loss_scale.init(device)
+    # copied: two states must not share a memory that one of them may give away
+    buffers = tree.map(lambda leaf: leaf.detach().to(device, copy=True), buffers)
+    return TrainState(step, params, optimizer.init(params), key.to(device, copy=True), scale, buffers)

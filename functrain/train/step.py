@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,60 +12,171 @@ from functrain import random, transforms, tree
 from functrain.losses import Loss
 from functrain.optim import GradientTransformation, apply_updates
 from functrain.train.state import TrainState
+from functrain.transforms import accumulation
+from functrain.transforms.loss_scale import LossScale, finite, unscale, wide
 from functrain.tree import Batch, Params, Tree
 
-LossFn = Callable[[Params, Batch, Tensor], Any]
+LossFn = Callable[..., Any]
 Metrics = dict[str, Tensor]
 
 
-def train_step(loss_fn: LossFn, optimizer: GradientTransformation, *, accumulate: int = 1) -> transforms.Staged:
+class _Found(NamedTuple):
+    """What the first stage of a step hands to the second."""
+
+    loss: Loss
+    buffers: Tree
+    grads: Tree  # of total / weight times the scale where `divided`, of total times the scale elsewhere
+
+
+def train_step(
+    loss_fn: LossFn,
+    optimizer: GradientTransformation,
+    *,
+    accumulate: int = 1,
+    accumulate_rows: int | None = None,
+    loss_scale: LossScale | None = None,
+    buffers: bool = False,
+) -> transforms.Staged:
     """Make the function `(state, batch) -> (state, metrics)` that takes one step.
 
     `loss_fn(params, batch, key)` returns a `Loss`, or a () tensor, or `(tensor, metrics)`, which count as weight 1 for
-    the batch. The gradient is that of `total / weight`, divided once after all `accumulate` slices of the batch are
-    added. Step t draws from `fold_in(state.key, t)`. The step is pure, reads nothing back to the host, and can be
-    given to `ft.compile`.
+    the batch. The gradient is that of `total / weight`, divided once after all slices of the batch are added: as many
+    as `accumulate` says, or slices of `accumulate_rows` rows, of which a later batch may have more; either way the loss
+    must be a `Loss`. Step t draws from `fold_in(state.key, t)`. The step is pure, reads nothing back to the host, and
+    can be given to `ft.compile`.
+
+    With `buffers`, `loss_fn(params, buffers, batch, key)` returns `(loss, new_buffers)`, the loss in any of these
+    forms, and `state.buffers` becomes the new ones. A slice of the batch gets the buffers that the slice before
+    returned, so that statistics that are moved once a call move once a slice.
+
+    With `loss_scale` the loss is multiplied by `state.loss_scale.scale` before it is differentiated, and the gradients
+    are divided by it before the optimizer sees them, half-precision ones in float32. A step in which any gradient is
+    infinite or NaN, in any slice, leaves params, opt_state and buffers as they were and is counted in `state.step`
+    alone; the scale follows. `init_state` takes the same `loss_scale`.
 
     Metrics: "loss" (total / weight), "weight", "grad_norm" (before the optimizer), and each of the loss's own divided
-    by weight; all () tensors.
+    by weight; with `loss_scale` also the "loss_scale" of this step and "skipped", 0 or 1. All are () tensors.
+
+    Raises: TypeError for a loss that is no Loss where slices are added, since the mean of each slice would count as
+    much however few of its rows count; ValueError for a state made with other options.
     """
+    # one part is no wish where rows are asked for
+    parts = None if accumulate_rows is not None and accumulate == 1 else accumulate
+    accumulation.check_parts("train_step: accumulate", parts, accumulate_rows)
+    looped = parts != 1
 
-    def sums(params: Params, batch: Batch, key: Tensor) -> Loss:
-        return _loss(loss_fn(params, batch, key))
+    def evaluated(params: Params, *args: Any) -> tuple[Loss, Tree]:
+        result = loss_fn(params, *args)
+        if not buffers:
+            return _loss(result, looped), None
+        if isinstance(result, Loss) or not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(
+                "train_step(buffers=True): expected loss_fn to return (loss, new_buffers), came "
+                f"{type(result).__name__}; return the buffers unchanged where nothing updates them"
+            )
+        return _loss(result[0], looped), result[1]
 
-    def mean(params: Params, batch: Batch, key: Tensor, step: Tensor) -> tuple[Tensor, Loss]:
-        loss = sums(params, batch, random.fold_in(key, step))
-        return loss.total / loss.weight, loss
+    # one slice's gradient is that of its mean times the scale: of a size that does not depend on how many slices
+    # there are, so that float16 holds it with the same scale
+    def scaled(params: Params, scale: Tensor | None, *args: Any) -> tuple[Tensor, tuple[Loss, Tree]]:
+        *others, key, step = args
+        loss, new = evaluated(params, *others, key if step is None else random.fold_in(key, step))
+        if not looped:
+            total = loss.total / loss.weight
+        else:
+            total = loss.total if scale is None else loss.total / _divisor(loss)
+        return total if scale is None else total * scale.to(total.dtype), (loss, new)
 
-    of_mean = transforms.value_and_grad(mean, has_aux=True)
-    of_sums = transforms.accumulate(transforms.value_and_grad(sums), accumulate)
+    gradient = transforms.value_and_grad(scaled, has_aux=True)
 
-    def gradients(state: TrainState, batch: Batch) -> tuple[Loss, Tree, Tensor | None]:
-        if accumulate == 1:  # divided, and the key folded, where they are compiled with the loss
-            (_, loss), grads = of_mean(state.params, batch, state.key, state.step)
-            return loss, grads, None
-        loss, grads = of_sums(state.params, batch, random.fold_in(state.key, state.step))
-        return loss, grads, 1 / loss.weight
+    def of_slice(params: Params, inputs: tuple[Tensor | None, Tree], batch: Batch, key: Tensor) -> Any:
+        scale, old = inputs
+        (_, (loss, new)), grads = gradient(params, scale, *((old,) if buffers else ()), batch, key, None)
+        if scale is not None:
+            weight = _divisor(loss)
+            grads = tree.map(lambda grad: wide(grad) * weight.to(wide(grad).dtype), grads)
+        return (loss, (scale, new)), grads
 
-    def update(state: TrainState, found: tuple[Loss, Tree, Tensor | None]) -> tuple[TrainState, Metrics]:
-        loss, grads, share = found
-        if share is not None:
+    of_slices = accumulation.sums(of_slice, parts, rows=accumulate_rows, buffers=True)
+
+    def gradients(state: TrainState, batch: Batch) -> _Found:
+        _check_state(state, loss_scale, buffers)
+        scale = None if loss_scale is None else state.loss_scale.scale
+        if not looped:  # the key is folded where it is compiled with the loss
+            args = (*((state.buffers,) if buffers else ()), batch, state.key, state.step)
+            (_, (loss, new)), grads = gradient(state.params, scale, *args)
+            return _Found(loss, new, grads)
+        key = random.fold_in(state.key, state.step)
+        (loss, (_, new)), grads = of_slices(state.params, (scale, state.buffers), batch, key)
+        return _Found(loss, new, grads)
+
+    def update(state: TrainState, found: _Found) -> tuple[TrainState, Metrics]:
+        loss, new_buffers, grads = found
+        if looped:
+            share = 1 / loss.weight
             grads = tree.map(lambda grad: grad * share.to(grad.dtype), grads)
+        if loss_scale is None:
+            grads = tree.map(lambda grad, leaf: grad.to(leaf.dtype), grads, state.params)
+        else:
+            grads = unscale(grads, state.loss_scale.scale)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {name: value / loss.weight for name, value in loss.metrics.items()}
         metrics |= {"loss": loss.total / loss.weight, "weight": loss.weight, "grad_norm": tree.norm(grads)}
-        new = TrainState(state.step + 1, apply_updates(state.params, updates), opt_state, state.key)
-        return new, metrics
+        new = state._replace(
+            step=state.step + 1,
+            params=apply_updates(state.params, updates),
+            opt_state=opt_state,
+            buffers=new_buffers,
+        )
+        if loss_scale is None:
+            return new, metrics
+        good = finite(grads)
+        kept = tree.where(
+            good, (new.params, opt_state, new_buffers), (state.params, state.opt_state, state.buffers)
+        )
+        new = new._replace(
+            params=kept[0],
+            opt_state=kept[1],
+            buffers=kept[2],
+            loss_scale=loss_scale.update(state.loss_scale, good),
+        )
+        # cloned: a donated state's scale is overwritten
+        return new, metrics | {"loss_scale": state.loss_scale.scale.clone(), "skipped": (~good).float()}
 
-    return transforms.Staged(gradients, update)
+    return transforms.Staged(gradients, update, looped=looped)
 
 
-def _loss(result: Any) -> Loss:
+def _divisor(loss: Loss) -> Tensor:
+    # a slice whose mask is all zero has no mean; its total is 0 whatever it is divided by
+    return torch.where(loss.weight == 0, 1.0, loss.weight)
+
+
+def _loss(result: Any, looped: bool) -> Loss:
     if isinstance(result, Loss):
         return result
-    value, metrics = result if isinstance(result, tuple) else (result, {})
+    value, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
     if not isinstance(value, Tensor) or not isinstance(metrics, dict):
         raise TypeError(
             f"train_step: expected loss_fn to return a Loss, a tensor, or (tensor, dict of metrics), came {result!r}"
         )
+    if looped:
+        raise TypeError(
+            "train_step: expected loss_fn to return a Loss where slices of the batch are added, came a tensor, whose "
+            "weight nobody knows: the mean of a slice with few rows or a mask would count as much as any other; return "
+            "ft.Loss(sum of the losses, how many they are, {})"
+        )
     return Loss(value, torch.ones((), device=value.device), metrics)
+
+
+def _check_state(state: TrainState, loss_scale: LossScale | None, buffers: bool) -> None:
+    if (state.loss_scale is None) != (loss_scale is None):
+        there, here = ("no", "one") if state.loss_scale is None else ("one", "none")
+        raise ValueError(
+            f"train_step: the state has {there} loss scale and the step {here}; give init_state and train_step the "
+            "same loss_scale"
+        )
+    if not buffers and tree.leaves(state.buffers):
+        raise ValueError(
+            "train_step: the state has buffers that the step does not update; pass buffers=True, and take them as the "
+            "second argument of loss_fn"
+        )

@@ -8,49 +8,97 @@ from typing import Any
 import torch
 
 from functrain import random, tree
+from functrain.transforms.loss_scale import wide
 
 
-def accumulate(grad_fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
+def accumulate(
+    grad_fn: Callable[..., Any], parts: int | None = None, *, rows: int | None = None, buffers: bool = False
+) -> Callable[..., Any]:
     """Compute `grad_fn(params, batch, key)` on `parts` slices of the batch, one after another, and add.
 
     Equals `grad_fn` on the whole batch, for any mask and any slice sizes, because a Loss carries sums; the peak
-    memory is that of one slice. Part i gets the key `fold_in(key, i)`; one part gets the key itself.
+    memory is that of one slice and the sum of the gradients. Half-precision gradients are added in float32. Part i gets
+    the key `fold_in(key, i)`; one part gets the key itself.
+
+    With `rows` in place of `parts` every slice has that many rows, the last one what is left: the number of parts
+    follows the batch, which may grow during a run without a new compilation.
+
+    With `buffers`, `grad_fn(params, buffers, batch, key)` returns `((loss, new_buffers), grads)`, as the
+    `value_and_grad(loss_fn, has_aux=True)` of a loss with buffers does; part i + 1 gets the buffers of part i, as in a
+    loop over a torch.nn.Module.
 
     Shapes: every batch leaf is (B, ...); the slices have B // parts rows, the first B % parts one more.
-    Raises: ValueError for parts < 1 or more parts than rows, and naming a leaf whose first dimension is not B.
+    Raises: ValueError for parts or rows < 1, for both or neither, for more parts than rows, and naming a leaf whose
+    first dimension is not B.
     """
-    if not isinstance(parts, int) or parts < 1:
-        raise ValueError(f"accumulate: expected parts >= 1, came {parts!r}")
+    check_parts("accumulate", parts, rows)
     if parts == 1:
         return grad_fn
+    add = sums(grad_fn, parts, rows=rows, buffers=buffers)
 
-    def accumulated(params: Any, batch: Any, key: Any) -> Any:
-        total: Any = None
-        for i, rows in enumerate(_cuts(batch, parts)):
-            part = tree.map(lambda leaf, rows=rows: leaf[rows], batch)
-            loss, grads = grad_fn(params, part, random.fold_in(key, i))
-            grads = tree.map(_accumulator, grads)
-            total = (loss, grads) if total is None else tree.map(torch.add, total, (loss, grads))
-        loss, grads = total
-        return loss, tree.map(lambda grad, leaf: grad.to(leaf.dtype), grads, params)
+    def accumulated(params: Any, *args: Any) -> Any:
+        result, grads = add(params, *args)
+        return result, tree.map(lambda grad, leaf: grad.to(leaf.dtype), grads, params)
 
     return accumulated
 
 
-def _accumulator(grad: torch.Tensor) -> torch.Tensor:
-    # float32: adding the small gradient of one part to a bfloat16 sum of many would lose it
-    return grad.float() if grad.dtype in (torch.bfloat16, torch.float16) else grad
+def sums(grad_fn: Callable[..., Any], parts: int | None, *, rows: int | None, buffers: bool) -> Callable[..., Any]:
+    """Make `accumulate(...)` with gradients left in the dtype that they are added in."""
+
+    def accumulated(params: Any, *args: Any) -> Any:
+        *before, batch, key = args
+        cuts = _cuts(batch, parts, rows)
+        result: Any = None
+        total: list[torch.Tensor] = []
+        for i, cut in enumerate(cuts):
+            part = tree.map(lambda leaf, cut=cut: leaf[cut], batch)
+            found, grads = grad_fn(params, *before, part, key if len(cuts) == 1 else random.fold_in(key, i))
+            if buffers:
+                found, new = found
+                before = [new]
+            leaves, structure = tree.flatten(grads)
+            del grads
+            total = _add(total, leaves)
+            result = found if result is None else tree.map(torch.add, result, found)
+        return ((result, before[0]) if buffers else result), tree.unflatten(structure, total)
+
+    return accumulated
 
 
-def _cuts(batch: Any, parts: int) -> list[slice]:
+def _add(total: list[torch.Tensor], grads: list[torch.Tensor]) -> list[torch.Tensor]:
+    if not total:
+        return [wide(grad) for grad in grads]
+    # both lists are emptied on the way: a third copy of all gradients would be the peak of the step
+    total.reverse()
+    grads.reverse()
+    return [total.pop() + wide(grads.pop()) for _ in range(len(grads))]
+
+
+def check_parts(what: str, parts: Any, rows: Any) -> None:
+    """Raise unless one of the two says how to cut a batch."""
+    if (parts is None) == (rows is None):
+        raise ValueError(f"{what}: expected either a number of parts or rows, came parts={parts!r} and rows={rows!r}")
+    name, value = ("parts", parts) if rows is None else ("rows", rows)
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{what}: expected {name} >= 1, came {value!r}")
+
+
+def _cuts(batch: Any, parts: int | None, rows: int | None) -> list[slice]:
     sizes = {path: _rows(path, leaf) for path, leaf in tree.items(batch)}
     size = next(iter(sizes.values()), 0)
-    for path, rows in sizes.items():
-        if rows != size:
-            raise ValueError(f"accumulate: {path}: expected {size} rows as the first leaf has, came {rows}")
-    if parts > size:
-        raise ValueError(f"accumulate: expected at most one part a row, came {parts} parts of {size} rows")
-    edges = [i * (size // parts) + min(i, size % parts) for i in range(parts + 1)]
+    for path, found in sizes.items():
+        if found != size:
+            raise ValueError(f"accumulate: {path}: expected {size} rows as the first leaf has, came {found}")
+    if rows is not None:
+        if size == 0:
+            raise ValueError("accumulate: expected a batch with rows, came one without")
+        edges = [*range(0, size, rows), size]
+    else:
+        assert parts is not None
+        if parts > size:
+            raise ValueError(f"accumulate: expected at most one part a row, came {parts} parts of {size} rows")
+        edges = [i * (size // parts) + min(i, size % parts) for i in range(parts + 1)]
     return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 

@@ -29,11 +29,12 @@ Compiler = Callable[[fx.GraphModule, Any], inductor.Kernel]
 class Staged:
     """A function in two stages, `second(first_argument, first(*args))`: one differentiates, the other updates.
 
-    Only `ft.compile` looks at the stages, to compile them apart.
+    Only `ft.compile` looks at the stages, to compile them apart: always where the first is `looped`, so that a loop
+    over parts of a batch does not become a graph as long as the loop.
     """
 
-    def __init__(self, first: Callable[..., Any], second: Callable[[Any, Any], Any]) -> None:
-        self.first, self.second = first, second
+    def __init__(self, first: Callable[..., Any], second: Callable[[Any, Any], Any], *, looped: bool = False) -> None:
+        self.first, self.second, self.looped = first, second, looped
 
     def __call__(self, *args: Any) -> Any:
         return self.second(args[0], self.first(*args))
@@ -59,10 +60,10 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
     if not isinstance(fn, Staged):
         return whole
     update = _Compiled(fn.second, donate, leafwise.compile_graph)
-    first = fn.first
+    first, looped = fn.first, fn.looped
 
     def step(state: Any, *args: Any) -> Any:
-        if whole.ran or tree.bytes(state) < _PIECEWISE_BYTES:
+        if not looped and (whole.ran or tree.bytes(state) < _PIECEWISE_BYTES):
             return whole(state, *args)
         with torch.no_grad(), engine.compiling_losses():
             middle = _or_explain(first, state, *args)

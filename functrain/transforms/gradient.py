@@ -23,7 +23,7 @@ Argnums = int | Sequence[int]
 def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
     """Make a function that returns `(fn's result, gradients)`, the gradients a tree like the argument.
 
-    `fn` returns a () tensor, or `(tensor, aux)` with `has_aux`, or a `Loss`, whose total is differentiated. With a
+    `fn` returns a () tensor or a `Loss`, whose total is differentiated, or `(that, aux)` with `has_aux`. With a
     tuple of argnums the gradients are a tuple. A leaf that the value does not depend on has a zero gradient.
     Equals `jax.value_and_grad`; a complex leaf's gradient is torch's, the conjugate of JAX's.
 
@@ -150,7 +150,7 @@ def _scalar(result: Any, has_aux: bool) -> Tensor:
     if has_aux:
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(f"value_and_grad(has_aux=True): expected fn to return (value, aux), came {type(result)}")
-        value = result[0]
+        value = result[0].total if isinstance(result[0], Loss) else result[0]
     if not isinstance(value, Tensor) or value.shape != () or not value.is_floating_point():
         came = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(type(value))
         hint = "; pass has_aux=True for (value, aux)" if isinstance(value, tuple) else "; take its sum or mean"
