@@ -303,6 +303,8 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 def _threefry(key: Tensor, high: int, low: Tensor) -> tuple[Tensor, Tensor]:
     # In place only on tensors made here: few buffers stay in the cache, and what vmap batches is batched already.
     k0, k1 = key.unbind()
+    if low.device.type == "meta":  # there are no bits, and 110 operations that find their shape take a second a model
+        return low + k0, low + k1
     k2 = k0 ^ k1 ^ 0x1BD11BDA
     x0, x1 = torch.full_like(low, high) + k0, low + k1
     for i, (add0, add1) in enumerate(((k1, k2), (k2, k0), (k0, k1), (k1, k2), (k2, k0))):

@@ -19,8 +19,9 @@ FLOORS = {
     "optim": 3,
     "nn": 3,
     "data": 3,
+    # knows trees and files, and below the models: an exchange with other libraries reads their names and its files
+    "checkpoint": 3,
     "models": 4,
-    "checkpoint": 4,
     "train": 5,
     "generate": 5,
     "evaluate": 5,

@@ -290,3 +290,12 @@ KEY = random.key(0)
 def test_mistakes_name_what_was_expected_and_a_way_out(call: Any, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         call()
+
+
+def test_on_the_meta_device_a_draw_has_its_shape_and_dtype():
+    key = random.key(0).to("meta")
+    for draw in (random.normal, random.uniform, random.bits):
+        drawn, real = draw(key, (3, 2)), draw(random.key(0), (3, 2))
+        assert (drawn.shape, drawn.dtype, drawn.device.type) == (real.shape, real.dtype, "meta")
+    assert random.split(key, 3).shape == (3, 2) and random.fold_in(key, 1).shape == (2,)
+    assert torch.vmap(lambda k: random.normal(k, (5,)))(random.split(key, 3)).shape == (3, 5)

@@ -16,6 +16,8 @@ from functrain.checkpoint.errors import StorageError as StorageError
 from functrain.checkpoint.errors import UnknownTypeError as UnknownTypeError
 from functrain.checkpoint.errors import UnsupportedError as UnsupportedError
 from functrain.checkpoint.errors import VersionError as VersionError
+from functrain.checkpoint.hub import load_folder as load_folder
+from functrain.checkpoint.hub import save_folder as save_folder
 from functrain.checkpoint.reading import Contents as Contents
 from functrain.checkpoint.reading import contents as contents
 from functrain.checkpoint.reading import load as load

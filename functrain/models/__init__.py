@@ -1,5 +1,6 @@
 """Models as pure functions of their parameters: each module has `Config`, `init` and `apply`."""
 
 from functrain.models import gpt2
+from functrain.models.names import Names, from_state_dict, to_state_dict
 
-__all__ = ["gpt2"]
+__all__ = ["Names", "from_state_dict", "gpt2", "to_state_dict"]

@@ -11,14 +11,18 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from functrain import nn, random
+from functrain.models import hf
+from functrain.models.names import Names
 from functrain.tree import Params
 
 
@@ -203,3 +207,80 @@ def _check_tokens(tokens: Tensor, config: Config) -> None:
         )
     if tokens.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"gpt2: expected int64 or int32 tokens, came {tokens.dtype}; pass tokens.long()")
+
+
+def from_hf(folder: hf.Folder) -> tuple[Params, Config]:
+    """Load the parameters, in the dtype of the files, and the config of a GPT-2 in a folder of transformers.
+
+    Logits equal those of `transformers.GPT2LMHeadModel` to rounding. Attention is "fused" unless weights are dropped.
+    Raises: CheckpointError of `functrain.checkpoint`, which names the file, the field or tensor, and a way out.
+    """
+    return hf.read(folder, HF)
+
+
+def to_hf(folder: hf.Folder, params: Params, config: Config, *, end: int | None = None) -> Path:
+    """Save parameters and config as a folder that transformers loads bit for bit; return its path.
+
+    `end` is the token that begins and ends a text. Equals both again under `from_hf`, but for `attention`.
+    Raises: CheckpointError of `functrain.checkpoint`; the folder then is as it was.
+    """
+    return hf.write(folder, params, config, HF, {"bos_token_id": end, "eos_token_id": end})
+
+
+def _config(*, attention_dropout: float, **fields: Any) -> Config:
+    attention: Literal["fused", "math"] = "math" if attention_dropout > 0.0 else "fused"
+    return Config(attention=attention, attention_dropout=attention_dropout, **fields)
+
+
+def _fixed(config: Config) -> dict[str, Sequence[Any]]:
+    return {
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # three spellings of one formula
+        "n_inner": (None, 4 * config.width),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "reorder_and_upcast_attn": (False,),
+        "add_cross_attention": (False,),
+        "tie_word_embeddings": (True,),
+    }
+
+
+NAMES = Names(
+    modules={
+        "wte": "transformer.wte.weight",
+        "wpe": "transformer.wpe.weight",
+        "blocks/*/ln_1": "transformer.h.*.ln_1",
+        "blocks/*/attn/qkv": "transformer.h.*.attn.c_attn",  # a Conv1D, (in, out) as here
+        "blocks/*/attn/out": "transformer.h.*.attn.c_proj",
+        "blocks/*/ln_2": "transformer.h.*.ln_2",
+        "blocks/*/mlp/up": "transformer.h.*.mlp.c_fc",
+        "blocks/*/mlp/down": "transformer.h.*.mlp.c_proj",
+        "ln_f": "transformer.ln_f",
+    }
+)
+
+HF = hf.Layout(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    prefix="transformer.",
+    names=NAMES,
+    tied={"lm_head.weight": "wte"},
+    ignored=("h.*.attn.bias", "h.*.attn.masked_bias"),  # the causal mask, which older files hold
+    fields={
+        "vocab": hf.Field("vocab_size", 50257),
+        "context": hf.Field("n_positions", 1024),
+        "layers": hf.Field("n_layer", 12),
+        "heads": hf.Field("n_head", 12),
+        "width": hf.Field("n_embd", 768),
+        "dropout": hf.Field(("resid_pdrop", "embd_pdrop"), 0.1),
+        "attention_dropout": hf.Field("attn_pdrop", 0.1),
+        "eps": hf.Field("layer_norm_epsilon", 1e-5),
+    },
+    config=_config,
+    init=init,
+    fixed=_fixed,
+    silent=(
+        *("n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
+        "summary_first_dropout",
+    ),
+    ours=("attention",),
+)

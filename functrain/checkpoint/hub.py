@@ -1,0 +1,169 @@
+"""Folders of safetensors as model hubs lay them out: `model.safetensors`, or an index and the shards that it names.
+
+Nothing here has a checksum, because such folders carry none; what a header or an index says is checked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from functrain.checkpoint import staging, strict_json
+from functrain.checkpoint.errors import CheckpointError, ExistsError, IntegrityError, MissingError, UnsupportedError
+from functrain.checkpoint.stream import Sink, Source
+from functrain.checkpoint.tensors import NAMES, read_file, write_file
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_MAX_JSON_BYTES = 100_000_000
+_SHARD = re.compile(r"[^/\\\0]+\.safetensors")  # no separator, so no file outside the folder
+_WAY_OUT = "fetch or save the folder again"
+_log = logging.getLogger(__name__)
+
+Folder = str | os.PathLike[str]
+
+
+def load_folder(folder: Folder, *, wanted: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
+    """Load the tensors of a folder by name, those that are `wanted`; they own their memory.
+
+    Links are followed, because hub caches are made of them, but a shard's name never leads out of the folder.
+    Raises: MissingError, IntegrityError for an index that does not fit its shards, HeaderError, StorageError.
+    """
+    path = Path(folder)
+    single, index = path / SINGLE, path / INDEX
+    if single.exists():
+        _warn_of_others(path, {SINGLE})
+        return read_file(single, wanted=wanted, links=True)[1]
+    if not index.exists():
+        raise _nothing_to_read(path)
+    where = _read_index(index)
+    absent = sorted({file for file in where.values() if not (path / file).exists()})
+    if absent:
+        raise _broken(index, "the shards that it names", f"no {', '.join(absent)}", None)
+    _warn_of_others(path, set(where.values()))
+    found: dict[str, Tensor] = {}
+    for file in sorted(set(where.values())):
+        entries, tensors = read_file(path / file, wanted=wanted, links=True)
+        held = {entry.name for entry in entries}
+        for name in held:
+            if where.get(name) != file:
+                said = f"in {where[name]}" if name in where else "nowhere"
+                raise _broken(path / file, f"what the index says: this tensor is {said}", "it here", name)
+        for name, named in where.items():
+            if named == file and name not in held:
+                raise _broken(path / file, "this tensor, as the index says", "none", name)
+        found |= tensors
+    return found
+
+
+def save_folder(
+    folder: Folder, tensors: Mapping[str, Tensor], texts: Mapping[str, bytes], *, max_file_bytes: int
+) -> Path:
+    """Save tensors by name and texts by file name as a folder, which appears whole or not at all; return its path.
+
+    Equals the tensors again under `load_folder`, and under any reader of safetensors. More than `max_file_bytes` of
+    tensors become shards and an index; a single tensor may be larger.
+    Raises: ExistsError; UnsupportedError naming a tensor; StorageError.
+    """
+    target = Path(folder).absolute()
+    _check_free(target)
+    for name, tensor in tensors.items():
+        _check(folder, name, tensor)
+    with staging.staged(target) as stage:
+        groups = group(tensors, max_file_bytes)
+        names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+        for file, part in zip(names if len(groups) > 1 else [SINGLE], groups, strict=True):
+            write_file(stage / file, part)
+        if len(groups) > 1:
+            where = {name: file for file, part in zip(names, groups, strict=True) for name in part}
+            total = sum(tensor.nbytes for tensor in tensors.values())
+            table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+            _write_text(stage / INDEX, strict_json.dumps(table, indent=2) + b"\n")
+        for file, text in texts.items():
+            _write_text(stage / file, text)
+    return Path(folder)
+
+
+def load_json(path: Folder) -> dict[str, Any]:
+    """Load a JSON object from a file of at most 100 MB.
+
+    Raises: IntegrityError for other text, a key that stands twice, NaN; StorageError.
+    """
+    path = Path(path)
+    with Source(path, links=True, record=None) as source:
+        if source.size_bytes > _MAX_JSON_BYTES:
+            raise _broken(path, f"at most {_MAX_JSON_BYTES} bytes of JSON", f"{source.size_bytes}", None)
+        text = source.take(source.size_bytes)
+    return strict_json.loads(text, lambda expected, came, key: _broken(path, expected, came, key))
+
+
+def group(tensors: Mapping[str, Tensor], max_file_bytes: int) -> list[dict[str, Tensor]]:
+    """Divide tensors, in their order, into groups of at most so many bytes; a larger tensor is a group alone."""
+    groups: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, tensor in tensors.items():
+        if groups[-1] and filled + tensor.nbytes > max_file_bytes:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = tensor
+        filled += tensor.nbytes
+    return groups
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    where = load_json(path).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise _broken(path, "a weight_map from tensors to files", f"{where!r:.40}", "weight_map")
+    for name, file in where.items():
+        if not isinstance(file, str) or not _SHARD.fullmatch(file):
+            raise _broken(path, "the name of a safetensors file in this folder", f"{file!a:.80}", name)
+    return where
+
+
+def _nothing_to_read(path: Path) -> MissingError:
+    expected = f"a folder with {SINGLE} or {INDEX}"
+    if not path.is_dir():
+        return MissingError(path, expected=expected, came="no such folder", way_out="name a model's folder")
+    names = sorted(child.name for child in path.iterdir())
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickles:
+        came = f"{', '.join(pickles[:3])}, which may be a pickle and run code"
+        return MissingError(path, expected=expected, came=came, way_out="fetch the model's safetensors, or convert it")
+    came = f"only {', '.join(names[:8])}" if names else "an empty folder"
+    return MissingError(path, expected=expected, came=came, way_out=_WAY_OUT)
+
+
+def _warn_of_others(path: Path, read: Iterable[str]) -> None:
+    for other in sorted({child.name for child in path.glob("*.safetensors")} - set(read)):
+        _log.warning("%s: not named by the model, ignored", path / other)
+
+
+def _check_free(target: Path) -> None:
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir() or any(target.iterdir())):
+        came = "one that holds something" if target.is_dir() else "a file"
+        raise ExistsError(target, expected="no such folder yet", came=came, way_out="choose another name")
+
+
+def _check(folder: Folder, name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in NAMES or tensor.device.type == "meta":
+        expected, came = "values of a dtype of safetensors", f"{tensor.dtype} on {tensor.device}"
+        raise UnsupportedError(folder, path=name, expected=expected, came=came, way_out="cast it first")
+
+
+def _write_text(path: Path, text: bytes) -> None:
+    sink = Sink(path)
+    try:
+        sink.write(memoryview(text))
+        sink.finish()
+    finally:
+        sink.close()
+
+
+def _broken(path: Path, expected: str, came: str, key: str | None) -> CheckpointError:
+    return IntegrityError(path, path=key, expected=expected, came=came, way_out=_WAY_OUT)
