@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -281,7 +282,7 @@ def _pieces(key: Tensor, start: int, stop: int) -> Iterator[tuple[int, int]]:
     # A piece ends at multiples of 2**32, so that its high counter word is one number. Compiled, the draw is one pass
     # anyway; a subclass of Tensor may be fake or spread over devices, where blocks save nothing and cost their number.
     block = _CPU_BLOCK if key.device.type == "cpu" else _DEVICE_BLOCK
-    if torch.compiler.is_compiling() or type(key) is not Tensor:
+    if _compiling() or type(key) is not Tensor:
         block = 2**32
     while True:
         end = min(stop, start + block, (start // 2**32 + 1) * 2**32)
@@ -322,7 +323,25 @@ def _once(x: Tensor) -> Tensor:
     # Inductor copies a value into each expression that uses it, which makes 20 rounds a tree of thousands of operations
     # and 13 s of compiling. It computes the input of as_strided, here a view of the same elements, once: 1.5 s, and
     # still one kernel.
-    return x.as_strided(x.shape, x.stride()) if torch.compiler.is_compiling() else x
+    return x.as_strided(x.shape, x.stride()) if _compiling() else x
+
+
+_traced = False
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Draw inside in the form that compiles well, for a tracer that `torch.compiler.is_compiling()` does not know."""
+    global _traced
+    before, _traced = _traced, True
+    try:
+        yield
+    finally:
+        _traced = before
+
+
+def _compiling() -> bool:
+    return _traced or torch.compiler.is_compiling()
 
 
 def _signed(word: int) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from functrain import random
+
 depth = 0  # transforms of ours around the current call
 piecewise = False  # value_and_grad compiles the function it differentiates
 blocks: list[Any] = []  # what nn.stack has met while Dynamo traces a loss: a block and its inputs, for each kind
@@ -45,6 +47,7 @@ def tracing_operations() -> Iterator[None]:
     global tracing
     before, tracing = tracing, True
     try:
-        yield
+        with random.traced():
+            yield
     finally:
         tracing = before
