@@ -256,7 +256,7 @@ def _columns(nodes: list[fx.Node]) -> dict[fx.Node, int]:
             parent[root(other)] = root(shaped[0])
         shapes = {_value(arg).shape for arg in shaped}
         if not _is_reduction(node):
-            shapes.add(_value(node).shape)
+            shapes.add(getattr(_value(node), "shape", None))  # several results, as unbind's, have none
         if len(shapes) != 1 or not (_is_reduction(node) or _is_pointwise(node)):
             opaque.add(node)
     opaque_roots = {root(node) for node in opaque}
