@@ -33,7 +33,7 @@ $(VENV)/.installed-cli: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-all: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e '.[cli,test,peers]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[cli,test,peers,privacy]'
 	touch $@ $(VENV)/.installed-cli
 
 clean:

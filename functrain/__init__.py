@@ -27,6 +27,7 @@ from functrain.transforms import (
     grad,
     loss_scale,
     mixed_precision,
+    per_example_grad,
     value_and_grad,
     vmap,
 )
@@ -35,6 +36,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "compile", "data", "fit", "generate",
-    "grad", "init_state", "loss_scale", "losses", "mixed_precision", "models", "nn", "optim", "random", "schedules",
-    "train", "train_step", "transforms", "tree", "value_and_grad", "vmap",
+    "grad", "init_state", "loss_scale", "losses", "mixed_precision", "models", "nn", "optim", "per_example_grad",
+    "random", "schedules", "train", "train_step", "transforms", "tree", "value_and_grad", "vmap",
 ]  # fmt: skip

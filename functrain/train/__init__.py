@@ -1,7 +1,12 @@
 """The step, the state it steps, and the loop around it."""
 
+from functrain.train import privacy
 from functrain.train.loop import Interrupted, every, fit
+from functrain.train.per_example import noise_scale_step, private_step
 from functrain.train.state import TrainState, init_state
 from functrain.train.step import train_step
 
-__all__ = ["Interrupted", "TrainState", "every", "fit", "init_state", "train_step"]
+__all__ = [
+    "Interrupted", "TrainState", "every", "fit", "init_state", "noise_scale_step", "privacy", "private_step",
+    "train_step",
+]  # fmt: skip

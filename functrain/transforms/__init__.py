@@ -5,9 +5,18 @@ from functrain.transforms.accumulation import accumulate
 from functrain.transforms.compilation import CompilerNotFoundError, Staged, compile
 from functrain.transforms.donation import ConsumedError
 from functrain.transforms.gradient import grad, value_and_grad, vmap
+from functrain.transforms.per_example import (
+    GradientMoments,
+    GradientNoise,
+    gradient_moments,
+    gradient_noise,
+    per_example_grad,
+    per_example_value_and_grad,
+)
 from functrain.transforms.precision import Policy, autocast, mixed_precision
 
 __all__ = [
-    "CompilerNotFoundError", "ConsumedError", "Policy", "Staged", "accumulate", "autocast", "compile", "grad",
-    "loss_scale", "mixed_precision", "value_and_grad", "vmap",
+    "CompilerNotFoundError", "ConsumedError", "GradientMoments", "GradientNoise", "Policy", "Staged", "accumulate",
+    "autocast", "compile", "grad", "gradient_moments", "gradient_noise", "loss_scale", "mixed_precision",
+    "per_example_grad", "per_example_value_and_grad", "value_and_grad", "vmap",
 ]  # fmt: skip

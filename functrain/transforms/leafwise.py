@@ -254,7 +254,7 @@ def _columns(nodes: list[fx.Node]) -> dict[fx.Node, int]:
             continue
         for other in [*shaped, node]:
             parent[root(other)] = root(shaped[0])
-        shapes = {_value(arg).shape for arg in shaped}
+        shapes: set[Any] = {_value(arg).shape for arg in shaped}
         if not _is_reduction(node):
             shapes.add(getattr(_value(node), "shape", None))  # several results, as unbind's, have none
         if len(shapes) != 1 or not (_is_reduction(node) or _is_pointwise(node)):

@@ -1,0 +1,181 @@
+"""Gradients of single examples, and what they say about the noise of a batch's gradient.
+
+B examples in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from functrain import random, tree
+from functrain.transforms import engine
+from functrain.transforms.compilation import compile
+from functrain.transforms.gradient import value_and_grad, vmap
+from functrain.tree import Tree
+
+
+def per_example_value_and_grad(
+    fn: Callable[..., Any], *, has_aux: bool = False, chunk_size: int | None = None
+) -> Callable[..., Any]:
+    """Make a function `(params, batch, key)` that returns fn's result and gradients for each example of the batch.
+
+    Equals `value_and_grad(fn)(params, {leaf[i : i + 1]}, fold_in(key, i))` for each i, stacked: an example is a batch
+    of one, so that the loss is the one that trains. Without a key `fn` is called as `fn(params, batch)`; a key that is
+    None stays None.
+    At most `chunk_size` examples are in flight, which bounds the activations; the numbers do not depend on it.
+
+    Shapes: every batch leaf is (B, ...); every leaf of the result and of the gradients is (B, ...).
+    Raises: ValueError naming a leaf whose first dimension is not B, for an empty batch, and for chunk_size < 1.
+    """
+    run = _InPieces(_mapped(fn, has_aux))
+    _check_chunk(chunk_size)
+
+    @wraps(fn)
+    def of_examples(params: Any, batch: Any, *key: Any) -> Any:
+        return _joined([run(params, part, index, *key) for part, index in _chunks(batch, chunk_size)])
+
+    return of_examples
+
+
+def per_example_grad(
+    fn: Callable[..., Any], *, has_aux: bool = False, chunk_size: int | None = None
+) -> Callable[..., Any]:
+    """Make a function `(params, batch, key)` that returns the gradient of fn for each example of the batch.
+
+    With `has_aux`, `(gradients, aux)`. See `per_example_value_and_grad`.
+    """
+    both = per_example_value_and_grad(fn, has_aux=has_aux, chunk_size=chunk_size)
+
+    @wraps(fn)
+    def grad_of_examples(params: Any, batch: Any, *key: Any) -> Any:
+        result, grads = both(params, batch, *key)
+        return (grads, result[1]) if has_aux else grads
+
+    return grad_of_examples
+
+
+class GradientMoments(NamedTuple):
+    result: Any  # what fn returned, summed over the examples
+    grads: Tree  # like params: sum of the examples' gradients
+    squared_norm: Tensor  # (): sum of the squared norms of the examples' gradients
+    examples: int
+
+
+def gradient_moments(fn: Callable[..., Any], *, chunk_size: int | None = None) -> Callable[..., GradientMoments]:
+    """Make a function `(params, batch, key)` that adds the gradients of single examples, and their squared norms.
+
+    Equals sums of `per_example_value_and_grad`, of which only `chunk_size` gradients exist at a time.
+    """
+    mapped = _mapped(fn, False)
+
+    def sums(params: Any, part: Any, index: Tensor, *key: Any) -> tuple[Any, Tree, Tensor]:
+        result, grads = mapped(params, part, index, *key)
+        total = tree.map(lambda leaf: torch.sum(leaf, 0), (result, grads))
+        return total[0], total[1], tree.norm(grads) ** 2
+
+    run = _InPieces(sums)
+    _check_chunk(chunk_size)
+
+    @wraps(fn)
+    def moments(params: Any, batch: Any, *key: Any) -> GradientMoments:
+        total: Any = None
+        count = 0
+        for part, index in _chunks(batch, chunk_size):
+            found = run(params, part, index, *key)
+            total = found if total is None else tree.add(total, found)
+            count += len(index)
+        result, grads, squared_norm = total
+        return GradientMoments(result, grads, squared_norm, count)
+
+    return moments
+
+
+class GradientNoise(NamedTuple):
+    variance: Tensor  # (): trace of the covariance of one example's gradient
+    squared_norm: Tensor  # (): squared norm of the true gradient; an estimate without bias, so it may be negative
+    scale: Tensor  # (): examples in a batch whose noise is as large as the gradient; inf where there is no gradient
+
+
+def gradient_noise(small: Tensor, big: Tensor, small_size: int, big_size: int) -> GradientNoise:
+    """Estimate the gradient's variance and noise scale from squared norms of gradients of batches of two sizes.
+
+    `small` is the mean squared norm of gradients over `small_size` examples (1: single examples), `big` that of the
+    mean gradient over `big_size`; both estimates are without bias. The scale is a ratio: average variance and squared
+    norm over steps before dividing them, one step's ratio is noisy.
+
+    Source: McCandlish et al. 2018 (arXiv:1812.06162), equation 2.9 and appendix A.1.
+    Raises: ValueError unless 1 <= small_size < big_size.
+    """
+    if not 1 <= small_size < big_size:
+        raise ValueError(f"gradient_noise: expected 1 <= small_size < big_size, came {small_size} and {big_size}")
+    variance = (small - big) / (1 / small_size - 1 / big_size)
+    squared_norm = (big_size * big - small_size * small) / (big_size - small_size)
+    scale = torch.where(squared_norm > 0, variance / squared_norm, torch.inf)
+    return GradientNoise(variance, squared_norm, scale)
+
+
+class _InPieces:
+    """A function that is compiled on its own where `ft.compile` compiles a step in pieces."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn, self.compiled = fn, compile(fn)
+
+    def __call__(self, *args: Any) -> Any:
+        return (self.compiled if engine.piecewise and not engine.nested() else self.fn)(*args)
+
+
+def _mapped(fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
+    both = value_and_grad(fn, has_aux=has_aux)
+
+    def mapped(params: Any, part: Any, index: Tensor, *key: Any) -> Any:
+        rows, structure = tree.flatten(part)
+        found: list[Any] = []
+
+        # flat lists of tensors in and out, because torch.func walks trees by torch's own registry, not by ours
+        def of_one(rows: list[Tensor], index: Tensor) -> list[Any]:
+            example = tree.unflatten(structure, [row.unsqueeze(0) for row in rows])
+            keys = [None if k is None else random.fold_in(k, index) for k in key]
+            leaves, treedef = tree.flatten(both(params, example, *keys))
+            found.append(treedef)
+            return leaves
+
+        leaves = vmap(of_one)(rows, index)
+        return tree.unflatten(found[0], leaves)
+
+    return mapped
+
+
+def _chunks(batch: Any, chunk_size: int | None) -> Iterator[tuple[Any, Tensor]]:
+    """Yield slices of the batch with the indices of their rows."""
+    rows = tree.items(batch)
+    count = -1
+    for path, leaf in rows:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != (leaf.shape[0] if count < 0 else count):
+            came = tuple(leaf.shape) if isinstance(leaf, Tensor) else repr(leaf)
+            size = "B" if count < 0 else count
+            raise ValueError(
+                f"per_example_grad: {path or 'the batch'}: expected a tensor of ({size}, ...), came {came}; give every "
+                "leaf of the batch one row for each example"
+            )
+        count = leaf.shape[0]
+    if count < 1:
+        raise ValueError("per_example_grad: expected at least one example, came an empty batch; pass at least one row")
+    index = torch.arange(count, device=rows[0][1].device)
+    size = chunk_size or count
+    for start in range(0, count, size):
+        part = slice(start, start + size)
+        yield (batch if size >= count else tree.map(lambda leaf, part=part: leaf[part], batch)), index[part]
+
+
+def _joined(parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else tree.map(lambda *leaves: torch.cat(leaves), *parts)
+
+
+def _check_chunk(chunk_size: int | None) -> None:
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"per_example_grad: expected chunk_size >= 1 or None, came {chunk_size!r}")
