@@ -16,17 +16,18 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from checkpoint_trees import assert_same, small
 
 from functrain import checkpoint
+from functrain.checkpoint.run import step_of as run_step
 
+Save = tuple[int, int]  # a step, and which of its histories it belongs to
 CHANGING = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir", "ftruncate")
-LAST = 4  # of the steps that a process saves; retention begins at 3
 KILLS = 20
 
 
@@ -94,11 +95,19 @@ class Shim:
 
 def save_steps(run: Path, first: int, last: int, said: Path) -> None:
     """Save step after step, writing each into `said` once its save has returned."""
+    save_all(run, [(t, 0) for t in range(first, last + 1)], said, checkpoint.every(1, run, keep_last=2))
+
+
+def save_all(run: Path, saves: Sequence[Save], said: Path, hook: checkpoint.Every) -> None:
     out = REAL["open"](said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    hook = checkpoint.every(1, run, keep_last=2)
-    for t in range(first, last + 1):
-        hook(t, small(t), {})
+    for t, version in saves:
+        hook(t, state(t, version), {"loss": torch.tensor(LOSSES[t % len(LOSSES)])})
+        hook.wait()
         REAL["write"](out, f"{t}\n".encode())
+
+
+def state(t: int, version: int) -> Any:
+    return small(t + 1000 * version)
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -111,6 +120,13 @@ def forked(work: Callable[[], None]) -> int:
             os._exit(1)
         os._exit(0)
     return pid
+
+
+def done(work: Callable[[], None]) -> int:
+    """Run in a process of its own and return its exit code, negative for a signal."""
+    status = os.waitstatus_to_exitcode(os.waitpid(forked(work), 0)[1])
+    assert status in (0, -signal.SIGKILL), "the saving process failed, see above"
+    return status
 
 
 def newest_said(path: Path) -> int:
@@ -128,6 +144,22 @@ def check(run: Path, said: int) -> int:
     assert_same(small(step), checkpoint.load(newest))
     assert_same(small(step), checkpoint.load(newest, like=small(step)))
     return step
+
+
+def saved(run: Path, saves: Sequence[Save], count: int) -> int:
+    """After `count` saves returned, the newest checkpoint is that of the last, or of the one then under way."""
+    newest = checkpoint.latest(run)
+    if newest is None:
+        assert count == 0, f"{run}: {saves[count - 1]} was saved and is lost"
+        return 0
+    found = checkpoint.load(newest, like=small(0) | {"note": ""})
+    for more in (1, 0):
+        if 0 < count + more <= len(saves):
+            t, version = saves[count + more - 1]
+            if run_step(newest) == t and int(found["step"]) == t + 1000 * version:
+                assert_same(state(t, version), found)
+                return count + more
+    raise AssertionError(f"{run}: after {count} of {saves} the newest is {newest}, {found['note']}")
 
 
 def cut_power(log: Path) -> None:
@@ -158,41 +190,80 @@ def cut_power(log: Path) -> None:
             os.rename(new, old)
 
 
+class Scenario(NamedTuple):
+    """Saves that are there before, and those during which the process is killed."""
+
+    before: list[Save]
+    saves: list[Save]
+    options: dict[str, Any]
+
+
+SCENARIOS = {
+    # saves, and from the third on removals
+    "save": Scenario([], [(t, 0) for t in range(1, 5)], {"keep_last": 2}),
+    # the run went back: step 2 and then 3 are saved anew, with other bits
+    "overwrite": Scenario([(t, 0) for t in (1, 2, 3)], [(2, 1), (3, 1)], {"keep_last": None}),
+    # step 2 is a multiple of 2 and stays, step 3 is the best and stays, 4 goes when 5 has come
+    "retention": Scenario(
+        [(t, 0) for t in (1, 2, 3, 4)],
+        [(5, 0), (6, 0), (7, 0)],
+        {"keep_last": 1, "keep_every": 2, "keep_best": checkpoint.Best("loss")},
+    ),
+    "asynchronous": Scenario([(1, 0), (2, 0)], [(3, 0)], {"keep_last": 1, "asynchronous": True}),
+}
+LOSSES = (9.0, 5.0, 4.0, 1.0, 3.0, 2.0, 6.0, 7.0)
+KEPT = {"save": [3, 4], "overwrite": [1, 2, 3], "retention": [2, 3, 4, 6, 7], "asynchronous": [3]}
+
+
 def every_call(folder: Path) -> dict[str, int]:
     """Kill at each call in turn: once with half of the last write done, once with a power cut."""
     points = 0
-    for power in (False, True):
-        for fatal in itertools.count():
-            run = folder / f"{power}-{fatal}"
-            run.mkdir()
-            pid = forked(functools.partial(_killed_at, run, fatal, torn=not power))
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            assert status in (0, -signal.SIGKILL), f"{run}: the saving process failed, see above"
-            if power:
-                cut_power(run / "log")
-            else:
-                for path in checkpoint.list(run):  # nothing half removed keeps its name
-                    checkpoint.verify(path)
-            step = check(run, newest_said(run / "said"))
-            if status == 0:
-                assert step == LAST
-                break
-            _goes_on(run, step + 1)
-            shutil.rmtree(run)
-            points += 1
+    for name, scenario in SCENARIOS.items():
+        root = folder / name
+        root.mkdir()
+        before = {**scenario.options, "keep_last": None}
+        assert done(functools.partial(_saves, root, scenario.before, root / "said", before)) == 0
+        for power in (False, True):
+            for fatal in itertools.count():
+                run = folder / f"{name}-{power}-{fatal}"
+                shutil.copytree(root, run)
+                status = done(functools.partial(_killed_at, run, scenario, fatal, torn=not power))
+                if power:
+                    cut_power(run / "log")
+                else:
+                    for path in checkpoint.list(run):  # nothing half removed keeps its name
+                        checkpoint.verify(path)
+                all_saves = scenario.before + scenario.saves
+                count = saved(run, all_saves, len((run / "said").read_text().split()))
+                if status == 0:
+                    assert count == len(all_saves)
+                    steps = [run_step(path) for path in checkpoint.list(run)]
+                    assert steps == KEPT[name], f"{run}: kept {steps}"
+                    shutil.rmtree(run)
+                    break
+                _goes_on(run, all_saves, count, scenario.options)
+                assert [run_step(path) for path in checkpoint.list(run)] == KEPT[name], run
+                shutil.rmtree(run)
+                points += 1
     return {"points": points}
 
 
-def _killed_at(run: Path, fatal: int, *, torn: bool) -> None:
+def _saves(run: Path, saves: Sequence[Save], said: Path, options: dict[str, Any]) -> None:
+    save_all(run, saves, said, checkpoint.every(1, run, **options))
+
+
+def _killed_at(run: Path, scenario: Scenario, fatal: int, *, torn: bool) -> None:
     Shim(fatal, torn, os.open(run / "log", os.O_WRONLY | os.O_CREAT))
-    save_steps(run, 1, LAST, run / "said")
+    _saves(run, scenario.saves, run / "said", scenario.options)
 
 
-def _goes_on(run: Path, step: int) -> None:
-    checkpoint.every(1, run).save(step, small(step))
+def _goes_on(run: Path, saves: Sequence[Save], count: int, options: dict[str, Any]) -> None:
+    # the last that was saved is saved again: a removal that was cut short is made good
+    rest = saves[max(count - 1, 0) :]
+    _saves(run, rest, run / "again", options)
     left = {path.name for path in (run / "checkpoints").iterdir() if path.name.startswith(".")}
     assert left == {".lock"}, f"{run}: left over: {left}"
-    assert check(run, step) == step
+    assert saved(run, saves, len(saves)) == len(saves)
 
 
 def at_random(folder: Path) -> dict[str, int]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoint_trees import assert_same, small
 
 from functrain import checkpoint
-from functrain.checkpoint import staging, writing
+from functrain.checkpoint import run, staging, writing
 
 
 def steps(run: Path) -> list[int]:
@@ -40,7 +42,7 @@ def test_save_forces_a_step_and_keep_last_says_how_many_stay(tmp_path: Path, mon
     assert hook.save(7, small(7)) == tmp_path / "checkpoints" / "step-00000007"
     hook.save(8, small(8))
     with monkeypatch.context() as patched:
-        patched.setattr(writing, "save", None)  # the end of a loop on an n-th step costs nothing
+        patched.setattr(writing, "draft", None)  # the end of a loop on an n-th step costs nothing
         assert hook.save(8, small(8)) == tmp_path / "checkpoints" / "step-00000008"
     assert steps(tmp_path) == [8]
     train(checkpoint.every(1, tmp_path, keep_last=None), 9, 13)
@@ -117,13 +119,98 @@ def test_a_resumed_run_writes_a_broken_step_again(tmp_path: Path, caplog: pytest
     assert "set aside" in caplog.text and str(aside) in caplog.text
 
 
-def test_a_resumed_run_meets_its_own_steps_and_refuses_another_runs(tmp_path: Path) -> None:
+def test_a_resumed_run_meets_its_own_steps(tmp_path: Path) -> None:
     train(checkpoint.every(1, tmp_path, keep_last=None), 1, 3)
-    train(checkpoint.every(1, tmp_path, keep_last=None), 2, 4)
+    made = {path: path.stat().st_ino for path in checkpoint.list(tmp_path)}
+    train(checkpoint.every(1, tmp_path, keep_last=None, metadata={"other": 1}), 2, 4)
     assert steps(tmp_path) == [1, 2, 3, 4]
-    with pytest.raises(checkpoint.ExistsError, match="step-00000002"):
-        checkpoint.every(1, tmp_path).save(2, small(9))
-    assert_same(small(2), checkpoint.load(tmp_path / "checkpoints" / "step-00000002"))
+    assert made.items() <= {path: path.stat().st_ino for path in checkpoint.list(tmp_path)}.items()
+
+
+def test_a_run_that_went_back_replaces_its_step_and_sets_later_ones_aside(tmp_path: Path) -> None:
+    hook = checkpoint.every(1, tmp_path, keep_last=None)
+    train(hook, 1, 4)
+    hook.save(2, small(9))
+    assert steps(tmp_path) == [1, 2]
+    assert_same(small(9), checkpoint.load(checkpoint.latest(tmp_path) or ""))
+    aside = sorted((tmp_path / "checkpoints").glob("abandoned-step-*"))
+    assert [path.name[:23] for path in aside] == ["abandoned-step-00000003", "abandoned-step-00000004"]
+    assert_same(small(4), checkpoint.load(aside[1]))
+    hook.save(5, small(5))
+    hook.save(3, small(8))  # there was none any more
+    assert steps(tmp_path) == [1, 2, 3]
+
+
+def test_another_runs_checkpoint_is_never_replaced_removed_or_set_aside(tmp_path: Path) -> None:
+    other, here = tmp_path / "other", tmp_path / "run"
+    train(checkpoint.every(1, other, keep_last=None), 1, 5)
+    (here / "checkpoints").mkdir(parents=True)
+    for t in (1, 2, 5):
+        shutil.copytree(other / "checkpoints" / f"step-{t:08d}", here / "checkpoints" / f"step-{t:08d}")
+    hook = checkpoint.every(1, here, keep_last=1)
+    with pytest.raises(checkpoint.ExistsError, match="another run"):
+        hook.save(2, small(9))
+    hook.save(2, small(2))  # the same bits are no other history
+    hook.save(3, small(3))
+    hook.save(4, small(4))
+    assert steps(here) == [1, 2, 4, 5]
+    assert_same(small(5), checkpoint.load(here / "checkpoints" / "step-00000005"))
+    assert_same(small(1), checkpoint.load(here / "checkpoints" / "step-00000001"))
+    names = {checkpoint.contents(path).run for path in checkpoint.list(here)}
+    assert len(names) == 2 and None not in names
+
+
+LOSS = {1: 5.0, 2: 1.0, 3: float("nan"), 4: 2.0, 5: float("-inf"), 6: 1.0, 7: 9.0, 8: 8.0, 9: 7.0}
+
+
+def test_every_nth_and_the_best_stay_beside_the_newest(tmp_path: Path) -> None:
+    best = checkpoint.Best("loss", 2)
+    hook = checkpoint.every(1, tmp_path, keep_last=1, keep_every=4, keep_best=best)
+    for t, loss in LOSS.items():
+        hook(t, small(t), {"loss": torch.tensor(loss), "other": torch.tensor(t)})
+    assert steps(tmp_path) == [2, 4, 6, 8, 9]
+    assert checkpoint.contents(tmp_path / "checkpoints" / "step-00000002").metadata["metrics"] == {"loss": 1.0}
+    damage(tmp_path, 6)
+    hook.save(10, small(10))  # without metrics it is never best
+    assert steps(tmp_path) == [2, 4, 8, 10]
+    highest = checkpoint.every(1, tmp_path / "b", keep_last=1, keep_best=checkpoint.Best("loss", mode="max"))
+    for t, loss in LOSS.items():
+        highest(t, small(t), {"loss": torch.tensor(loss)})
+    assert steps(tmp_path / "b") == [7, 9]
+    with pytest.raises(ValueError, match="expected a metric 'loss', came lost; name one of these"):
+        hook(11, small(11), {"lost": 1.0})
+    for wrong in ("loss", checkpoint.Best("loss", 0), checkpoint.Best("loss", mode="low")):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="expected keep_best of Best"):
+            checkpoint.every(1, tmp_path, keep_best=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected keep_every of at least 1, came 0"):
+        checkpoint.every(1, tmp_path, keep_every=0)
+
+
+def test_a_kept_checkpoint_is_read_once_and_again_when_it_was_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    fault = run.fault
+    monkeypatch.setattr(run, "fault", lambda path: (read.append(path.name), fault(path))[1])
+    hook = checkpoint.every(1, tmp_path, keep_last=2)
+    train(hook, 1, 4)
+    assert read == ["step-00000003", "step-00000002", "step-00000004"]
+    read.clear()
+    flip = tmp_path / "checkpoints" / "step-00000004" / "tensors.safetensors"
+    text = bytearray(flip.read_bytes())
+    text[-1] ^= 1
+    flip.write_bytes(text)
+    hook.save(5, small(5))
+    assert steps(tmp_path) == [3, 4, 5] and read == ["step-00000005", "step-00000004"]
+
+
+def test_a_run_whose_name_was_changed_is_told(tmp_path: Path) -> None:
+    checkpoint.every(1, tmp_path)
+    gc.collect()
+    for text in ("{}", '{"run": "x"}', "x" * 2000, '{"run": 1}'):
+        (tmp_path / "checkpoints" / "run.json").write_text(text)
+        with pytest.raises(checkpoint.IntegrityError, match=r"run\.json.*remove it"):
+            checkpoint.every(1, tmp_path)
 
 
 def test_leftovers_of_dead_writers_go_and_other_things_stay(tmp_path: Path) -> None:
@@ -135,7 +222,7 @@ def test_leftovers_of_dead_writers_go_and_other_things_stay(tmp_path: Path) -> N
         (folder / name).mkdir()
         (folder / name / "tensors.safetensors").write_bytes(b"half")
     hook.save(1, small(1))
-    assert {path.name for path in folder.iterdir()} == {".lock", "step-00000001", *kept}
+    assert {path.name for path in folder.iterdir()} == {".lock", "run.json", "step-00000001", *kept}
 
 
 def test_a_save_without_a_run_removes_only_leftovers_of_dead_processes_here(tmp_path: Path) -> None:

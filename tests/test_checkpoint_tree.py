@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections import OrderedDict, defaultdict
@@ -20,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from functrain import checkpoint, tree
-from functrain.checkpoint import manifest, stream, writing
+from functrain.checkpoint import manifest, stream
 
 
 @settings(deadline=None, derandomize=True, max_examples=150)
@@ -150,7 +151,8 @@ def test_all_differences_to_like_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(checkpoint.MismatchError) as caught:
         checkpoint.load(tmp_path / "c", like=like)
     assert str(caught.value) == (
-        f"{tmp_path / 'c'}: expected the tree of like=, came 8 differences; pass like= a tree as it was saved\n"
+        f"{tmp_path / 'c'}: expected the tree of like=, came 8 differences; pass like= a tree as it was saved, "
+        "or use only=, rename= or cast=\n"
         "  only in like= (1):\n    biass (did you mean bias?)\n"
         "  only in the checkpoint (3):\n    bias (did you mean biass?)\n    x/0\n    x/1\n"
         "  kind (1):\n    n: like= has bool, the checkpoint int\n"
@@ -213,7 +215,8 @@ def _forge(folder: Path, target: Path, text: str) -> None:
     (target / "manifest.json").write_bytes(manifest.write(records))
 
 
-BAD_NODES = r"""
+BAD_NODES = (
+    r"""
 1
 null
 []
@@ -250,7 +253,9 @@ null
 {"kind":"tensor","tensor":"a","dtype":"float32","shape":[2,3],"stride":[1,1000000000000]}
 {"kind":"tensor","tensor":"a","dtype":"float32","shape":[2,3],"stride":[1]}
 {"kind":"tensor","tensor":["a"],"dtype":["float32"],"shape":[2,3]}
-""".strip().splitlines() + ['{"kind":"list","items":[' * levels + "]}" * levels for levels in (102, 3000)]
+""".strip().splitlines()
+    + ['{"kind":"list","items":[' * levels + "]}" * levels for levels in (102, 3000)]
+)
 
 
 @pytest.mark.parametrize("node", BAD_NODES, ids=range(len(BAD_NODES)))
@@ -367,13 +372,33 @@ def test_files_and_folders_have_the_mode_of_the_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode) == 0o750
 
 
-def test_a_long_tree_is_divided_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "_MAX_FILE_BYTES", 1000)
+def test_a_long_tree_is_divided_into_files(tmp_path: Path) -> None:
     before = {f"w{i}": torch.full((100,), float(i)) for i in range(7)} | {"long": torch.arange(1000)}
-    folder = checkpoint.save(tmp_path / "c", before)
+    folder = checkpoint.save(tmp_path / "c", before, max_file_bytes=1000)
     assert len(sorted(folder.glob("tensors-0000?-of-00005.safetensors"))) == 5
     assert_same(before, checkpoint.load(folder))
     assert_same(before, checkpoint.load(folder, like=before))
+    text = json.loads((folder / "tensors.safetensors.index.json").read_text())
+    assert text["metadata"]["total_size"] == sum(tensor.nbytes for tensor in before.values())
+    read = {name: safetensors.numpy.load_file(folder / file)[name] for name, file in text["weight_map"].items()}
+    assert read.keys() == before.keys() and all(read[name].tobytes() == before[name].numpy().tobytes() for name in read)
+    with pytest.raises(ValueError, match="max_file_bytes: expected at least 1 byte, came 0"):
+        checkpoint.save(tmp_path / "d", before, max_file_bytes=0)
+
+
+def test_an_index_that_says_otherwise_is_refused(tmp_path: Path) -> None:
+    folder = checkpoint.save(tmp_path / "c", {"a": torch.ones(2), "b": torch.ones(2)}, max_file_bytes=8)
+    text = (folder / manifest.INDEX).read_text()
+    other, moved = text.replace('"a"', '"c"'), text.replace("00001-of", "00002-of")
+    for i, forged in enumerate((moved, other, "{}", '{"weight_map":1}')):
+        shutil.copytree(folder, tmp_path / str(i))
+        (tmp_path / str(i) / manifest.INDEX).write_text(forged)
+        record = stream.Record(len(forged.encode()), hashlib.sha256(forged.encode()).hexdigest())
+        records = {**manifest.read(folder), manifest.INDEX: record}
+        (tmp_path / str(i) / manifest.NAME).write_bytes(manifest.write(records))
+        for read in (checkpoint.load, checkpoint.verify):
+            with pytest.raises(checkpoint.IntegrityError, match="index.json"):
+                read(tmp_path / str(i))
 
 
 def test_pieces_longer_than_a_chunk_keep_their_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,8 +72,11 @@ def is_namedtuple(cls: type) -> bool:
     return isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields")
 
 
+REGISTERED_NAMES: dict[type, str] = {}  # what `register` was told to call a type in files
+
+
 def type_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return REGISTERED_NAMES.get(cls, f"{cls.__module__}.{cls.__qualname__}")
 
 
 def _scalar(value: Any, path: str, where: str) -> Node:

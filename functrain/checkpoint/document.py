@@ -1,10 +1,11 @@
-"""tree.json: the tree's description, the caller's metadata, and the environment that bitwise resume depends on."""
+"""tree.json: the tree's description, the caller's metadata, the run, and what bitwise resume depends on."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import math
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ class Document(NamedTuple):
     tree: Node  # docs/checkpoint-format.md lists the kinds of nodes
     metadata: dict[str, Any]
     environment: dict[str, Any]
+    run: str | None  # the run that saved it, as RUN/checkpoints/run.json names it
 
 
 def environment() -> dict[str, Any]:
@@ -51,13 +53,14 @@ def _version() -> str:
         return "not installed"
 
 
-def write(node: Node, metadata: Mapping[str, Any], where: str) -> bytes:
+def write(node: Node, metadata: Mapping[str, Any], where: str, run: str | None = None) -> bytes:
     """Return the text of tree.json.
 
     Raises: UnsupportedError naming the key of metadata that would not come back from JSON as it is.
     """
-    _check_plain(metadata, "metadata", where)
-    return strict_json.dumps({"tree": node, "metadata": dict(metadata), "environment": environment()}) + b"\n"
+    check_metadata(metadata, where)
+    table = {"tree": node, "metadata": dict(metadata), "environment": environment(), "run": run}
+    return strict_json.dumps(table) + b"\n"
 
 
 def read(path: Path, record: Record) -> Document:
@@ -74,12 +77,23 @@ def read(path: Path, record: Record) -> Document:
         text = source.take(source.size_bytes)
         source.finish()
     table = strict_json.loads(text, refuse)
-    if set(table) != {"tree", "metadata", "environment"}:
-        raise refuse("tree, metadata and environment", f"{sorted(table)[:8]}", None)
+    if set(table) != {"tree", "metadata", "environment", "run"}:
+        raise refuse("tree, metadata, environment and run", f"{sorted(table)[:8]}", None)
     if not isinstance(table["metadata"], dict) or not isinstance(table["environment"], dict):
         raise refuse("metadata and environment as objects", "something else", None)
+    if table["run"] is not None and not is_run(table["run"]):
+        raise refuse("a run of 32 hexadecimal digits or null", "something else", "run")
     grammar.check(table["tree"], str(path))
     return Document(**table)
+
+
+def check_metadata(metadata: Mapping[str, Any], where: str) -> None:
+    """Return when JSON keeps the metadata. Raises: UnsupportedError naming a key."""
+    _check_plain(metadata, "metadata", where)
+
+
+def is_run(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{32}", value) is not None
 
 
 def _check_plain(value: Any, path: str, where: str) -> None:

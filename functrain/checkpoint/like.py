@@ -3,39 +3,76 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from functrain.checkpoint.collect import shape_and_dtype
-from functrain.checkpoint.description import Node, describe, leaves, named_items, scalar
+from functrain.checkpoint.description import Node, describe, named_items, scalar
 from functrain.checkpoint.errors import MismatchError
+from functrain.checkpoint.tensors import DTYPE_NAMES
 from functrain.tree import Tree
 
+Types = dict[tuple[str, str | None], Any]  # by path, or by path and static field
 _SHOWN = 8  # of each group
 
 
-def check_like(saved: Node, like: Tree, where: str, at: str = "") -> None:
+def describe_like(like: Tree) -> Node:
+    """Return the description of `like=`; its tensors have no names in a file.
+
+    Raises: UnsupportedError naming the path of a leaf that no checkpoint holds.
+    """
+    return describe(like, lambda path, tensor: {"kind": "tensor", **shape_and_dtype(tensor)}, "like=")
+
+
+def check(
+    want: Mapping[str, Node],
+    want_types: Types,
+    have: Mapping[str, Node],
+    have_types: Types,
+    where: str,
+    at: str,
+    *,
+    cast: bool,
+) -> None:
     """Return when `like` has the paths, shapes, dtypes and scalar types of the saved tree.
 
     Containers may differ in kind (a dict for a NamedTuple), but not in the name of their NamedTuple or dataclass nor
-    in its static fields: the same paths under another optimizer state mean something else.
-    Raises: MismatchError.
+    in its static fields: the same paths under another optimizer state mean something else. With `cast`, floating
+    dtypes may differ.
+    Raises: MismatchError, whose paths are those below `at`, with it.
     """
-    wanted = describe(like, lambda path, tensor: {"kind": "tensor", **shape_and_dtype(tensor)}, "like=")
-    want, have = leaves(wanted, at), leaves(saved, at)
-    missing, extra = sorted(want.keys() - have.keys()), sorted(have.keys() - want.keys())
+
+    def full(path: str) -> str:
+        return f"{at}/{path}" if at and path else at or path
+
+    def differing(title: str) -> list[str]:
+        both = [(path, _FACTS[title](want[path]), _FACTS[title](have[path])) for path in want if path in have]
+        # None on one side is a difference that another group tells
+        rows = [(path, a, b) for path, a, b in both if a != b and None not in (a, b)]
+        if title == "dtype" and cast:
+            rows = [(path, a, b) for path, a, b in rows if not (_is_floating(a) and _is_floating(b))]
+        return [f"{full(path)}: like= has {a}, the checkpoint {b}" for path, a, b in rows]
+
+    missing = [full(path) for path in sorted(want.keys() - have.keys())]
+    extra = [full(path) for path in sorted(have.keys() - want.keys())]
     groups = {
         "only in like=": [_hinted(path, extra) for path in missing[:_SHOWN]] + missing[_SHOWN:],
         "only in the checkpoint": [_hinted(path, missing) for path in extra[:_SHOWN]] + extra[_SHOWN:],
-        **{title: _differing(want, have, fact) for title, fact in _FACTS.items()},
-        "type": _differing(_types(wanted, at), _types(saved, at), lambda name: name),
+        **{title: differing(title) for title in _FACTS},
+        "type": [
+            f"{full(path)}{f'.{field}' if field else ''}: like= has {kind}, the checkpoint {have_types[path, field]}"
+            for (path, field), kind in want_types.items()
+            if None not in (kind, have_types.get((path, field))) and kind != have_types[path, field]
+        ],
     }
     count = sum(len(rows) for rows in groups.values())
     if count:
+        way_out = "pass like= a tree as it was saved, or use only=, rename= or cast="
         raise MismatchError(
             where,
             expected="the tree of like=",
             came=f"{count} difference{'s' * (count > 1)}",
-            way_out="pass like= a tree as it was saved",
+            way_out=f"{way_out}, which casts floating to floating" if cast else way_out,
             details="\n".join(_lines(title, rows) for title, rows in groups.items() if rows),
         )
 
@@ -47,22 +84,20 @@ _FACTS = {
 }
 
 
-def _differing(want: dict[str, Any], have: dict[str, Any], fact: Any) -> list[str]:
-    both = [(path, fact(want[path]), fact(have[path])) for path in want if path in have]
-    # None on one side is a difference that another group tells
-    return [f"{p}: like= has {a}, the checkpoint {b}" for p, a, b in both if a != b and None not in (a, b)]
+def _is_floating(dtype: str) -> bool:
+    return DTYPE_NAMES[dtype].is_floating_point
 
 
-def _types(node: Node, path: str) -> dict[str, Any]:
-    """Named types and their static fields, by path. A type may move to another module; its own name stays."""
-    found: dict[str, Any] = {}
+def types(node: Node, path: str = "") -> Types:
+    """Return named types and their static fields. A type may move to another module; its own name stays."""
+    found: Types = {}
     if "type" in node:
-        found[path] = node["type"].rpartition(".")[2]
+        found[path, None] = node["type"].rpartition(".")[2]
     for name, value in node.get("static", []):
         known = value["kind"] not in ("none", "other")
-        found[f"{path}.{name}"] = repr(scalar(value)) if known else {"none": "None"}.get(value["kind"])
+        found[path, name] = repr(scalar(value)) if known else {"none": "None"}.get(value["kind"])
     for name, child in named_items(node) if "items" in node else []:
-        found |= _types(child, f"{path}/{name}" if path else name)
+        found |= types(child, f"{path}/{name}" if path else name)
     return found
 
 

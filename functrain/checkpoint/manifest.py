@@ -16,6 +16,7 @@ from functrain.checkpoint.stream import Record, Source
 
 NAME = "manifest.json"
 TREE = "tree.json"
+INDEX = "tensors.safetensors.index.json"
 FORMAT = "functrain checkpoint"
 VERSION = 1
 _MAX_BYTES = 100_000_000
@@ -58,13 +59,17 @@ def _files(rows: object, path: Path) -> dict[str, Record]:
     if not isinstance(rows, dict) or TREE not in rows:
         raise _broken(path, f"a table of files with {TREE}", "none")
     for name, row in rows.items():
-        if name != TREE and not _TENSORS.fullmatch(name):
+        if not (name in (TREE, INDEX) or is_tensors(name)):
             raise _broken(path, f"file names {TREE} and tensors*.safetensors", ascii(name))
         if not isinstance(row, dict) or set(row) != {"bytes", "sha256"}:
             raise _broken(path, "bytes and sha256 of each file", "something else", name)
         if type(row["bytes"]) is not int or row["bytes"] < 0 or not _is_sha256(row["sha256"]):
             raise _broken(path, "a size and a checksum", "something else", name)
     return {name: Record(row["bytes"], row["sha256"]) for name, row in rows.items()}
+
+
+def is_tensors(name: str) -> bool:
+    return _TENSORS.fullmatch(name) is not None
 
 
 def _is_sha256(value: object) -> bool:

@@ -6,12 +6,21 @@ Nothing is imported for a file's sake: a NamedTuple or dataclass comes back only
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
-from functrain.checkpoint.description import FACTORIES, Node, is_namedtuple, named_items, scalar, type_name
+from functrain.checkpoint.description import (
+    FACTORIES,
+    REGISTERED_NAMES,
+    Node,
+    is_namedtuple,
+    named_items,
+    scalar,
+    type_name,
+)
 from functrain.checkpoint.errors import UnknownTypeError
 from functrain.tree import Tree
 
@@ -19,15 +28,36 @@ T = TypeVar("T")
 _REGISTERED: dict[str, type] = {}
 
 
-def register(cls: type[T]) -> type[T]:
+@overload
+def register(cls: type[T]) -> type[T]: ...
+
+
+@overload
+def register(*, name: str) -> Callable[[type[T]], type[T]]: ...
+
+
+def register(cls: type[T] | None = None, *, name: str | None = None) -> Any:
     """Let `load` without `like=` build this NamedTuple or tree dataclass again; returns it, so it decorates too.
 
+    In files the type has this `name`, or its module and qualified name; with a name of its own it can move.
     functrain's own types need no registration.
+    Raises: TypeError for another kind of type; ValueError for a name that stands for another type.
     """
+    if cls is None:
+        return functools.partial(register, name=name)
     if not (is_namedtuple(cls) or dataclasses.is_dataclass(cls)):
         raise TypeError(f"register: expected a NamedTuple or dataclass, came {cls!r}; other types cannot be tree nodes")
+    if name is not None:
+        before = _REGISTERED.get(name, cls)
+        if before is not cls and type_name(before) == name and _qualified(before) != _qualified(cls):
+            raise ValueError(f"register: {name!r} stands for {before!r}, came {cls!r}; choose another name")
+        REGISTERED_NAMES[cls] = name
     _REGISTERED[type_name(cls)] = cls
     return cls
+
+
+def _qualified(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def build(node: Node, leaf: Callable[[Node], Any], where: str, path: str = "") -> Tree:

@@ -22,12 +22,16 @@ _live: set[str] = set()  # the staging folders that this process is writing: a p
 
 
 @contextlib.contextmanager
-def staged(target: Path) -> Iterator[Path]:
+def staged(target: Path, need_bytes: int = 0) -> Iterator[Path]:
     """Give a fresh folder to write and fsync files into; on leaving it becomes `target`, on an error it is removed.
 
-    Raises: ExistsError when the target has come into being; StorageError, with what the system said.
+    Raises: StorageError before anything is made where less than `need_bytes` are free, or with what the system said;
+    ExistsError when the target has come into being.
     """
-    stage = target.parent / f".{target.name}.staging-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    free_bytes = shutil.disk_usage(next(parent for parent in target.parents if parent.is_dir())).free
+    if need_bytes > free_bytes:
+        raise _full(target, f"need {_size(need_bytes)}, free {_size(free_bytes)}")
+    stage = _beside(target)
     _live.add(stage.name)
     try:
         make_folder(target.parent)
@@ -46,13 +50,61 @@ def staged(target: Path) -> Iterator[Path]:
         _live.discard(stage.name)
 
 
+def _beside(target: Path) -> Path:
+    name = f".{target.name}.staging-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return target.with_name(name)
+
+
+def _size(count: int) -> str:
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.2f} {name}"
+    return f"{count} bytes"
+
+
+def _full(target: Path, came: str) -> StorageError:
+    return StorageError(target, expected="room on the disk", came=came, way_out="make room, or save elsewhere")
+
+
+def probe(folder: Path) -> None:
+    """Make and remove a folder there, so that a folder that cannot be written fails now and not at the first save."""
+    stage = _beside(folder / "probe")
+    _live.add(stage.name)
+    try:
+        os.mkdir(stage)
+        os.rmdir(stage)
+    finally:
+        _live.discard(stage.name)
+
+
+def write_file(path: Path, text: bytes) -> None:
+    """Write a small file that appears whole or not at all."""
+    stage = _beside(path)
+    _live.add(stage.name)
+    try:
+        fd = os.open(stage, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            rest = memoryview(text)
+            while len(rest):
+                rest = rest[os.write(fd, rest) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(stage, path)
+        fsync_folder(path.parent)
+    except BaseException:
+        stage.unlink(missing_ok=True)
+        raise
+    finally:
+        _live.discard(stage.name)
+
+
 def _told(error: OSError, target: Path) -> ExistsError | StorageError:
     taken = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # what rename says of a target that has come into being
     if error.errno in taken and os.path.lexists(target):
         return ExistsError(target, expected="no such folder yet", came="one that exists", way_out="choose another name")
     if error.errno == errno.ENOSPC:
-        free = shutil.disk_usage(target.parent).free
-        return StorageError(target, expected="room on the disk", came=f"{free} bytes free", way_out="make room")
+        return _full(target, f"{error}, free {_size(shutil.disk_usage(target.parent).free)}")
     way_out = "check the disk and the rights"
     return StorageError(target, expected="a folder that can be written", came=str(error), way_out=way_out)
 
@@ -76,8 +128,9 @@ def fsync_folder(folder: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Remove a folder so that, killed half way, what is left no longer has its name."""
-    dying = folder.parent / f".{folder.name}.staging-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    dying = _beside(folder)
     os.rename(folder, dying)
+    fsync_folder(folder.parent)  # or a power cut gives the name back to what was half removed
     shutil.rmtree(dying)
 
 
@@ -91,7 +144,10 @@ def remove_leftovers(parent: Path, name: str | None = None, *, locked: bool = Fa
         if match is None or path.name in _live or name not in (None, match["name"]):
             continue
         if locked or (match["host"] == socket.gethostname() and not _is_alive(int(match["pid"]))):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _is_alive(pid: int) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import queue
 import stat
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,41 +62,60 @@ class Sink:
 
 
 class Digest:
-    """sha256 of a stream; a long piece is hashed on another thread while the caller goes on with the next."""
+    """sha256 of a stream; a long piece is hashed on another thread while the caller goes on with the next.
+
+    Its own thread, not an executor: an executor takes no work once the program ends, when a save may still be running.
+    """
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
-        self._pool: ThreadPoolExecutor | None = None
-        self._running: Future[None] | None = None
+        self._thread: threading.Thread | None = None
+        self._todo: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._running = False
 
     def update(self, piece: memoryview) -> None:
         """Take the next piece; its bytes must not change before the next call."""
         self._wait()
         if len(piece) < CHUNK_BYTES:
             self._sha.update(piece)
-        else:
-            self._pool = self._pool or ThreadPoolExecutor(1, "functrain-sha256")
-            self._running = self._pool.submit(self._sha.update, piece)
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._hash, name="functrain-sha256", daemon=True)
+            self._thread.start()
+        self._running = True
+        self._todo.put(piece)
 
     def hex(self) -> str:
         self._wait()
         return self._sha.hexdigest()
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+        if self._thread is not None:
+            self._todo.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _hash(self) -> None:
+        while (piece := self._todo.get()) is not None:
+            self._sha.update(piece)
+            del piece  # or the tensor's memory lives until the next one comes
+            self._done.put(None)
 
     def _wait(self) -> None:
-        if self._running is not None:
-            self._running.result()
-            self._running = None
+        if self._running:
+            self._done.get()
+            self._running = False
 
 
 class Source:
-    """An open regular file that is read once, front to back, and hashed on the way when a `record` is given."""
+    """An open regular file that is read once, front to back, and hashed on the way when a `record` is given.
 
-    def __init__(self, path: Path, *, links: bool, record: Record | None) -> None:
-        self._path, self._record, self._digest = path, record, Digest()
+    Not `hashed`, only its size is compared with the record.
+    """
+
+    def __init__(self, path: Path, *, links: bool, record: Record | None, hashed: bool = True) -> None:
+        self._path, self._record, self._digest = path, record if hashed else None, Digest()
         self._fd = _open(path, links=links)
         self.size_bytes = os.fstat(self._fd).st_size
         if record is not None and self.size_bytes != record.size_bytes:

@@ -58,20 +58,34 @@ def memory(tensor: Tensor) -> memoryview:
 def read_file(
     path: Path, *, wanted: Callable[[str], bool] | None = None, record: Record | None = None, links: bool = False
 ) -> tuple[list[header.Entry], dict[str, Tensor]]:
-    """Read a safetensors file: what it holds, and tensors by name that own their memory.
+    """Read a safetensors file: what it holds, and tensors by name that own their memory; see `scan`."""
+    found: dict[str, Tensor] = {}
+    return scan(path, found.__setitem__, wanted=wanted, record=record, links=links), found
 
-    Tensors that are not `wanted` are skipped. With `record`, all the file's bytes must be those that were saved. A
-    symbolic link is followed only with `links`.
+
+def scan(
+    path: Path,
+    take: Callable[[str, Tensor], None],
+    *,
+    wanted: Callable[[str], bool] | None = None,
+    record: Record | None = None,
+    links: bool = False,
+    hashed: bool = True,
+) -> list[header.Entry]:
+    """Read a safetensors file, give `take(name, tensor)` each tensor as soon as it is read, and return what it holds.
+
+    Tensors that are not `wanted` are skipped. With `record`, all the file's bytes must be those that were saved, or,
+    not `hashed`, its size alone. A symbolic link is followed only with `links`.
     Raises: HeaderError, IntegrityError, StorageError.
     """
-    found: dict[str, Tensor] = {}
-    with Source(path, links=links, record=record) as source:
+    with Source(path, links=links, record=record, hashed=hashed) as source:
         entries = header.read(source.take, source.size_bytes, str(path)).entries
         for entry in entries:
             if wanted is None or wanted(entry.name):
-                found[entry.name] = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-                source.fill(memory(found[entry.name]))
+                tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+                source.fill(memory(tensor))
+                take(entry.name, tensor)
             else:
                 source.skip(entry.end - entry.begin)
         source.finish()
-    return entries, found
+    return entries

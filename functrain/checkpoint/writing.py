@@ -3,64 +3,109 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from functrain.checkpoint import document, manifest, staging
+from functrain.checkpoint import document, index, manifest, staging, strict_json
 from functrain.checkpoint.collect import collect
-from functrain.checkpoint.errors import ExistsError, MissingError, StorageError
+from functrain.checkpoint.description import Node
+from functrain.checkpoint.errors import ExistsError, MissingError
 from functrain.checkpoint.reading import verify
 from functrain.checkpoint.stream import Record, Sink
 from functrain.checkpoint.tensors import write_file
 from functrain.tree import Tree
 
 Folder = str | os.PathLike[str]
-Part = dict[str, Tensor] | bytes  # what one file holds: tensors by name, or text
-_MAX_FILE_BYTES = 4 << 30  # a new safetensors file begins where one would grow longer
+Part = Mapping[str, Tensor] | bytes  # what one file holds: tensors by name, or text
+MAX_FILE_BYTES = 4 << 30
 
 
-def save(folder: Folder, tree: Tree, *, metadata: Mapping[str, Any] | None = None) -> Path:
+class Draft(NamedTuple):
+    """Everything that a checkpoint will hold, checked and not yet written."""
+
+    files: dict[str, Part]
+    node: Node  # the description of the tree, which stands in tree.json
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(_size, self.files.values()))
+
+
+def save(
+    folder: Folder, tree: Tree, *, metadata: Mapping[str, Any] | None = None, max_file_bytes: int = MAX_FILE_BYTES
+) -> Path:
     """Save a tree of tensors and plain scalars as `folder`, which appears whole or not at all; return its path.
 
     Equals the tree again under `load`: every bit, every container, tied leaves tied. Saving what the folder already
-    holds changes nothing; a folder that holds something else is never overwritten.
+    holds changes nothing; a folder that holds something else is never overwritten. More than `max_file_bytes` of
+    tensors become several files and an index; only a tensor that is longer alone makes a longer file.
     Raises: UnsupportedError naming a leaf, before anything is written; ExistsError; StorageError.
     """
     target = Path(folder).absolute()
-    node, tensors = collect(tree, str(folder))
-    text = document.write(node, metadata or {}, str(folder))
-    files: dict[str, Part] = {**_parts(tensors), manifest.TREE: text}
+    drafted = draft(tree, str(folder), metadata or {}, None, max_file_bytes)
     if os.path.lexists(target) and not _is_empty_folder(target):
-        _check_same(target, files)
-        return Path(folder)
-    _check_room(target, sum(tensor.nbytes for tensor in tensors.values()) + len(text))
-    with staging.staged(target) as stage:
-        records = {name: _write(stage / name, part) for name, part in files.items()}
-        _write(stage / manifest.NAME, manifest.write(records))
+        _check_same(target, drafted)
+    else:
+        write(target, drafted)
     return Path(folder)
 
 
-def _parts(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Divide tensors into files of at most _MAX_FILE_BYTES, unless one tensor alone is longer."""
+def draft(tree: Tree, where: str, metadata: Mapping[str, Any], run: str | None, max_file_bytes: int) -> Draft:
+    """Take a tree apart for saving.
+
+    Raises: UnsupportedError naming `where` and a leaf.
+    """
+    if type(max_file_bytes) is not int or max_file_bytes < 1:
+        raise ValueError(f"max_file_bytes: expected at least 1 byte, came {max_file_bytes!r}")
+    node, tensors = collect(tree, where)
+    files: dict[str, Part] = {manifest.TREE: document.write(node, metadata, where, run)}
+    groups = _groups(tensors, max_file_bytes)
+    if len(groups) == 1:
+        return Draft({"tensors.safetensors": groups[0], **files}, node)
+    parts = {f"tensors-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+    return Draft({**parts, manifest.INDEX: index.write(parts), **files}, node)
+
+
+def write(target: Path, drafted: Draft) -> None:
+    """Write a draft as `target`, a folder that does not exist.
+
+    Raises: ExistsError; StorageError.
+    """
+    with staging.staged(target, drafted.size_bytes) as stage:
+        records = {name: _write(stage / name, part) for name, part in drafted.files.items()}
+        _write(stage / manifest.NAME, manifest.write(records))
+
+
+def holds(folder: Path, drafted: Draft) -> bool:
+    """Tell whether a checkpoint has this tree to the last bit, whatever its metadata and environment."""
+    files = manifest.read(folder)
+    there = {name: record for name, record in files.items() if manifest.is_tensors(name)}
+    here = {name: _write(None, part) for name, part in drafted.files.items() if manifest.is_tensors(name)}
+    node = document.read(folder / manifest.TREE, files[manifest.TREE]).tree
+    return there == here and strict_json.dumps(node) == strict_json.dumps(drafted.node)
+
+
+def _groups(tensors: dict[str, Tensor], max_file_bytes: int) -> list[dict[str, Tensor]]:
     groups: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
-        if groups[-1] and filled + tensor.nbytes > _MAX_FILE_BYTES:
+        if groups[-1] and filled + tensor.nbytes > max_file_bytes:
             groups.append({})
             filled = 0
         groups[-1][name] = tensor
         filled += tensor.nbytes
-    if len(groups) == 1:
-        return {"tensors.safetensors": groups[0]}
-    return {f"tensors-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+    return groups
+
+
+def _size(part: Part) -> int:
+    return len(part) if isinstance(part, bytes) else sum(tensor.nbytes for tensor in part.values())
 
 
 def _write(path: Path | None, part: Part) -> Record:
-    if isinstance(part, dict):
+    if not isinstance(part, bytes):
         return write_file(path, part)
     sink = Sink(path)
     try:
@@ -74,20 +119,13 @@ def _is_empty_folder(target: Path) -> bool:
     return target.is_dir() and not target.is_symlink() and not any(target.iterdir())
 
 
-def _check_same(target: Path, files: Mapping[str, Part]) -> None:
+def _check_same(target: Path, drafted: Draft) -> None:
     way_out = "choose another name, or remove it first"
     try:
         there = manifest.read(target)
     except MissingError as error:
         raise ExistsError(target, expected="no such folder yet", came=error.came, way_out=way_out) from None
-    if there != {name: _write(None, part) for name, part in files.items()}:
+    if there != {name: _write(None, part) for name, part in drafted.files.items()}:
         came = "another tree, metadata or environment"
         raise ExistsError(target, expected="no folder, or one with this tree", came=came, way_out=way_out)
     verify(target)
-
-
-def _check_room(target: Path, need: int) -> None:
-    disk = shutil.disk_usage(next(parent for parent in target.parents if parent.is_dir()))
-    if need > disk.free:
-        way_out = "make room, or save elsewhere"
-        raise StorageError(target, expected=f"room for {need} bytes", came=f"{disk.free} bytes free", way_out=way_out)

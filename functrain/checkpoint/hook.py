@@ -1,0 +1,176 @@
+"""The hook that saves a run: every n steps, in the foreground or behind it, and then removes what need not stay."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from functrain.checkpoint import document, lock, run, staging, writing
+from functrain.checkpoint.background import Background, Snapshots
+from functrain.checkpoint.errors import ExistsError, StorageError
+from functrain.checkpoint.reading import contents
+from functrain.checkpoint.retention import Best, Known, Rules, retain
+from functrain.checkpoint.run import NEW, Run
+from functrain.tree import Tree
+
+_log = logging.getLogger(__name__)
+
+
+def every(
+    n: int,
+    run: Run,
+    *,
+    keep_last: int | None = 2,
+    keep_every: int | None = None,
+    keep_best: Best | None = None,
+    asynchronous: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+    max_file_bytes: int = writing.MAX_FILE_BYTES,
+) -> Every:
+    """Return a hook `(t, state, metrics)` that saves the state after every n-th step as RUN/checkpoints/step-%08d.
+
+    After a save, checkpoints of this run older than the newest `keep_last` that verify are removed (None: nothing is),
+    but not those of steps that are multiples of `keep_every`, nor the `keep_best` by a metric.
+
+    Asynchronous, the hook copies the state and returns, and a thread saves: the state may change at once. A save that
+    fails is raised by the next one, by `wait`, or ends the program with code 1; at most two copies exist, and a third
+    save waits for the first.
+
+    The run is locked for this process as long as the hook lives.
+    Raises: LockedError, StorageError, both at once and not at the first save; ValueError.
+    """
+    if type(n) is not int or n < 1:
+        raise ValueError(f"checkpoint.every: expected n of at least 1 step, came {n!r}; to save now, call hook.save")
+    rules = Rules(keep_last, keep_every, keep_best)
+    rules.check()
+    return Every(n, Path(run), rules, dict(metadata or {}), max_file_bytes, asynchronous=asynchronous)
+
+
+class Every:
+    """The hook that `every` returns."""
+
+    def __init__(
+        self, n: int, root: Path, rules: Rules, metadata: dict[str, Any], max_file_bytes: int, *, asynchronous: bool
+    ) -> None:
+        self._n, self._root, self._rules, self._metadata = n, root, rules, metadata
+        self._max_file_bytes = max_file_bytes
+        self._folder = root.absolute() / "checkpoints"
+        document.check_metadata(metadata, str(self._folder))
+        try:
+            staging.make_folder(self._folder)
+            staging.probe(self._folder)
+            self._lock = lock.hold(self._folder)
+            self._name = run.identity(self._folder)
+        except OSError as error:
+            way_out = "choose a run folder that can be made and written"
+            came = str(error)
+            raise StorageError(self._folder, expected="a folder to write", came=came, way_out=way_out) from error
+        self._saved: int | None = None
+        self._known = Known()
+        self._background = Background() if asynchronous else None
+        self._snapshots = Snapshots()
+
+    def __call__(self, t: int, state: Tree, metrics: Mapping[str, Any] | None = None) -> None:
+        if t % self._n == 0:
+            self._begin(t, state, metrics)
+
+    def save(self, t: int, state: Tree, metrics: Mapping[str, Any] | None = None) -> Path:
+        """Save the state as that of step t, whatever n is, apply retention, and return the checkpoint's path.
+
+        All saves are on the disk when it returns. A step that this hook saved last is not saved again: the end of a
+        loop may fall on an n-th step.
+        Raises: CheckpointError, also that of an earlier asynchronous save.
+        """
+        if operator.index(t) < 0:
+            raise ValueError(f"checkpoint.every: expected a number of steps done, came {t}")
+        if t != self._saved:
+            self._begin(t, state, metrics)
+        self.wait()
+        return self._root / "checkpoints" / f"step-{t:08d}"
+
+    def wait(self) -> None:
+        """Return when all saves are on the disk. Raises: what an asynchronous save raised."""
+        if self._background is not None:
+            self._background.wait()
+
+    def _begin(self, t: int, state: Tree, metrics: Mapping[str, Any] | None) -> None:
+        target = self._folder / f"step-{t:08d}"
+        best = {} if self._rules.keep_best is None else self._rules.keep_best.of(metrics)
+        metadata = {**self._metadata, **best, "step": t}
+        drafted = writing.draft(state, str(target), metadata, self._name, self._max_file_bytes)
+        if self._background is None:
+            self._write(target, drafted)
+        else:
+            copy, done = self._snapshots.take(drafted)
+            try:
+                self._background.submit(self._job(target, copy, done))
+            except BaseException:
+                done()
+                raise
+        self._saved = t
+
+    def _job(self, target: Path, copy: writing.Draft, done: Callable[[], None]) -> Callable[[], None]:
+        def job() -> None:
+            try:
+                self._write(target, copy)
+            except BaseException:
+                self._saved = None
+                raise
+            finally:
+                done()
+
+        return job
+
+    def _write(self, target: Path, drafted: writing.Draft) -> None:
+        staging.remove_leftovers(self._folder, locked=True)
+        new = target.with_name(target.name + NEW)
+        self._settle(target, new)
+        if not os.path.lexists(target):
+            writing.write(target, drafted)
+            self._leave_other_history(target)
+        elif not self._holds(target, drafted):
+            writing.write(new, drafted)
+            self._settle(target, new)
+            self._leave_other_history(target)
+        retain(self._root, self._rules, self._name, self._known)
+
+    def _settle(self, target: Path, new: Path) -> None:
+        """Bring `new`, when it is whole, to the place of `target`; killed at any instant, one of them is whole."""
+        for path in (target, new):
+            found = run.fault(path) if os.path.lexists(path) else None
+            if found is not None:
+                self._set_aside(path, f"broken-{path.name}", str(found))
+        if os.path.lexists(new):
+            if os.path.lexists(target):
+                staging.remove(target)
+            os.rename(new, target)
+            staging.fsync_folder(self._folder)
+
+    def _set_aside(self, path: Path, name: str, why: str) -> None:
+        aside = path.with_name(f"{name}-{secrets.token_hex(4)}")
+        _log.warning("a checkpoint was set aside as %s: %s", aside, why)
+        os.rename(path, aside)
+        staging.fsync_folder(self._folder)
+
+    def _holds(self, target: Path, drafted: writing.Draft) -> bool:
+        if writing.holds(target, drafted):
+            return True
+        if contents(target).run != self._name:
+            came = "the checkpoint of another run"
+            raise ExistsError(target, expected="none, or one of this run", came=came, way_out="move it elsewhere")
+        return False
+
+    def _leave_other_history(self, target: Path) -> None:
+        """Set aside later checkpoints of this run: it went back and does not come to them, or not as they were."""
+        for path in run.list(self._root):
+            if run.step_of(path) > run.step_of(target) and _is_of(path, self._name):
+                self._set_aside(path, f"abandoned-{path.name}", f"the run went back to {target.name}")
+
+
+def _is_of(path: Path, name: str) -> bool:
+    return run.fault(path) is None and contents(path).run == name
