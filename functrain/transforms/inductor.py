@@ -14,16 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._inductor import config
-from torch._inductor.compile_fx import compile_fx
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from functrain.losses import chunked, cross_entropy
+from functrain.transforms import regions
 
 aten = torch.ops.aten
 Kernel = Callable[..., Sequence[Any]]  # takes the graph's inputs, returns its outputs
@@ -48,12 +50,21 @@ def compile_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
     # code is all in these files, and their hash is part of the key
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in (chunked, cross_entropy))
     known = {"functrain.losses.chunked.total_of_chunks": hashlib.sha256(code).hexdigest()}
-    # Inductor of torch 2.13 gives the memory of a value that a region still reads to another value, and gradients come
-    # out wrong by orders of magnitude: no reuse inside a graph; a value is freed as early all the same
-    # and it takes parameters of a region for values that the backward pass may overwrite: nothing is computed in place
-    memory = {"allow_buffer_reuse": False, "inplace_buffers": False}
-    options: dict[str, Any] = {"unsafe_marked_cacheable_functions": known, **memory}
-    return torch.compile(fn, fullgraph=True, dynamic=False, options=options)
+    options: dict[str, Any] = {"unsafe_marked_cacheable_functions": known}
+
+    def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
+        # without donated buffers: torch 2.13 numbers them by the whole graph's inputs and looks them up by a region's,
+        # so that a region overwrites its parameters (read in GraphLowering, seen in gradients)
+        with functorch_config.patch(donated_buffer=False):
+            kernel: Any = compile_fx(graph, inputs, inner_compile=_compile_unshared, config_patches=options)
+        return kernel
+
+    return torch.compile(fn, fullgraph=True, dynamic=False, backend=backend)
+
+
+def _compile_unshared(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
+    regions.unshare(graph)
+    return compile_fx_inner(graph, inputs, **options)
 
 
 def compile_functional(
