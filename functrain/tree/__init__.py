@@ -5,19 +5,23 @@ OrderedDict in its own order, and None is an empty node, as in JAX. Every functi
 value to the host, traces under `torch.compile(fullgraph=True)`.
 """
 
-from functrain.tree.algebra import add, add_scale, allclose, mul, norm, scale, sub, vdot, where
-from functrain.tree.casting import cast, full_like, ones_like, to, zeros_like
+from functrain.tree.algebra import add, add_scale, allclose, mul, scale, sub, vdot, where
+from functrain.tree.casting import cast, cast_like, dtype, full_like, ones_like, to, zeros_like
+from functrain.tree.elementwise import batch_shape, clip, conj, div, real
+from functrain.tree.fields import get, get_all_with_path, set
 from functrain.tree.flattening import flatten, items, leaves, paths, structure, unflatten
 from functrain.tree.mapping import check_same_structure, map, map_with_path
 from functrain.tree.nodes import Batch, Params, Tree, children
+from functrain.tree.reductions import max, min, norm, sum
 from functrain.tree.registering import dataclass, register_dataclass
 from functrain.tree.selection import Where, combine, mask, partition, select
 from functrain.tree.surgery import PathError, at, set_at
 from functrain.tree.table import bytes, format, size
 
 __all__ = [
-    "Batch", "Params", "PathError", "Tree", "Where", "add", "add_scale", "allclose", "at", "bytes", "cast",
-    "check_same_structure", "children", "combine", "dataclass", "flatten", "format", "full_like", "items", "leaves",
-    "map", "map_with_path", "mask", "mul", "norm", "ones_like", "partition", "paths", "register_dataclass", "scale",
-    "select", "set_at", "size", "structure", "sub", "to", "unflatten", "vdot", "where", "zeros_like",
+    "Batch", "Params", "PathError", "Tree", "Where", "add", "add_scale", "allclose", "at", "batch_shape", "bytes",
+    "cast", "cast_like", "check_same_structure", "children", "clip", "combine", "conj", "dataclass", "div", "dtype",
+    "flatten", "format", "full_like", "get", "get_all_with_path", "items", "leaves", "map", "map_with_path", "mask",
+    "max", "min", "mul", "norm", "ones_like", "partition", "paths", "real", "register_dataclass", "scale", "select",
+    "set", "set_at", "size", "structure", "sub", "sum", "to", "unflatten", "vdot", "where", "zeros_like",
 ]  # fmt: skip

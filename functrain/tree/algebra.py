@@ -1,18 +1,21 @@
-"""Trees of tensors as vectors: sums, products, norms. Leaf by leaf, so that all of it also runs under vmap."""
+"""Trees of tensors as vectors: sums and products. Leaf by leaf, so that all of it also runs under vmap."""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
 
-from functrain.tree.flattening import flatten, leaves, paths
+from functrain.tree.flattening import flatten, paths
 from functrain.tree.mapping import each, leaves_like, map
 from functrain.tree.nodes import Tree
+from functrain.tree.reductions import joined, wide
 
 
-def add(a: Tree, b: Tree) -> Tree:
-    """Return a + b."""
-    return map(torch.add, a, b)
+def add(a: Tree, b: Tree, *others: Tree) -> Tree:
+    """Return the sum of two or more trees, added from the left."""
+    return map(lambda *terms: functools.reduce(torch.add, terms), a, b, *others)
 
 
 def sub(a: Tree, b: Tree) -> Tree:
@@ -49,12 +52,7 @@ def vdot(a: Tree, b: Tree) -> Tensor:
     Raises: ValueError, with the path in a note, for leaves of two shapes.
     """
     first, structure = flatten(a)
-    return _total(each(_product, [first, leaves_like(a, structure, b)], a))
-
-
-def norm(tree: Tree) -> Tensor:
-    """Return the Euclidean norm of all elements together, a () tensor, at least float32."""
-    return torch.sqrt(_total(each(_squares, [leaves(tree)], tree)))
+    return joined(each(_product, [first, leaves_like(a, structure, b)], a), torch.sum, 0.0)
 
 
 def where(condition: Tensor, a: Tree, b: Tree) -> Tree:
@@ -102,25 +100,7 @@ def _check_scalar(what: str, scalar: float | Tensor) -> None:
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
-    x, y = _wide(x), _wide(y)
+    x, y = wide(x), wide(y)
     if x.shape != y.shape:
         raise ValueError(f"vdot: expected one shape, came {tuple(x.shape)} and {tuple(y.shape)}; expand one")
     return torch.sum(x.conj() * y)
-
-
-def _squares(leaf: Tensor) -> Tensor:
-    leaf = _wide(leaf)
-    return torch.sum(leaf.real**2 + leaf.imag**2) if leaf.is_complex() else torch.sum(leaf * leaf)
-
-
-def _wide(leaf: Tensor) -> Tensor:
-    # float32: a bfloat16 sum of a million squares stops growing at about 256 times a term, and int8 wraps at 12 * 12
-    if not isinstance(leaf, Tensor):
-        raise TypeError(f"expected a tensor, came {leaf!r}; take it out with tree.partition")
-    if leaf.dtype in (torch.float32, torch.float64, torch.complex64, torch.complex128):
-        return leaf
-    return leaf.to(torch.complex64) if leaf.is_complex() else leaf.float()
-
-
-def _total(terms: list[Tensor]) -> Tensor:
-    return torch.stack(terms).sum() if terms else torch.zeros(())  # stack promotes to the widest dtype

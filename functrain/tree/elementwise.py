@@ -1,0 +1,48 @@
+"""One operation on every leaf: quotients, bounds, parts of complex numbers, more dimensions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from functrain.tree.mapping import map
+from functrain.tree.nodes import Tree
+
+
+def div(a: Tree, b: Tree) -> Tree:
+    """Return a / b, leaf by leaf."""
+    return map(torch.div, a, b)
+
+
+def clip(tree: Tree, min_value: float | Tensor | None = None, max_value: float | Tensor | None = None) -> Tree:
+    """Return the tree with every element in [min_value, max_value]; None is no bound. A leaf keeps its dtype.
+
+    Shapes: a tensor bound is () or broadcasts with every leaf.
+    """
+    return map(lambda leaf: _bounded(leaf, min_value, max_value), tree)
+
+
+def conj(tree: Tree) -> Tree:
+    """Return the complex conjugates; real leaves stay as they are."""
+    return map(torch.conj, tree)
+
+
+def real(tree: Tree) -> Tree:
+    """Return the real parts."""
+    return map(torch.real, tree)
+
+
+def batch_shape(tree: Tree, shape: tuple[int, ...] = ()) -> Tree:
+    """Return the tree with leading dimensions `shape`, along which every leaf repeats, as views.
+
+    Shapes: a leaf (...) becomes (*shape, ...).
+    """
+    return map(lambda leaf: leaf.expand(*shape, *leaf.shape), tree)
+
+
+def _bounded(leaf: Tensor, low: float | Tensor | None, high: float | Tensor | None) -> Tensor:
+    if low is not None:
+        leaf = torch.maximum(leaf, low.to(leaf.dtype)) if isinstance(low, Tensor) else torch.clamp(leaf, min=low)
+    if high is not None:
+        leaf = torch.minimum(leaf, high.to(leaf.dtype)) if isinstance(high, Tensor) else torch.clamp(leaf, max=high)
+    return leaf
