@@ -3,6 +3,7 @@
 # ruff: noqa: F401
 # mypy: implicit-reexport
 
+from functrain.optim import assignment, perturbations, projections, second_order
 from functrain.optim.accumulation import (
     ApplyEvery,
     MultiSteps,
@@ -76,6 +77,7 @@ from functrain.optim.dog import (
     scale_by_dowg,
 )
 from functrain.optim.flattening import flatten
+from functrain.optim.gradient_scaling import scale_gradient
 from functrain.optim.injection import (
     InjectHyperparamsState,
     InjectStatefulHyperparamsState,
@@ -85,6 +87,7 @@ from functrain.optim.injection import (
     inject_hyperparams,
     inject_stateful_hyperparams,
 )
+from functrain.optim.linear_algebra import matrix_inverse_pth_root, nnls, power_iteration
 from functrain.optim.lion import ScaleByLionState, lion, scale_by_lion
 from functrain.optim.lookahead import LookaheadParams, LookaheadState, lookahead
 from functrain.optim.madgrad import MadgradState, madgrad, scale_by_madgrad
@@ -108,6 +111,7 @@ from functrain.optim.muon import (
     scale_by_shape,
 )
 from functrain.optim.noise import AddNoiseState, add_noise, noisy_sgd
+from functrain.optim.normal import multi_normal
 from functrain.optim.novograd import ScaleByNovogradState, novograd, scale_by_novograd
 from functrain.optim.numerics import safe_increment, safe_norm, safe_root_mean_squares
 from functrain.optim.optimistic import (
@@ -134,6 +138,7 @@ from functrain.optim.privacy import (
 )
 from functrain.optim.prodigy import DAdaptAdamWState, ProdigyState, dadapt_adamw, prodigy
 from functrain.optim.radam import radam, scale_by_radam
+from functrain.optim.random_trees import random_like, split_key_like
 from functrain.optim.rmsprop import (
     ScaleByRmsState,
     ScaleByRmsWithCountState,
@@ -161,6 +166,7 @@ from functrain.optim.schedule_free import (
 from functrain.optim.sharpness import NormalizeState, SAMState, normalize, sam
 from functrain.optim.sign import scale_by_sign, sign_sgd, signum
 from functrain.optim.sm3 import ScaleBySM3State, scale_by_sm3, sm3
+from functrain.optim.torch_states import from_torch_state, to_torch_state
 from functrain.optim.transformation import (
     EmptyState,
     GradientTransformation,

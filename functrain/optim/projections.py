@@ -1,0 +1,94 @@
+"""Nearest points of convex sets, in the Euclidean norm of all elements of a tree together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import functrain.tree as tree_room
+from functrain.losses import sparsemax
+from functrain.optim.numerics import clamp
+from functrain.schedules import Scalar
+from functrain.tree import Tree
+
+
+def projection_non_negative(tree: Tree) -> Tree:
+    """Return the nearest tree without negative elements."""
+    return tree_room.map(torch.relu, tree)
+
+
+def projection_box(tree: Tree, lower: Any, upper: Any) -> Tree:
+    """Return the nearest tree between `lower` and `upper`, each a number or a tree like `tree`."""
+    bounds = [b if tree_room.structure(b) == tree_room.structure(tree) else _spread(b, tree) for b in (lower, upper)]
+    return tree_room.map(clamp, tree, *bounds)
+
+
+def projection_hypercube(tree: Tree, scale: Any = 1) -> Tree:
+    """Return the nearest tree between 0 and `scale`, a number or a tree like `tree`."""
+    return projection_box(tree, 0, scale)
+
+
+def projection_simplex(tree: Tree, scale: Scalar = 1) -> Tree:
+    """Return the nearest tree without negative elements that sums to `scale`.
+
+    Source: Duchi et al. 2008, Efficient projections onto the l1-ball.
+    """
+    leaves, structure = tree_room.flatten(tree)
+    values = torch.cat([leaf.reshape(-1) for leaf in leaves])  # (N,), all elements
+    pieces = (scale * sparsemax(values / scale)).split([leaf.numel() for leaf in leaves])
+    shaped = [p.reshape(leaf.shape).to(leaf.dtype) for p, leaf in zip(pieces, leaves, strict=True)]
+    return tree_room.unflatten(structure, shaped)
+
+
+def projection_l1_sphere(tree: Tree, scale: Scalar = 1) -> Tree:
+    """Return the nearest tree whose absolute values sum to `scale`; a zero stays zero."""
+    sizes = projection_simplex(tree_room.map(torch.abs, tree), scale)
+    return tree_room.map(lambda leaf, size: torch.sign(leaf) * size, tree, sizes)
+
+
+def projection_l1_ball(tree: Tree, scale: Scalar = 1) -> Tree:
+    """Return the nearest tree whose absolute values sum to at most `scale`."""
+    inside = tree_room.norm(tree, 1) <= scale
+    return tree_room.where(inside, tree, projection_l1_sphere(tree, scale))
+
+
+def projection_l2_sphere(tree: Tree, scale: Scalar = 1) -> Tree:
+    """Return the nearest tree of norm `scale`; NaN for a tree of zeros, from which all are as far."""
+    return tree_room.scale(scale / tree_room.norm(tree), tree)
+
+
+def projection_l2_ball(tree: Tree, scale: Scalar = 1) -> Tree:
+    """Return the nearest tree of a norm of at most `scale`."""
+    square = tree_room.norm(tree, squared=True)
+    return tree_room.scale(scale / torch.sqrt(torch.clamp(square, min=scale**2)), tree)
+
+
+def projection_linf_ball(tree: Tree, scale: Scalar = 1) -> Tree:
+    """Return the nearest tree without an element beyond `scale`, of either sign."""
+    return projection_box(tree, -scale, scale)
+
+
+def projection_vector(x: Tree, a: Tree) -> Tree:
+    """Return the multiple of `a` that is nearest to `x`."""
+    return tree_room.scale(tree_room.vdot(x, a) / tree_room.vdot(a, a), a)
+
+
+def projection_hyperplane(x: Tree, a: Tree, b: Scalar) -> Tree:
+    """Return the tree nearest to `x` whose inner product with `a` is `b`."""
+    return tree_room.add_scale(x, _distance(x, a, b), a)
+
+
+def projection_halfspace(x: Tree, a: Tree, b: Scalar) -> Tree:
+    """Return the tree nearest to `x` whose inner product with `a` is at most `b`."""
+    return tree_room.add_scale(x, torch.clamp(_distance(x, a, b), max=0), a)
+
+
+def _distance(x: Tree, a: Tree, b: Scalar) -> Tensor:
+    """Return how many times `a` must be added to x for an inner product of b with it, ()."""
+    return (b - tree_room.vdot(x, a)) / tree_room.vdot(a, a)
+
+
+def _spread(bound: Scalar, tree: Tree) -> Tree:
+    return tree_room.map(lambda _: bound, tree)
