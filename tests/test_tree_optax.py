@@ -136,6 +136,11 @@ def test_the_dtype_of_a_tree():
         tree.dtype([f16], "widest")
 
 
+def test_nan_is_nan_unless_asked():
+    nan = {"a": torch.tensor([1.0, torch.nan])}
+    assert tree.allclose(nan, nan) and not tree.allclose(nan, nan, equal_nan=False)
+
+
 # ---- named fields -------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 # ruff: noqa: F401
 # mypy: implicit-reexport
 
-from functrain.optim import assignment, perturbations, projections, second_order
+from functrain.optim import aggregating, assignment, perturbations, projections, second_order
 from functrain.optim.accumulation import (
     ApplyEvery,
     MultiSteps,
@@ -77,7 +77,6 @@ from functrain.optim.dog import (
     scale_by_dowg,
 )
 from functrain.optim.flattening import flatten
-from functrain.optim.gradient_scaling import scale_gradient
 from functrain.optim.injection import (
     InjectHyperparamsState,
     InjectStatefulHyperparamsState,
@@ -87,7 +86,6 @@ from functrain.optim.injection import (
     inject_hyperparams,
     inject_stateful_hyperparams,
 )
-from functrain.optim.linear_algebra import matrix_inverse_pth_root, nnls, power_iteration
 from functrain.optim.lion import ScaleByLionState, lion, scale_by_lion
 from functrain.optim.lookahead import LookaheadParams, LookaheadState, lookahead
 from functrain.optim.madgrad import MadgradState, madgrad, scale_by_madgrad

@@ -66,8 +66,8 @@ def where(condition: Tensor, a: Tree, b: Tree) -> Tree:
     return map(lambda x, y: torch.where(condition, x, y), a, b)
 
 
-def allclose(a: Tree, b: Tree, *, rtol: float = 1e-5, atol: float = 1e-8) -> bool:
-    """Tell whether all tensors are close, NaN equal to NaN, and other leaves equal; reads the result to the host.
+def allclose(a: Tree, b: Tree, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = True) -> bool:
+    """Tell whether all tensors are close, and other leaves equal; reads the result to the host.
 
     Tensors of other shapes are not close. Raises: ValueError naming the paths when the structures differ; TypeError
     naming the path of tensors of two dtypes.
@@ -77,12 +77,12 @@ def allclose(a: Tree, b: Tree, *, rtol: float = 1e-5, atol: float = 1e-8) -> boo
     for i, (x, y) in enumerate(pairs):
         if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype != y.dtype:
             raise TypeError(f"allclose: {paths(a)[i]}: expected {x.dtype} in both, came {y.dtype}; use tree.cast first")
-    return all(_close(x, y, rtol, atol) for x, y in pairs)
+    return all(_close(x, y, rtol, atol, equal_nan) for x, y in pairs)
 
 
-def _close(x: object, y: object, rtol: float, atol: float) -> bool:
+def _close(x: object, y: object, rtol: float, atol: float, equal_nan: bool) -> bool:
     if isinstance(x, Tensor) and isinstance(y, Tensor):
-        return x.shape == y.shape and torch.allclose(x, y, rtol=rtol, atol=atol, equal_nan=True)
+        return x.shape == y.shape and torch.allclose(x, y, rtol=rtol, atol=atol, equal_nan=equal_nan)
     return type(x) is type(y) and x == y
 
 
