@@ -382,6 +382,13 @@ CASES = [
         float32=1e-2,
         float64=1e-8,
     ),
+    # singular vectors have signs of their own in each library: compared in test_optim_curvature.py
+    Case(
+        "galore",
+        dict(learning_rate=lrs, rank=st.integers(1, 3), update_proj_gap=st.integers(1, 3), weight_decay=weight_decays),
+        matrix=True,
+        parity=False,
+    ),
     Case("scale_by_lion", dict(b1=decays, b2=b2s, mode=st.sampled_from(["hard", "smooth", "refined"]))),
     Case("lion", dict(learning_rate=lrs, b1=decays, b2=b2s, weight_decay=weight_decays, mask=masks)),
 ]

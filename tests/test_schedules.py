@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import jax
@@ -195,3 +197,53 @@ def test_each_joined_schedule_counts_from_its_own_boundary() -> None:
 def test_what_cannot_be_is_refused(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# ---- what optax does not have ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["triangular", "triangular2", "exp_range"])
+@pytest.mark.parametrize(("up", "down"), [(4, None), (3, 5), (1, 2)])
+def test_a_cyclical_schedule_is_that_of_torch(mode: str, up: int, down: int | None) -> None:
+    make = {
+        "triangular": schedules.triangular_schedule,
+        "triangular2": schedules.triangular2_schedule,
+        "exp_range": functools.partial(schedules.exp_range_schedule, gamma=0.9),
+    }[mode]
+    schedule = make(0.1, 0.7, up, down)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    theirs = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.1, 0.7, up, down, mode, gamma=0.9, cycle_momentum=False)
+    for step in range(3 * (up + (down or up)) + 2):
+        # torch takes remainders of quotients: a few roundings of float64
+        assert float(schedule(step)) == pytest.approx(theirs.get_last_lr()[0], rel=1e-12, abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_a_cyclical_schedule_needs_steps() -> None:
+    with pytest.raises(ValueError, match="at least one step up and one down, came 0 and 0"):
+        schedules.triangular_schedule(0.1, 0.7, 0)
+
+
+def test_warmup_stable_decay_has_three_parts_and_the_middle_may_grow() -> None:
+    schedule = schedules.warmup_stable_decay_schedule(0.0, 2.0, 4, 10, 8, 0.5)
+    longer = schedules.warmup_stable_decay_schedule(0.0, 2.0, 4, 20, 8, 0.5)
+    steps = torch.arange(14)
+    rise = schedules.linear_schedule(0.0, 2.0, 4)
+    assert torch.equal(schedule(steps), rise(steps)) and torch.equal(schedule(steps), longer(steps))
+    fall = schedules.linear_schedule(2.0, 0.5, 8)
+    torch.testing.assert_close(schedule(14 + torch.arange(12)), fall(torch.arange(12)), rtol=1e-14, atol=1e-14)
+    assert torch.equal(longer(24 + torch.arange(12)), schedule(14 + torch.arange(12)))
+
+
+def test_warmup_stable_decay_may_fall_by_a_root_and_have_no_parts() -> None:
+    schedule = schedules.warmup_stable_decay_schedule(0.0, 2.0, 0, 0, 16, power=0.5)
+    assert [float(schedule(step)) for step in (0, 1, 4, 16, 20)] == [2.0, 1.5, 1.0, 0.0, 0.0]
+    constant = schedules.warmup_stable_decay_schedule(0.3, 2.0, 0, 5, 0, 1.0)
+    assert [float(constant(step)) for step in (0, 5, 6)] == [2.0, 2.0, 1.0]
+    rate = torch.tensor(0.5, dtype=torch.float64)
+    slope = torch.func.grad(lambda p: schedules.warmup_stable_decay_schedule(0.0, 2.0, 0, 0, 16, power=p)(4))(rate)
+    # d/dp of 2 (1 - 0.25 ** p)
+    assert float(slope) == pytest.approx(2 * 0.5 * math.log(4), rel=1e-12)
+    with pytest.raises(ValueError, match="came -1, 2 and 3"):
+        schedules.warmup_stable_decay_schedule(0.0, 1.0, -1, 2, 3)

@@ -3,7 +3,7 @@
 # ruff: noqa: F401
 # mypy: implicit-reexport
 
-from functrain.optim import aggregating, assignment, perturbations, projections, second_order
+from functrain.optim import aggregating, assignment, microbatching, perturbations, projections, second_order
 from functrain.optim.accumulation import (
     ApplyEvery,
     MultiSteps,
@@ -37,6 +37,10 @@ from functrain.optim.ademamix import (
 )
 from functrain.optim.adopt import adopt, scale_by_adopt
 from functrain.optim.amsgrad import ScaleByAmsgradState, amsgrad, scale_by_amsgrad
+from functrain.optim.backtracking import (
+    ScaleByBacktrackingLinesearchState,
+    scale_by_backtracking_linesearch,
+)
 from functrain.optim.clipping import (
     ClipByGlobalNormState,
     ClipState,
@@ -77,6 +81,8 @@ from functrain.optim.dog import (
     scale_by_dowg,
 )
 from functrain.optim.flattening import flatten
+from functrain.optim.galore import GaLoreDimensionNumbers, GaLoreState, galore, scale_by_galore
+from functrain.optim.gradient_scaling import scale_gradient
 from functrain.optim.injection import (
     InjectHyperparamsState,
     InjectStatefulHyperparamsState,
@@ -86,11 +92,15 @@ from functrain.optim.injection import (
     inject_hyperparams,
     inject_stateful_hyperparams,
 )
+from functrain.optim.lbfgs import ScaleByLBFGSState, lbfgs, scale_by_lbfgs
+from functrain.optim.line_search import value_and_grad_from_state
+from functrain.optim.linear_algebra import matrix_inverse_pth_root, nnls, power_iteration
 from functrain.optim.lion import ScaleByLionState, lion, scale_by_lion
 from functrain.optim.lookahead import LookaheadParams, LookaheadState, lookahead
 from functrain.optim.madgrad import MadgradState, madgrad, scale_by_madgrad
 from functrain.optim.masking import MaskedNode, MaskedState, MaskOrFn, freeze, masked
 from functrain.optim.mechanic import MechanicState, mechanize
+from functrain.optim.microbatching import microbatch
 from functrain.optim.moments import (
     bias_correction,
     update_infinity_moment,
@@ -119,6 +129,7 @@ from functrain.optim.optimistic import (
     optimistic_gradient_descent,
     scale_by_optimistic_gradient,
 )
+from functrain.optim.params_in_state import tree_map_params
 from functrain.optim.partitioning import (
     MultiTransformState,
     PartitionState,
@@ -164,6 +175,13 @@ from functrain.optim.schedule_free import (
 from functrain.optim.sharpness import NormalizeState, SAMState, normalize, sam
 from functrain.optim.sign import scale_by_sign, sign_sgd, signum
 from functrain.optim.sm3 import ScaleBySM3State, scale_by_sm3, sm3
+from functrain.optim.sophia import (
+    HutchinsonState,
+    SophiaState,
+    hutchinson_estimator_diag_hessian,
+    scale_by_sophia,
+    sophia,
+)
 from functrain.optim.torch_states import from_torch_state, to_torch_state
 from functrain.optim.transformation import (
     EmptyState,
@@ -192,3 +210,8 @@ from functrain.optim.trust_ratio import (
 )
 from functrain.optim.updating import apply_updates, incremental_update, periodic_update
 from functrain.optim.yogi import scale_by_yogi, yogi
+from functrain.optim.zoom import (
+    ScaleByZoomLinesearchState,
+    ZoomLinesearchInfo,
+    scale_by_zoom_linesearch,
+)

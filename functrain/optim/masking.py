@@ -28,6 +28,10 @@ class MaskedNode(NamedTuple):
     """Stands where a leaf is masked out; a node without leaves."""
 
 
+class ParamsPlaceholder(NamedTuple):
+    """Stands for all of params in the `init` of `tree_map_params`; a node without leaves."""
+
+
 def masked(
     inner: GradientTransformation, mask: Mask, *, mask_compatible_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
@@ -42,6 +46,8 @@ def masked(
     inner = with_extra_args_support(inner)
 
     def init(params: Params) -> MaskedState:
+        if isinstance(params, ParamsPlaceholder):  # a mask fits the real params only
+            return MaskedState(inner.init(params))
         return MaskedState(inner.init(_hide(params, full_mask(mask, params))))
 
     def update(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import functrain.tree as tree
-from functrain.optim.masking import masked
+from functrain.optim.masking import MaskedState, ParamsPlaceholder, masked
 from functrain.optim.transformation import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -45,6 +45,8 @@ def partition(
         return masked(groups[label], mask, mask_compatible_extra_args=mask_compatible_extra_args)
 
     def init(params: Params) -> PartitionState:
+        if isinstance(params, ParamsPlaceholder):  # labels are those of the real params
+            return PartitionState({label: MaskedState(tx.init(params)) for label, tx in groups.items()})
         labels = param_labels(params) if callable(param_labels) else param_labels
         lost = [f"{path}: {label!r}" for path, label in tree.items(labels) if label not in groups]
         if lost:

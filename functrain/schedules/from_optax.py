@@ -1,29 +1,20 @@
-"""Schedules: functions of the step count, with optax's names and arguments.
-
-A schedule takes the number of steps done, an int or an integer tensor of any shape, and returns a tensor of that
-shape, () for one count. It computes in float64, because float32 cannot tell step 16777217 from 16777216 and loses the
-tail of a cosine to cancellation; who uses the value casts it. Values may be floats or () tensors, which can be vmapped
-over and differentiated through; numbers of steps are ints.
-"""
+"""The schedules of optax, with its names and arguments."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Scalar: TypeAlias = float | Tensor
-Count: TypeAlias = int | Tensor
-Schedule: TypeAlias = Callable[[Any], Scalar]
-ScalarOrSchedule: TypeAlias = Scalar | Schedule
+from functrain.schedules.schedule import Count, Scalar, Schedule, steps_of, tensor_like
 
 
 def constant_schedule(value: Scalar) -> Schedule:
     """Hold one value."""
-    return lambda count: _tensor(value, _steps(count))
+    return lambda count: tensor_like(value, steps_of(count))
 
 
 def polynomial_schedule(
@@ -38,7 +29,7 @@ def polynomial_schedule(
         return constant_schedule(init_value)
 
     def schedule(count: Count) -> Tensor:
-        steps = torch.clamp(_steps(count) - max(transition_begin, 0), 0, transition_steps)
+        steps = torch.clamp(steps_of(count) - max(transition_begin, 0), 0, transition_steps)
         return (init_value - end_value) * (1 - steps / transition_steps) ** power + end_value
 
     return schedule
@@ -56,8 +47,8 @@ def piecewise_constant_schedule(init_value: Scalar, boundaries_and_scales: dict[
     pieces = _sorted_scales(boundaries_and_scales, "piecewise_constant_schedule")
 
     def schedule(count: Count) -> Tensor:
-        steps = _steps(count)
-        value = _tensor(init_value, steps)
+        steps = steps_of(count)
+        value = tensor_like(init_value, steps)
         for boundary, scale in pieces:
             value = torch.where(steps < boundary, value, scale * value)
         return value
@@ -82,14 +73,14 @@ def exponential_decay(
         return constant_schedule(init_value)
 
     def schedule(count: Count) -> Tensor:
-        steps = _steps(count)
-        rate = _tensor(decay_rate, steps)
+        steps = steps_of(count)
+        rate = tensor_like(decay_rate, steps)
         exponent = torch.clamp(steps - max(transition_begin, 0), min=0) / transition_steps
         exponent = torch.floor(exponent) if staircase else exponent
         value = init_value * torch.where(rate == 0, 1.0, rate) ** exponent
         if end_value is None:
             return value
-        end = _tensor(end_value, steps)
+        end = tensor_like(end_value, steps)
         bounded = torch.where(rate < 1, torch.maximum(value, end), torch.minimum(value, end))
         return torch.where(rate == 0, value, bounded)
 
@@ -107,7 +98,7 @@ def cosine_decay_schedule(
         raise ValueError(f"cosine_decay_schedule: decay_steps must be positive, came {decay_steps}")
 
     def schedule(count: Count) -> Tensor:
-        steps = torch.clamp(_steps(count), max=decay_steps)
+        steps = torch.clamp(steps_of(count), max=decay_steps)
         cosine = 0.5 * (1 + torch.cos(math.pi * steps / decay_steps))
         return init_value * ((1 - alpha) * cosine**exponent + alpha)
 
@@ -126,10 +117,10 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
         )
 
     def joined(count: Count) -> Tensor:
-        steps = _steps(count)
-        value = _tensor(schedules[0](count), steps)
+        steps = steps_of(count)
+        value = tensor_like(schedules[0](count), steps)
         for boundary, schedule in zip(boundaries, schedules[1:], strict=True):
-            value = torch.where(steps < boundary, value, _tensor(schedule(count - boundary), steps))
+            value = torch.where(steps < boundary, value, tensor_like(schedule(count - boundary), steps))
         return value
 
     return joined
@@ -196,8 +187,8 @@ def piecewise_interpolate_schedule(
     pieces = _sorted_scales(boundaries_and_scales, "piecewise_interpolate_schedule")
 
     def schedule(count: Count) -> Tensor:
-        steps = _steps(count)
-        start, begin = _tensor(init_value, steps), 0
+        steps = steps_of(count)
+        start, begin = tensor_like(init_value, steps), 0
         value, rows = start, []
         for boundary, scale in pieces:
             end = start * scale
@@ -249,17 +240,6 @@ def cosine_onecycle_schedule(
         int(transition_steps): 1.0 / (div_factor * final_div_factor),
     }
     return piecewise_interpolate_schedule("cosine", peak_value / div_factor, scales)
-
-
-def _steps(count: Count) -> Tensor:
-    return (count if isinstance(count, Tensor) else torch.tensor(count)).to(torch.float64)
-
-
-def _tensor(value: Scalar, steps: Tensor) -> Tensor:
-    """Return `value` as float64, in the shape and on the device of `steps`."""
-    if isinstance(value, Tensor):
-        return value.to(torch.float64).expand(torch.broadcast_shapes(value.shape, steps.shape))
-    return torch.full_like(steps, value)
 
 
 def _ratio(numerator: Scalar, denominator: Scalar) -> Scalar:
