@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
+from torch._inductor import cpu_vec_isa
+from torch._inductor.async_compile import AsyncCompile
 
-from functrain.transforms import inductor, leafwise
+from functrain.transforms import compiler_jobs, inductor, leafwise
 from functrain.transforms.compilation import _Compiled
 
 
@@ -42,3 +45,44 @@ def test_a_float64_update_is_compiled_as_an_ordinary_graph() -> None:
     new, norm = _Compiled(update, False, leafwise.compile_graph)(leaves, grads, count)
     expected, expected_norm = update(leaves, grads, count)
     torch.testing.assert_close((new, norm), (expected, expected_norm), rtol=1e-12, atol=1e-12)
+
+
+def test_kernels_of_several_graphs_are_compiled_side_by_side() -> None:
+    x, wait = torch.linspace(0.0, 1.0, 40), AsyncCompile.wait
+    functions = [lambda v: [torch.sin(v) * 1.25], lambda v: [torch.cos(v) * 1.75]]
+    with compiler_jobs.together([x]):
+        kernels = [inductor.compile_graph(inductor.trace(f, [x]), [x]) for f in functions]
+        if torch._inductor.config.compile_threads > 1:
+            for kernel in kernels:
+                with pytest.raises(TypeError, match="not callable"):  # nobody has waited for it yet
+                    kernel(x)
+    assert AsyncCompile.wait is wait
+    for kernel, f in zip(kernels, functions, strict=True):
+        # a vectorized sine differs from the eager one in the last place
+        torch.testing.assert_close(kernel(x), f(x), rtol=1e-6, atol=1e-6)
+
+
+def test_what_the_cpu_can_do_is_found_out_beside_and_is_what_torch_finds() -> None:
+    compiler_jobs.start_checks([torch.ones(1)])
+    compiler_jobs.finish_checks()
+    checks = compiler_jobs._checks()
+    assert all(check.done() for check in checks)
+    if checks:  # not asked on an ARM CPU
+        assert sum(check.result() for check in checks) == len(cpu_vec_isa.valid_vec_isa_list()) > 0
+
+
+def test_the_backward_is_compiled_with_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, compile_unshared = [], inductor._compile_unshared
+    monkeypatch.setattr(inductor, "_compile_unshared", lambda *a, **k: made.append(a) or compile_unshared(*a, **k))
+    w = torch.ones(3, requires_grad=True)
+    compiled = inductor.compile_differentiable(lambda w: torch.sum(torch.sin(w) * 0.625))
+    with functorch_config.patch(enable_autograd_cache=False):  # else torch loads both from disk
+        value = compiled(w)
+    assert len(made) == 2
+    torch.testing.assert_close(torch.autograd.grad(value, w)[0], torch.cos(torch.ones(3)) * 0.625)
+
+
+def test_any_number_of_losses_and_shapes_is_compiled() -> None:
+    with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1):
+        double, triple = (inductor.compile_differentiable(lambda x, n=n: torch.sum(x * n)) for n in (2.0, 3.0))
+        assert [float(f(torch.ones(n))) for f, n in [(double, 1), (double, 2), (triple, 2)]] == [2.0, 4.0, 6.0]

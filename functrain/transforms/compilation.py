@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from functrain import tree
-from functrain.transforms import donation, engine, inductor, leafwise
+from functrain.transforms import compiler_jobs, donation, engine, inductor, leafwise
 
 _PIECEWISE_BYTES = 2**20
 
@@ -65,6 +65,8 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
     def step(state: Any, *args: Any) -> Any:
         if not looped and (whole.ran or tree.bytes(state) < _PIECEWISE_BYTES):
             return whole(state, *args)
+        if not update.ran:
+            compiler_jobs.start_checks(tree.leaves((state, args)))
         with torch.no_grad(), engine.compiling_losses():
             middle = _or_explain(first, state, *args)
         return update(state, middle)
@@ -138,6 +140,7 @@ class _Program:
             found, self.result = tree.flatten(result)
             return found
 
+        compiler_jobs.start_checks(leaves)
         with torch.no_grad(), engine.tracing_operations():
             graph = inductor.trace(flat, leaves)
             self.kernel = owner.compiler(graph, leaves)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dynamo import config as dynamo_config
 from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._functorch.compile_utils import fx_graph_cse
@@ -25,7 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from functrain.losses import chunked, cross_entropy
-from functrain.transforms import regions
+from functrain.transforms import compiler_jobs, regions
 
 aten = torch.ops.aten
 Kernel = Callable[..., Sequence[Any]]  # takes the graph's inputs, returns its outputs
@@ -39,6 +40,7 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Any], *, any_length: bool = F
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
     """Compile a traced graph as one program."""
     unstack_sums(graph.graph)
+    compiler_jobs.finish_checks()
     with config.patch(_OPTIONS):
         kernel: Any = compile_fx(graph, inputs)
     return kernel
@@ -55,11 +57,24 @@ def compile_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
     def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
         # without donated buffers: torch 2.13 numbers them by the whole graph's inputs and looks them up by a region's,
         # so that a region overwrites its parameters (read in GraphLowering, seen in gradients)
-        with functorch_config.patch(donated_buffer=False):
+        # the backward at once, not when it first runs: it is lowered while the forward's kernels are compiled
+        compiler_jobs.finish_checks()
+        settings = functorch_config.patch(donated_buffer=False, force_non_lazy_backward_lowering=True)
+        with settings, compiler_jobs.together(inputs):
             kernel: Any = compile_fx(graph, inputs, inner_compile=_compile_unshared, config_patches=options)
         return kernel
 
-    return torch.compile(fn, fullgraph=True, dynamic=False, backend=backend)
+    compiled = torch.compile(fn, fullgraph=True, dynamic=False, backend=backend)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # Dynamo counts the programs of all losses together, and refuses the ninth; JAX has no such limit
+        with dynamo_config.patch(recompile_limit=_UNLIMITED, accumulated_recompile_limit=_UNLIMITED):
+            return compiled(*args, **kwargs)
+
+    return run
+
+
+_UNLIMITED = 2**31 - 1
 
 
 def _compile_unshared(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:

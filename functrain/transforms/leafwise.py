@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from functrain.transforms import inductor
+from functrain.transforms import compiler_jobs, inductor
 
 aten = torch.ops.aten
 
@@ -34,7 +34,8 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> inductor.Kern
     if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in inputs):
         # a GPU kernel over many leaves compiles as fast as one over a single leaf, and costs one launch
         return inductor.compile_graph(graph, inputs)
-    return inductor.compile_functional(graph, inputs, lambda functional: _Plan(functional).run)
+    with compiler_jobs.together(inputs):
+        return inductor.compile_functional(graph, inputs, lambda functional: _Plan(functional).run)
 
 
 class _Plan:
