@@ -39,7 +39,7 @@ class Preset:
 
 PRESETS = {
     "nanogpt": Preset(),
-    "fast": Preset(batch=16, steps=1000, peak=4e-3, final=0.0, warmup=100, bf16=True, attention="math"),
+    "fast": Preset(batch=16, steps=1000, peak=4e-3, final=0.0, warmup=100, attention="math"),
 }
 
 

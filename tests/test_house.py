@@ -59,3 +59,9 @@ def test_ci_runs_what_a_developer_runs():
         "make types",
         "make test",
     ]
+
+
+def test_the_package_does_not_import_the_compiler() -> None:
+    command = "import sys, functrain; print([m for m in ('torch._inductor', 'torch._dynamo') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", "two seconds of every command that compiles nothing"

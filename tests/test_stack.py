@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo import config as dynamo_config
 
 import functrain as ft
 from functrain.transforms import engine, inductor
@@ -53,7 +54,8 @@ def graphs_of(monkeypatch: pytest.MonkeyPatch, fn: Any, *args: Any) -> tuple[Any
     monkeypatch.setattr(
         inductor, "compile_differentiable", lambda f: torch.compile(f, backend=aot_eager, fullgraph=True, dynamic=False)
     )
-    with engine.compiling_losses():
+    # the limit counts the losses that every test of this process has compiled
+    with engine.compiling_losses(), dynamo_config.patch(recompile_limit=1000):
         return ft.value_and_grad(fn)(*args), graphs
 
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, fx
 
 from functrain import tree
-from functrain.transforms import compiler_jobs, donation, engine, inductor, leafwise
+from functrain.transforms import donation, engine
 
 _PIECEWISE_BYTES = 2**20
 
-Compiler = Callable[[fx.GraphModule, Any], inductor.Kernel]
+Compiler = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Sequence[Any]]]
 
 
 class Staged:
@@ -56,6 +56,9 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
     Raises: CompilerNotFoundError at the first call on a machine without a C++ compiler; TypeError, ValueError for a
     first argument that cannot be donated; TypeError for an argument that is being differentiated or mapped.
     """
+    # not with the package: Inductor takes two seconds to import, and who does not compile does not need it
+    from functrain.transforms import compiler_jobs, inductor, leafwise
+
     whole = _Compiled(fn, donate, inductor.compile_graph)
     if not isinstance(fn, Staged):
         return whole
@@ -140,6 +143,8 @@ class _Program:
             found, self.result = tree.flatten(result)
             return found
 
+        from functrain.transforms import compiler_jobs, inductor
+
         compiler_jobs.start_checks(leaves)
         with torch.no_grad(), engine.tracing_operations():
             graph = inductor.trace(flat, leaves)
@@ -182,6 +187,8 @@ def _or_explain(fn: Callable[..., Any], *args: Any) -> Any:
     try:
         return fn(*args)
     except Exception as error:
+        from functrain.transforms import inductor
+
         if inductor.no_cxx_compiler(error):
             raise CompilerNotFoundError(
                 "ft.compile: no C++ compiler found, and compiling for the CPU needs one; install g++ or clang++ "

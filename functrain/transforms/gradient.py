@@ -15,7 +15,7 @@ from torch import Tensor
 
 from functrain import tree
 from functrain.losses import Loss
-from functrain.transforms import engine, inductor
+from functrain.transforms import engine
 
 Argnums = int | Sequence[int]
 
@@ -44,6 +44,8 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
             result, grads = _by_functorch(fn, positions, has_aux, args, kwargs, leaves, structure)
         else:
             if engine.piecewise and not compiled:
+                from functrain.transforms import inductor  # not with the package: see compilation.py
+
                 compiled.append(inductor.compile_differentiable(_forgetting_blocks(fn)))
             called = compiled[0] if engine.piecewise else fn
             if _any_differentiated(args, kwargs):  # under no_grad, where nobody asks for their gradients
