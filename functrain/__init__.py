@@ -1,7 +1,10 @@
 """Train models the JAX way in PyTorch: pure functions over trees of tensors, and functions that transform them.
 
-    import functrain as ft
+import functrain as ft
 """
+
+from importlib import import_module
+from types import ModuleType
 
 from functrain import (
     checkpoint,
@@ -34,8 +37,16 @@ from functrain.transforms import (
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str) -> ModuleType:
+    # ft.testing, the side tower, is built when somebody looks into it
+    if name != "testing":
+        raise AttributeError(f"module 'functrain' has no attribute {name!r}")
+    return import_module("functrain.testing")
+
+
 __all__ = [
     "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "compile", "data", "fit", "generate",
     "grad", "init_state", "loss_scale", "losses", "mixed_precision", "models", "nn", "optim", "per_example_grad",
-    "random", "schedules", "train", "train_step", "transforms", "tree", "value_and_grad", "vmap",
+    "random", "schedules", "testing", "train", "train_step", "transforms", "tree", "value_and_grad", "vmap",
 ]  # fmt: skip
