@@ -47,7 +47,7 @@ def test_help_lists_the_commands_and_each_has_its_own(capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["trian"], "no command 'trian'; there are train, generate, inspect, plot"),
+        (["trian"], "no command 'trian'; there are train, generate, verify, export, inspect, plot"),
         (["train", "tinny"], "no preset 'tinny'; did you mean tiny?"),
         (["train", "zebra"], "no preset 'zebra'; there are tiny, smoke"),
         (["train", "smoke", "--stepz", "3"], "did you mean --steps?"),
@@ -67,6 +67,10 @@ def test_help_lists_the_commands_and_each_has_its_own(capsys):
         (["inspect", "nowhere"], "nowhere: no such file or folder"),
         (["inspect", "."], "expected a run or a checkpoint"),
         (["inspect", "other.toml"], "expected a safetensors file"),
+        (["verify", "nowhere"], "nowhere: no such file or folder"),
+        (["verify", "."], "expected a run, a checkpoint or a model's safetensors"),
+        (["export", "nowhere", "--to", "new"], "nowhere: expected the folder of a run"),
+        (["export", "nowhere"], "--to"),
         (["plot"], "functrain plot RUN"),
         (["plot", "nowhere"], "nowhere: expected the folder of a run"),
     ],

@@ -77,7 +77,6 @@ def read(take: Callable[[int], bytes], size_bytes: int, where: str) -> Header:
 
 _LOOKS = (
     (b"PK\x03\x04", "a zip archive (torch.save, .pt, .npz)"),
-    (b"\x80", "a pickle, which functrain never opens because it runs code"),
     (b"GGUF", "a GGUF file"),
     (b"version https://git-lfs", "a Git LFS pointer: the real file was not downloaded"),
     (b"<", "a web page or XML"),
@@ -92,8 +91,13 @@ def _refuse_start(start: bytes, length: int, size_bytes: int, where: str) -> NoR
     look = next((name for magic, name in _LOOKS if start.lstrip().startswith(magic)), None)
     if not start:
         came = "an empty file"
+    elif start[0] == 0x80 and start[1:2] and start[1] <= 5 and any(start[2:8]):
+        # a protocol's number, and then opcodes: in a header's length, zeros would follow
+        came = "a pickle (torch.save, .bin), which functrain never opens because it runs code"
     elif look is not None:
         came = look
+    elif len(start) > 3 and _is_text(start):
+        came = f"text: {start[:40].decode()!r}"
     elif len(start) < 8:
         came = f"{size_bytes} bytes in all"
     elif length > min(MAX_HEADER_BYTES, size_bytes - 8):
@@ -101,6 +105,10 @@ def _refuse_start(start: bytes, length: int, size_bytes: int, where: str) -> NoR
     else:
         came = f"{start[8:24]!r} where the header's '{{' should be"
     raise _broken(where, "a safetensors file", came)
+
+
+def _is_text(start: bytes) -> bool:
+    return start.isascii() and all(char.isprintable() or char.isspace() for char in start.decode())
 
 
 def _check(table: dict[str, Any], data_start: int, size_bytes: int, where: str) -> Header:

@@ -17,7 +17,7 @@ from torch import Tensor
 from functrain.checkpoint import staging, strict_json
 from functrain.checkpoint.errors import CheckpointError, ExistsError, IntegrityError, MissingError, UnsupportedError
 from functrain.checkpoint.stream import Sink, Source
-from functrain.checkpoint.tensors import NAMES, read_file, write_file
+from functrain.checkpoint.tensors import NAMES, scan, write_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -35,11 +35,21 @@ def load_folder(folder: Folder, *, wanted: Callable[[str], bool] | None = None) 
     Links are followed, because hub caches are made of them, but a shard's name never leads out of the folder.
     Raises: MissingError, IntegrityError for an index that does not fit its shards, HeaderError, StorageError.
     """
+    found: dict[str, Tensor] = {}
+    scan_folder(folder, found.__setitem__, wanted=wanted)
+    return found
+
+
+def scan_folder(
+    folder: Folder, take: Callable[[str, Tensor], None], *, wanted: Callable[[str], bool] | None = None
+) -> None:
+    """Read a folder as `load_folder` does, and give `take(name, tensor)` each tensor as soon as it is read."""
     path = Path(folder)
     single, index = path / SINGLE, path / INDEX
     if single.exists():
         _warn_of_others(path, {SINGLE})
-        return read_file(single, wanted=wanted, links=True)[1]
+        scan(single, take, wanted=wanted, links=True)
+        return
     if not index.exists():
         raise _nothing_to_read(path)
     where = _read_index(index)
@@ -47,10 +57,8 @@ def load_folder(folder: Folder, *, wanted: Callable[[str], bool] | None = None) 
     if absent:
         raise _broken(index, "the shards that it names", f"no {', '.join(absent)}", None)
     _warn_of_others(path, set(where.values()))
-    found: dict[str, Tensor] = {}
     for file in sorted(set(where.values())):
-        entries, tensors = read_file(path / file, wanted=wanted, links=True)
-        held = {entry.name for entry in entries}
+        held = {entry.name for entry in scan(path / file, take, wanted=wanted, links=True)}
         for name in held:
             if where.get(name) != file:
                 said = f"in {where[name]}" if name in where else "nowhere"
@@ -58,8 +66,6 @@ def load_folder(folder: Folder, *, wanted: Callable[[str], bool] | None = None) 
         for name, named in where.items():
             if named == file and name not in held:
                 raise _broken(path / file, "this tensor, as the index says", "none", name)
-        found |= tensors
-    return found
 
 
 def save_folder(

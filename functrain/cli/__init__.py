@@ -1,7 +1,8 @@
 """The command `functrain`.
 
-Exit codes: 0 done; 1 the training failed (its loss stopped being a number), or an error of ours; 2 the command, its
-files or its options are wrong; 130 and 143 after SIGINT and SIGTERM, when the finished step has been saved.
+Exit codes: 0 done; 1 the training failed (its loss stopped being a number), `verify` found something broken, or an
+error of ours; 2 the command, its files or its options are wrong; 130 and 143 after SIGINT and SIGTERM, when the
+finished step has been saved.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import functrain
 COMMANDS = {
     "train": "pre-train a GPT on text, or go on with a run that was stopped",
     "generate": "let a run's model continue a prompt",
+    "verify": "read every byte of a run's checkpoints, or of a file, and say what is broken",
+    "export": "write a run's model as a folder that transformers loads",
     "inspect": "show what a run, a checkpoint or a safetensors file holds",
     "plot": "draw the learning curves of runs",
 }

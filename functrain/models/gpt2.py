@@ -11,7 +11,7 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -218,13 +218,21 @@ def from_hf(folder: hf.Folder) -> tuple[Params, Config]:
     return hf.read(folder, HF)
 
 
-def to_hf(folder: hf.Folder, params: Params, config: Config, *, end: int | None = None) -> Path:
+def to_hf(
+    folder: hf.Folder,
+    params: Params,
+    config: Config,
+    *,
+    end: int | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> Path:
     """Save parameters and config as a folder that transformers loads bit for bit; return its path.
 
-    `end` is the token that begins and ends a text. Equals both again under `from_hf`, but for `attention`.
+    `end` is the token that begins and ends a text, `files` what else stands in the folder, such as a tokenizer. Equals
+    both again under `from_hf`, but for `attention`.
     Raises: CheckpointError of `functrain.checkpoint`; the folder then is as it was.
     """
-    return hf.write(folder, params, config, HF, {"bos_token_id": end, "eos_token_id": end})
+    return hf.write(folder, params, config, HF, {"bos_token_id": end, "eos_token_id": end}, files)
 
 
 def _config(*, attention_dropout: float, **fields: Any) -> Config:

@@ -83,10 +83,18 @@ def read(folder: Folder, layout: Layout) -> tuple[Params, Any]:
     return params, config
 
 
-def write(folder: Folder, params: Params, config: Any, layout: Layout, more: Mapping[str, Any]) -> Path:
+def write(
+    folder: Folder,
+    params: Params,
+    config: Any,
+    layout: Layout,
+    more: Mapping[str, Any],
+    files: Mapping[str, bytes] | None = None,
+) -> Path:
     """Save parameters and config as a folder that transformers loads, whole or not at all; return its path.
 
-    `more` are fields of config.json that say nothing about the computation. Equals both again under `read`.
+    `more` are fields of config.json that say nothing about the computation, `files` what else stands in the folder, by
+    name. Equals both again under `read`.
     Raises: UnsupportedError for a config that transformers cannot express; MismatchError; ExistsError; StorageError.
     """
     where = f"{folder}/config.json"
@@ -109,7 +117,7 @@ def write(folder: Folder, params: Params, config: Any, layout: Layout, more: Map
         **fields,
         **more,
     }
-    texts = {"config.json": strict_json.dumps(table, indent=2) + b"\n"}
+    texts = {**(files or {}), "config.json": strict_json.dumps(table, indent=2) + b"\n"}
     return hub.save_folder(folder, state, texts, max_file_bytes=_MAX_FILE_BYTES)
 
 

@@ -1,0 +1,72 @@
+"""`functrain export`: a run's model as a folder that Hugging Face transformers loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import functrain as ft
+from functrain.checkpoint.run import step_of
+from functrain.cli.options import UsageError, parse
+from functrain.data.bpe import BPE
+from functrain.models import gpt2
+from functrain.recipes import folder, pretrain
+
+DESCRIPTION = """Write the model of a run's newest whole checkpoint as a folder that transformers loads: config.json,
+model.safetensors, and the tokenizer. The folder appears whole or not at all, and nothing is overwritten."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """The run's folder."""
+    to: str
+    """The folder to make."""
+    step: int | None = None
+    """The step whose checkpoint is exported; the newest if it is left out."""
+
+
+def main(words: Sequence[str]) -> None:
+    options = parse(Options, words, prog="functrain export", description=DESCRIPTION)
+    run = Path(options.run)
+    config = folder.read_config(run)
+    chosen = _chosen(run, options.step)
+    tokenizer = ft.data.load_tokenizer(run / "tokenizer.json")
+    params = ft.checkpoint.load(chosen, at="params")
+    files = tokenizer_files(tokenizer)
+    made = gpt2.to_hf(options.to, params, pretrain.model_of(config, tokenizer), end=tokenizer.end, files=files)
+    print(f"{chosen} -> {made}")
+    if not files:
+        print(f"without a tokenizer: {run / 'tokenizer.json'} is none of the tokenizers library")
+
+
+def _chosen(run: Path, step: int | None) -> Path:
+    if step is None:
+        newest = ft.checkpoint.latest(run)
+        if newest is None:
+            raise UsageError(f"{run}: no checkpoint yet; functrain train makes one")
+        return newest
+    path = run / "checkpoints" / f"step-{step:08d}"
+    if not path.is_dir():
+        there = ", ".join(sorted({str(step_of(path)) for path in ft.checkpoint.list(run)}, key=int))
+        raise UsageError(f"--step: {run} has no checkpoint of step {step}; it has those of {there or 'none'}")
+    return path
+
+
+def tokenizer_files(tokenizer: ft.data.Tokenizer) -> dict[str, bytes]:
+    """Return the files with which `AutoTokenizer` encodes as this tokenizer does; none where it cannot."""
+    if not isinstance(tokenizer, BPE):
+        return {}
+    # the class that obeys tokenizer.json alone; that of GPT-2 would add rules of its own
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    if tokenizer.end is not None:
+        settings |= {"bos_token": ft.data.END, "eos_token": ft.data.END}
+    return {
+        "tokenizer.json": tokenizer.definition.encode(),
+        "tokenizer_config.json": json.dumps(settings, indent=2).encode() + b"\n",
+    }
