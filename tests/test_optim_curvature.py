@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -14,25 +15,27 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from test_optim_parity import Comparison, numbers, precision, to_torch
 
-import functrain as ft
 import functrain.optim as ours
 import functrain.tree as tree
 
-# no shrinking: jax compiles every example anew
+# no shrinking: an example may be one more for jax to compile
 law = settings(deadline=None, derandomize=True, max_examples=4, database=None, phases=[Phase.generate])
 SHAPES = {"b": [(4, 3), (3,)], "a": (), "c": (2, 5)}
 
 
 def of_both(fn: Any) -> Any:
-    """Return a loss of torch's params and one of jax's: the sum of fn over all elements, and a mixed term."""
+    """Return a loss of torch's params and one of jax's: the sum of fn over all elements, and a mixed term.
+
+    The term is small beside the diagonal of the Hessian, so that an estimate of that does not cancel.
+    """
 
     def mine(params: Any) -> torch.Tensor:
         total = sum(fn(torch, leaf).sum() for leaf in tree.leaves(params))
-        return total + params["a"] * params["b"][1].sum()
+        return total + 0.1 * params["a"] * params["b"][1].sum()
 
     def theirs(params: Any) -> Any:
         total = sum(fn(jnp, leaf).sum() for leaf in jax.tree.leaves(params))
-        return total + params["a"] * params["b"][1].sum()
+        return total + 0.1 * params["a"] * params["b"][1].sum()
 
     return mine, theirs
 
@@ -40,8 +43,15 @@ def of_both(fn: Any) -> Any:
 # ---- sophia ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-10)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
 def test_sophia_makes_the_trajectory_of_optax(dtype: str, tolerance: float) -> None:
+    mine_fn, their_fn = of_both(lambda lib, x: lib.sqrt(1 + x * x) + x * x)
+
+    @functools.partial(jax.jit, static_argnames="clip_threshold")
+    def their_update(numbers: Any, clip_threshold: float | None, g: Any, r: Any, q: Any) -> Any:
+        # numbers are traced, so that jax compiles once for all examples
+        return optax.contrib.sophia(**numbers, clip_threshold=clip_threshold).update(g, r, q, obj_fn=their_fn)
+
     @law
     @given(
         seed=st.integers(0, 99),
@@ -51,27 +61,24 @@ def test_sophia_makes_the_trajectory_of_optax(dtype: str, tolerance: float) -> N
                 b1=st.sampled_from([0.9, 0.5]),
                 b2=st.sampled_from([0.9, 0.5]),
                 gamma=st.sampled_from([0.01, 0.5]),
-                clip_threshold=st.sampled_from([None, 0.2, 1.0]),
                 update_interval=st.integers(1, 4),
                 weight_decay=st.sampled_from([0.0, 0.1]),
                 eps=st.sampled_from([1e-3, 1e-2]),
             )
         ),
+        clip_threshold=st.sampled_from([None, 0.2]),
     )
-    def holds(seed: int, draw: dict[str, Any]) -> None:
-        mine_fn, their_fn = of_both(lambda lib, x: lib.sqrt(1 + x * x) + x * x)
+    def holds(seed: int, draw: dict[str, Any], clip_threshold: float | None) -> None:
         with precision(dtype):
-            # an estimate is a sum of parts of the Hessian with signs, which cancel: some ten roundings of 6e-8 each
             compare = Comparison(tolerance)
             params = jax.tree.map(lambda x: x.clip(-2, 2), numbers(SHAPES, seed, dtype))
-            mine, theirs = ours.sophia(**draw), optax.contrib.sophia(**draw)
+            mine, theirs = (f(**draw, clip_threshold=clip_threshold) for f in (ours.sophia, optax.contrib.sophia))
             p, q = to_torch(params), jax.tree.map(jnp.asarray, params)
             s, r = mine.init(p), theirs.init(q)
-            their_update = jax.jit(lambda g, r, q: theirs.update(g, r, q, obj_fn=their_fn))
             for step in range(10):
                 grads = numbers(SHAPES, 1000 * seed + step, dtype)
                 u, s = mine.update(to_torch(grads), s, p, obj_fn=mine_fn)
-                v, r = their_update(jax.tree.map(jnp.asarray, grads), r, q)
+                v, r = their_update(draw, clip_threshold, jax.tree.map(jnp.asarray, grads), r, q)
                 p, q = ours.apply_updates(p, u), optax.apply_updates(q, v)
                 compare("updates", u, v)
                 compare("params", p, q)
@@ -99,20 +106,23 @@ def test_sophia_vmapped_and_compiled_is_sophia() -> None:
 
     start = to_torch(numbers(SHAPES, 3, "float32"))
 
-    def go(scale: torch.Tensor) -> Any:
+    def turn(params: Any, state: Any, step: torch.Tensor) -> Any:
+        grads = tree.map(lambda p: torch.cos(7 * p + step), params)
+        updates, state = tx.update(grads, state, params, obj_fn=fn)
+        return ours.apply_updates(params, updates), state
+
+    def go(scale: torch.Tensor, turn: Any = turn) -> Any:
         params = tree.map(lambda x: x * scale, start)
         state = tx.init(params)
         for step in range(3):
-            grads = tree.map(lambda p, step=step: torch.cos(7 * p + step), params)
-            updates, state = tx.update(grads, state, params, obj_fn=fn)
-            params = ours.apply_updates(params, updates)
+            params, state = turn(params, state, torch.tensor(step))
         return params, state
 
     scales = torch.tensor([0.5, 1.0])
     together = torch.func.vmap(go)(scales)
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(trace_autograd_ops=True):
-        compiled = torch.compile(go, fullgraph=True, backend="eager")(scales[1])
+    with torch._dynamo.config.patch(trace_autograd_ops=True, error_on_recompile=True):
+        compiled = go(scales[1], torch.compile(turn, fullgraph=True, backend="eager"))
     for got in (tree.map(lambda x: x[1], together), compiled):
         # reductions add in another order: a few roundings of 6e-8
         assert tree.allclose(got, go(scales[1]), rtol=1e-5, atol=1e-6)
@@ -121,8 +131,28 @@ def test_sophia_vmapped_and_compiled_is_sophia() -> None:
 # ---- galore ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-4)])
-def test_galore_makes_the_trajectory_of_optax(dtype: str, tolerance: float) -> None:
+class WideNumpy:
+    """What jax.numpy is to optax's galore, whose singular vectors have the roundings of float32 in float64 too."""
+
+    float32 = np.dtype("float64")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jnp, name)
+
+
+def apart(g: np.ndarray) -> np.ndarray:
+    """Return a matrix with the singular vectors of g and the singular values 4, 3, ..., whose gaps are no roundings."""
+    if g.ndim != 2:
+        return g
+    u, _, vh = np.linalg.svd(g, full_matrices=False)
+    return np.asarray((u * np.arange(4, 4 - u.shape[1], -1)) @ vh, g.dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_galore_makes_the_trajectory_of_optax(dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if dtype == "float64":
+        monkeypatch.setattr(optax.contrib._galore, "jnp", WideNumpy())
+
     @law
     @given(
         seed=st.integers(0, 99),
@@ -159,12 +189,10 @@ def test_galore_makes_the_trajectory_of_optax(dtype: str, tolerance: float) -> N
             s, r = mine.init(p), theirs.init(q)
             update = jax.jit(theirs.update)
             for step in range(10):
-                grads = numbers(shapes, 1000 * seed + step, dtype)
+                grads = jax.tree.map(apart, numbers(shapes, 1000 * seed + step, dtype))
                 u, s = mine.update(to_torch(grads), s, p)
                 v, r = update(jax.tree.map(jnp.asarray, grads), r, q)
                 p, q = ours.apply_updates(p, u), optax.apply_updates(q, v)
-                # the singular vectors of two libraries differ by roundings over gaps between singular values; optax's
-                # are float32 in float64 too
                 compare("updates", u, v)
                 compare("params", p, q)
             assert [tuple(x.shape) for x in tree.leaves(s[0])] == [x.shape for x in jax.tree.leaves(r[0])]
@@ -209,182 +237,3 @@ def test_galore_says_what_it_cannot_project() -> None:
     state = ours.scale_by_galore(rank=2).init({"w": torch.ones(6, 3), "b": torch.ones(3)})
     assert state.projector["w"].shape == (6, 2) and state.base_optimizer_state.mu["w"].shape == (2, 3)
     assert np.prod(state.projector["b"].shape) == 0 and state.base_optimizer_state.mu["b"].shape == (3,)
-
-
-# ---- lbfgs and line searches ----------------------------------------------------------------------------------------
-
-
-def rosenbrock(lib: Any) -> Any:
-    def fn(params: Any) -> Any:
-        x, y = params["x"], params["y"]
-        return lib.sum(100 * (y - x**2) ** 2 + (1 - x) ** 2) + 1.0 * lib.sum(lib.cos(x * y))
-
-    return fn
-
-
-SEARCHES = {
-    "none": (lambda lib: lib.lbfgs(0.01, memory_size=3, linesearch=None)),
-    "unscaled": (lambda lib: lib.lbfgs(memory_size=2, scale_init_precond=False)),
-    "zoom": (lambda lib: lib.lbfgs()),
-    "zoom with a limit": (
-        lambda lib: lib.lbfgs(
-            memory_size=4,
-            linesearch=lib.scale_by_zoom_linesearch(
-                6, max_learning_rate=1.5, tol=1e-3, increase_factor=1.7, slope_rtol=1e-3, curv_rtol=0.5,
-                approx_dec_rtol=None, stepsize_precision=1e-3, initial_guess_strategy="keep",
-            ),
-        )
-    ),
-    "zoom after sgd": (lambda lib: lib.chain(lib.sgd(1.0), lib.scale_by_zoom_linesearch(15))),
-    "backtracking": (
-        lambda lib: lib.chain(lib.sgd(0.1), lib.scale_by_backtracking_linesearch(15, store_grad=True))
-    ),
-    "backtracking otherwise": (
-        lambda lib: lib.lbfgs(
-            memory_size=2,
-            linesearch=lib.scale_by_backtracking_linesearch(
-                4, slope_rtol=0.1, decrease_factor=0.5, increase_factor=2.0, max_learning_rate=3.0, atol=1e-3, rtol=1e-3
-            ),
-        )
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SEARCHES)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_search_is_the_one_of_optax(name: str, seed: int) -> None:
-    with precision("float64"):
-        draw = np.random.default_rng(seed)
-        params = {"x": draw.normal(size=(2,)), "y": draw.normal(size=(2,))}
-        mine, theirs = SEARCHES[name](ours), SEARCHES[name](optax)
-        my_fn, their_fn = rosenbrock(torch), rosenbrock(jnp)
-        p, q = to_torch(params), jax.tree.map(jnp.asarray, params)
-        s, r = mine.init(p), theirs.init(q)
-        compare = Comparison(1e-10)
-        compare("state", s, r)
-        stored = name not in ("none", "backtracking otherwise")
-        my_vg = ours.value_and_grad_from_state(my_fn) if stored else None
-        both = jax.jit(jax.value_and_grad(their_fn))
-        update = jax.jit(lambda g, r, q, v: theirs.update(g, r, q, value=v, grad=g, value_fn=their_fn))
-        for _ in range(10):
-            value, grad = my_vg(p, state=s) if my_vg else ft.value_and_grad(my_fn)(p)
-            u, s = mine.update(grad, s, p, value=value, grad=grad, value_fn=my_fn)
-            their_value, their_grad = both(q)
-            v, r = update(their_grad, r, q, their_value)
-            p, q = ours.apply_updates(p, u), optax.apply_updates(q, v)
-            compare("updates", u, v)
-            compare("params", p, q)
-            compare("state", s, r)
-
-
-def test_a_search_takes_what_the_function_takes_and_nothing_else() -> None:
-    def fn(params: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return ((params - x) ** 2).sum()
-
-    for search in (ours.scale_by_zoom_linesearch(10), ours.scale_by_backtracking_linesearch(10, store_grad=True)):
-        tx = ours.chain(ours.sgd(1.0), search)
-        params, x = torch.ones(2), torch.tensor([3.0, 4.0])
-        value, grad = ft.value_and_grad(fn)(params, x)
-        updates, state = tx.update(grad, tx.init(params), params, value=value, grad=grad, value_fn=fn, x=x)
-        new = ours.apply_updates(params, updates)
-        assert fn(new, x) < fn(params, x)
-        torch.testing.assert_close(state[1].value, fn(new, x))
-        torch.testing.assert_close(state[1].grad, ft.grad(fn)(new, x))
-        with pytest.raises(TypeError, match=r"came \['y'\] besides"):
-            tx.update(grad, tx.init(params), params, value=value, grad=grad, value_fn=fn, x=x, y=x)
-        with pytest.raises(ValueError, match="needs value, grad, value_fn: call update"):
-            tx.update(grad, tx.init(params), params)
-    with pytest.raises(ValueError, match="a value and a gradient in the state"):
-        ours.value_and_grad_from_state(fn)(params, x, state=ours.sgd(0.1).init(params))
-    with pytest.raises(ValueError, match="choose initial_guess_strategy 'one' or 'keep', came 'last'"):
-        ours.scale_by_zoom_linesearch(3, initial_guess_strategy="last")
-
-
-def test_a_value_in_the_state_spares_the_gradient() -> None:
-    calls = 0
-
-    def fn(params: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return (params**4).sum()
-
-    tx = ours.lbfgs()
-    params = torch.tensor([1.0, -2.0])
-    state = tx.init(params)
-    both = ours.value_and_grad_from_state(fn)
-    for step in range(8):
-        before = calls
-        value, grad = both(params, state=state)
-        assert calls - before == (step == 0)
-        updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=fn)
-        params = ours.apply_updates(params, updates)
-        assert calls - before - (step == 0) == int(state[2].info.num_linesearch_steps)
-    assert float(fn(params)) < 1e-3
-
-
-def test_a_direction_without_finite_values_is_not_taken() -> None:
-    def fn(params: torch.Tensor) -> torch.Tensor:
-        return (params * torch.where(params == 1, 1.0, torch.nan)).sum()
-
-    for search in (ours.scale_by_zoom_linesearch(4), ours.scale_by_backtracking_linesearch(4)):
-        params = torch.ones(1)
-        updates, state = search.update(
-            -params, search.init(params), params, value=torch.tensor(1.0), grad=params, value_fn=fn
-        )
-        assert torch.equal(updates, torch.zeros(1)) and float(state.learning_rate) == 0.0
-
-
-@pytest.mark.parametrize("name", ["zoom", "zoom with a limit", "backtracking"])
-def test_a_search_vmapped_and_compiled_is_the_search(name: str) -> None:
-    make = SEARCHES[name]
-    tx = make(ours) if name != "zoom" else ours.lbfgs(memory_size=2, linesearch=ours.scale_by_zoom_linesearch(5))
-    fn = rosenbrock(torch)
-
-    def go(start: torch.Tensor) -> Any:
-        params = {"x": start, "y": 2 * start}
-        state = tx.init(params)
-        for _ in range(2):
-            value, grad = ft.value_and_grad(fn)(params)
-            updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=fn)
-            params = ours.apply_updates(params, updates)
-        return params, state
-
-    starts = torch.tensor([[0.3, -0.4], [1.5, 0.2], [0.0, 2.0]], dtype=torch.float64)
-    together = ft.vmap(go)(starts)
-    for i, start in enumerate(starts):
-        # sums in another order, and a search that divides their differences
-        assert tree.allclose(tree.map(lambda x, i=i: x[i], together), go(start), rtol=1e-8, atol=1e-8)
-    if name == "backtracking":
-        torch._dynamo.reset()
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
-            assert tree.allclose(torch.compile(go, fullgraph=True, backend="eager")(starts[0]), go(starts[0]))
-
-
-def test_lbfgs_with_a_unit_step_equals_that_of_torch() -> None:
-    start = torch.tensor([0.8, -0.3, 1.4], dtype=torch.float64)
-    scales = torch.tensor([1.0, 3.0, 10.0], dtype=torch.float64)
-
-    def fn(x: torch.Tensor) -> torch.Tensor:
-        return (scales * x**2).sum() + (x[0] * x[1]) ** 2
-
-    theirs = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([theirs], lr=1.0, max_iter=6, history_size=4, tolerance_change=0, tolerance_grad=0)
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = fn(theirs)
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    tx = ours.lbfgs(1.0, memory_size=4, linesearch=None)
-    params, state = start, None
-    for step in range(6):
-        grad = ft.grad(fn)(params)
-        state = tx.init(params) if state is None else state
-        updates, state = tx.update(grad, state, params)
-        # torch's first step is min(1, 1 / sum of |g|), ours and optax's min(1, 1 / norm of g)
-        updates = updates * (grad.norm() / grad.abs().sum()) if step == 0 else updates
-        params = ours.apply_updates(params, updates)
-    # six steps of quotients of differences
-    torch.testing.assert_close(params, theirs.detach(), rtol=1e-9, atol=1e-9)

@@ -50,7 +50,7 @@ def scale_by_galore(
 
     They are those of the largest singular values of the gradient, found anew every `update_proj_gap` updates: eagerly
     at those updates only, vmapped or compiled at each. `base_optimizer` sees no params. Other leaves pass through it
-    whole. Equals `optax.contrib.scale_by_galore`.
+    whole. Equals `optax.contrib.scale_by_galore`, whose singular vectors of float64 have the roundings of float32.
 
     Source: Zhao et al. 2024 (arXiv:2403.03507), algorithm 1.
 
