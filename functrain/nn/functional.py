@@ -1,0 +1,125 @@
+"""Any `torch.nn.Module` as a pure function, and back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from functrain import tree
+from functrain.nn.keyed import Keyed, check_generator
+from functrain.transforms import engine
+from functrain.tree import Params, Tree
+
+
+class Functional(NamedTuple):
+    apply: Callable[..., tuple[Any, Tree]]  # (params, buffers, key, *args, **kwargs) -> (result, new buffers)
+    params: Params  # nested dicts by the parts of the module's names: what is trained
+    buffers: Tree  # the same for the module's buffers, and its parameters that do not require a gradient
+
+
+def from_module(module: torch.nn.Module) -> Functional:
+    """Return a module as a pure function of its tensors, with copies of them.
+
+    `apply(params, buffers, key, *args, **kwargs)` equals `module(*args, **kwargs)` in the mode, training or evaluation,
+    that the module is in now, and returns the new buffers beside the result: the module and its tensors stay
+    untouched. Dropout draws from the key; it may be None where nothing is drawn. A parameter that stands at several
+    places of the module is one leaf, under its first name. `train_step(..., buffers=True)` carries the buffers.
+
+    Raises: ValueError for a lazy module that has not seen a batch; at the call, ValueError naming the paths where
+    params or buffers are not the module's, and RuntimeError for a module that draws random numbers without a key or in
+    a way that a key cannot replace.
+    """
+    _check(module)
+    fixed = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    params = _nested((name, p) for name, p in module.named_parameters() if p.requires_grad)
+    buffers = _nested([*fixed.items(), *module.named_buffers()])
+    names = _nested_names(n for n, p in module.named_parameters() if p.requires_grad)
+    buffer_names = _nested_names([*fixed, *(name for name, _ in module.named_buffers())])
+    writable = {name for name, _ in module.named_buffers()}
+    # the module that is called holds no numbers: a forgotten tensor is an error of the device, never an old value
+    shell = _with(module, lambda _, old: old.to("meta"))
+
+    def apply(params: Params, buffers: Tree, key: Tensor | None, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:
+        named: dict[str, Tensor] = {}
+        _match("params", names, params, named)
+        _match("buffers", buffer_names, buffers, named)
+        written = [name for name in named if name in writable]
+        named.update(zip(written, _owned([named[name] for name in written], (params, args, kwargs)), strict=True))
+        with check_generator(), Keyed(key):
+            result = torch.func.functional_call(shell, named, args, kwargs)
+        # a module may write into a buffer or put another in its place: torch leaves both in `named`
+        return result, tree.map(lambda name: named[name].detach() if name in writable else named[name], buffer_names)
+
+    return Functional(apply, params, buffers)
+
+
+def to_module(module: torch.nn.Module, params: Params, buffers: Tree) -> torch.nn.Module:
+    """Return a copy of the module with these numbers, such as training left them; tied parameters are tied again.
+
+    Equals the module for the params and buffers of its `from_module`.
+    Raises: ValueError naming the paths, or the shape, in which they are not the module's.
+    """
+    _check(module)
+    named: dict[str, Tensor] = {}
+    names = _nested_names(n for n, p in module.named_parameters() if p.requires_grad)
+    others = [name for name, p in module.named_parameters() if not p.requires_grad]
+    _match("params", names, params, named)
+    _match("buffers", _nested_names([*others, *(name for name, _ in module.named_buffers())]), buffers, named)
+    for name, old in [*module.named_parameters(), *module.named_buffers()]:
+        if old.shape != named[name].shape:
+            came = tuple(named[name].shape)
+            raise ValueError(f"to_module: {name}: expected shape {tuple(old.shape)}, came {came}; pass one lane's")
+    return _with(module, lambda name, _: named[name].detach().clone())
+
+
+def _with(module: torch.nn.Module, fn: Callable[[str, Tensor], Tensor]) -> torch.nn.Module:
+    """Return a copy of the module with `fn(name, old)` in all places of each of its tensors."""
+    memo: dict[int, Any] = {id(old): fn(name, old) for name, old in module.named_buffers()}
+    for name, old in module.named_parameters():
+        memo[id(old)] = torch.nn.Parameter(fn(name, old.detach()), requires_grad=old.requires_grad)
+    return copy.deepcopy(module, memo)
+
+
+def _owned(buffers: list[Tensor], inputs: Any) -> list[Tensor]:
+    """Return copies that a module may write into, under vmap too: what is mapped over goes into no other tensor."""
+    if not buffers or not engine.nested():
+        return [torch.clone(b) for b in buffers]
+    tensors = [leaf for leaf in tree.leaves(inputs) if isinstance(leaf, Tensor)]
+    zero: Any = sum(torch.zeros_like(leaf.reshape(-1)[:1], dtype=torch.int8).sum() for leaf in tensors)
+    return [(b | zero.bool()) if b.dtype == torch.bool else b + zero.to(b.dtype) for b in buffers]
+
+
+def _match(what: str, names: Tree, values: Tree, named: dict[str, Tensor]) -> None:
+    try:
+        tree.map(named.__setitem__, names, values)
+    except ValueError as error:
+        raise ValueError(f"from_module: {what} are not the module's\n{error}") from error
+
+
+def _nested(pairs: Iterable[tuple[str, Tensor]]) -> Tree:
+    pairs = list(pairs)
+    tensors = dict(pairs)
+    return tree.map(lambda name: tensors[name].detach().clone(), _nested_names(tensors))
+
+
+def _nested_names(names: Iterable[str]) -> Tree:
+    top: dict[str, Any] = {}
+    for name in names:
+        *above, last = name.split(".")
+        place = top
+        for part in above:
+            place = place.setdefault(part, {})
+        place[last] = name
+    return top
+
+
+def _check(module: torch.nn.Module) -> None:
+    for name, p in [*module.named_parameters(), *module.named_buffers()]:
+        if torch.nn.parameter.is_lazy(p):
+            raise ValueError(
+                f"from_module: {name}: expected a shape, came a lazy tensor; call the module on a batch first"
+            )

@@ -1,0 +1,132 @@
+"""Randomness of torch's own layers, drawn from a key in place of the global generator."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from functrain import random
+from functrain.nn.dropout import dropout
+from functrain.transforms import engine
+
+
+class Keyed(TorchFunctionMode):
+    """Inside, draw n of dropout uses `fold_in(key, n)`; whatever else would read the global generator is an error."""
+
+    def __init__(self, key: Tensor | None) -> None:
+        super().__init__()
+        self.key, self.draws = key, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            return _DROPOUTS[func](self, *args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return self._attention(*args, **kwargs)
+        if getattr(func, "__name__", "") in _GLOBAL and not _quiet(func, args, kwargs):
+            raise RuntimeError(
+                f"from_module: the module calls torch's {func.__name__}, which draws from the global generator, so "
+                "that its result would not be a function of its arguments; use dropout, or draw outside from a key"
+            )
+        return func(*args, **kwargs)
+
+    def drop(self, x: Tensor, p: float, like: Tensor | None = None) -> Tensor:
+        """Drop elements of x, or of ones `like`, which broadcast to it, with probability p."""
+        if self.key is None:
+            raise RuntimeError(
+                "from_module: the module is in training mode and has dropout; pass a key, or make it from module.eval()"
+            )
+        key = random.fold_in(self.key, self.draws)
+        self.draws += 1
+        if p >= 1.0:
+            return torch.zeros_like(x)
+        return dropout(x, p, key) if like is None else x * dropout(like, p, key)
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        if dropout_p == 0.0:
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        # torch's kernels draw their own masks: attention as its formula
+        if enable_gqa:
+            repeats = query.shape[-3] // key.shape[-3]
+            key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+        scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)  # (..., T, S)
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        elif attn_mask is not None:
+            scores = scores + attn_mask
+        return self.drop(torch.softmax(scores, -1), dropout_p) @ value
+
+
+def _elementwise(mode: Keyed, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return mode.drop(input, p) if training and p > 0 else input
+
+
+def _channels(unbatched: int) -> Callable[..., Tensor]:
+    """Make the dropout of whole channels, for inputs (N, C, ...), or (C, ...) where they have `unbatched` dims."""
+
+    def drop(mode: Keyed, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or p == 0:
+            return input
+        kept = 1 if input.dim() == unbatched else 2
+        return mode.drop(input, p, input.new_ones(input.shape[:kept] + (1,) * (input.dim() - kept)))
+
+    return drop
+
+
+_DROPOUTS: dict[Any, Callable[..., Tensor]] = {
+    F.dropout: _elementwise,
+    torch.dropout: _elementwise,
+    F.dropout1d: _channels(2),
+    F.dropout2d: _channels(0),  # torch takes three dims for (N, C, L) here
+    F.dropout3d: _channels(4),
+}
+_GLOBAL = {
+    "alpha_dropout", "bernoulli", "bernoulli_", "cauchy_", "exponential_", "feature_alpha_dropout", "feature_dropout",
+    "fractional_max_pool2d", "fractional_max_pool3d", "geometric_", "gru", "gumbel_softmax", "log_normal_", "lstm",
+    "multi_head_attention_forward", "multinomial", "native_dropout", "normal", "normal_", "poisson", "rand",
+    "rand_like", "randint", "randint_like", "randn", "randn_like", "random_", "randperm", "rnn_relu", "rnn_tanh",
+    "rrelu", "uniform_",
+}  # fmt: skip
+
+
+def _quiet(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether a function that may draw does not, with these arguments."""
+    if func.__name__ in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        at = next(i for i, arg in enumerate(args) if type(arg) is float)  # dropout, then training
+        return args[at] == 0.0 or not args[at + 1]
+    try:
+        given = inspect.signature(func).bind(*args, **kwargs).arguments
+    except ValueError:  # a builtin, which has no signature and no mode
+        return False
+    return given.get("training") is False or given.get("dropout_p", given.get("p")) == 0
+
+
+@contextmanager
+def check_generator() -> Iterator[None]:
+    """Raise when the code inside has read the CPU's global generator all the same; nothing is checked in a trace."""
+    if engine.tracing or torch.compiler.is_compiling():
+        yield
+        return
+    before = torch.get_rng_state()
+    yield
+    if not torch.equal(before, torch.get_rng_state()):
+        torch.set_rng_state(before)
+        raise RuntimeError(
+            "from_module: the module has drawn from the global generator, so that its result is not a function of its "
+            "arguments; draw outside from a key, and pass the numbers in"
+        )

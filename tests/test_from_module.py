@@ -1,0 +1,251 @@
+"""Laws of from_module and to_module: a module's numbers, with its state outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import functrain as ft
+from functrain import tree
+from functrain.transforms import compilation
+
+KEY = ft.random.key(0)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def cnn() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+        self.out.weight = self.embed.weight
+        self.frozen = nn.Parameter(torch.ones(4), requires_grad=False)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.calls = self.calls + 1  # another tensor in the buffer's place, not a write into it
+        return self.out(self.embed(tokens) * self.frozen)
+
+
+def loss_of(functional: ft.nn.Functional) -> Any:
+    def loss_fn(params: Any, buffers: Any, batch: Any, key: Tensor) -> Any:
+        logits, new = functional.apply(params, buffers, key, batch["x"])
+        total = F.cross_entropy(logits, batch["y"], reduction="sum")
+        return ft.Loss(total, torch.full((), float(len(logits))), {}), new
+
+    return loss_fn
+
+
+@pytest.mark.parametrize(("way", "accumulate"), [("eager", 1), ("eager", 2), ("whole", 1), ("piecewise", 1)])
+def test_a_batch_norm_cnn_trains_as_the_stateful_loop(
+    way: str, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0 if way == "piecewise" else 2**62)
+    module = cnn()
+    functional, tx = ft.from_module(module), ft.optim.sgd(0.1)
+    step: Any = ft.train_step(loss_of(functional), tx, buffers=True, accumulate=accumulate)
+    step = step if way == "eager" else ft.compile(step)
+    state = ft.init_state(functional.params, tx, key=KEY, buffers=functional.buffers)
+    theirs = torch.optim.SGD(module.parameters(), lr=0.1)
+    batch = {"x": draw(1, 8, 1, 6, 6), "y": torch.arange(8) % 3}
+    for _ in range(5):
+        state, metrics = step(state, batch)
+        theirs.zero_grad()
+        loss = torch.zeros(())
+        for x, y in zip(batch["x"].chunk(accumulate), batch["y"].chunk(accumulate), strict=True):
+            part = F.cross_entropy(module(x), y, reduction="sum") / 8
+            part.backward()
+            loss += part.detach()
+        theirs.step()
+        # float32 sums in another order, over five steps
+        torch.testing.assert_close(metrics["loss"], loss, rtol=1e-5, atol=1e-5)
+    after = ft.to_module(cnn(), state.params, state.buffers)
+    torch.testing.assert_close(dict(after.named_buffers()), dict(module.named_buffers()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(after.eval()(batch["x"]), module.eval()(batch["x"]), rtol=1e-4, atol=1e-4)
+
+
+def test_it_changes_no_argument_and_no_module() -> None:
+    module = cnn()
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    functional = ft.from_module(module)
+    kept = tree.map(torch.clone, functional.buffers)
+    first, new = functional.apply(functional.params, functional.buffers, None, draw(1, 8, 1, 6, 6))
+    again, _ = functional.apply(functional.params, functional.buffers, None, draw(1, 8, 1, 6, 6))
+    assert torch.equal(first, again)
+    assert all(tree.leaves(tree.map(torch.equal, kept, functional.buffers)))
+    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
+    assert int(new["1"]["num_batches_tracked"]) == 1 and not torch.equal(new["1"]["running_mean"], torch.zeros(4))
+    assert torch.equal(first, module(draw(1, 8, 1, 6, 6))), "the mode is the module's"
+    assert torch.equal(module.eval()(draw(2, 2, 1, 6, 6)), module(draw(2, 2, 1, 6, 6)))
+
+
+def test_the_mode_is_that_of_the_moment() -> None:
+    module = cnn()
+    evaluate = ft.from_module(module.eval())
+    module.train()
+    x = draw(2, 2, 1, 6, 6)
+    result, new = evaluate.apply(evaluate.params, evaluate.buffers, None, x)
+    assert torch.equal(result, module.eval()(x))
+    assert all(tree.leaves(tree.map(torch.equal, new, evaluate.buffers)))
+
+
+@pytest.mark.parametrize("shared_buffers", [True, False])
+@pytest.mark.parametrize("map_", [ft.vmap, torch.func.vmap])
+def test_a_mapped_lane_equals_the_lane_alone(shared_buffers: bool, map_: Any) -> None:
+    functional = ft.from_module(cnn())
+    grad = ft.grad(loss_of(functional), has_aux=True)
+    x, y = draw(1, 3, 8, 1, 6, 6), torch.arange(8) % 3
+    lanes = tree.map(lambda leaf: torch.stack([leaf, leaf * 0.5, leaf * 2]), functional.params)
+    buffers = functional.buffers if shared_buffers else tree.map(lambda b: torch.stack([b] * 3), functional.buffers)
+    flat, structure = tree.flatten((lanes, x))
+
+    def lane(leaves: list[Tensor], *held: Tensor) -> Any:
+        params, x = tree.unflatten(structure, leaves)
+        held_tree = tree.unflatten(tree.structure(functional.buffers), held)
+        return tree.leaves(grad(params, held_tree, {"x": x, "y": y}, KEY))
+
+    dims = (0, *([None if shared_buffers else 0] * len(tree.leaves(functional.buffers))))
+    mapped = map_(lane, dims)(flat, *tree.leaves(buffers))
+    for i in range(3):
+        params = tree.map(lambda leaf, i=i: leaf[i], lanes)
+        alone = tree.leaves(grad(params, functional.buffers, {"x": x[i], "y": y}, KEY))
+        for a, b in zip(mapped, alone, strict=True):
+            # float32 convolutions of grouped and single lanes add in another order
+            torch.testing.assert_close(a[i], b, rtol=1e-4, atol=1e-4)
+
+
+def test_tied_parameters_are_one_leaf_and_frozen_ones_are_not_trained() -> None:
+    module = Tied()
+    functional = ft.from_module(module)
+    assert tree.paths(functional.params) == ["embed/weight"]
+    assert tree.paths(functional.buffers) == ["calls", "frozen"]
+    tokens = torch.tensor([1, 2])
+    result, new = functional.apply(functional.params, functional.buffers, None, tokens)
+    assert torch.equal(result, module(tokens)) and int(new["calls"]) == 1
+
+    def total(params: Any) -> Tensor:
+        return torch.sum(torch.sin(functional.apply(params, functional.buffers, None, tokens)[0]))
+
+    grads = ft.grad(total)(functional.params)
+    torch.sum(torch.sin(module(tokens))).backward()
+    assert torch.equal(grads["embed"]["weight"], module.embed.weight.grad)
+    back = ft.to_module(module, tree.scale(2.0, functional.params), new)
+    assert back.out.weight is back.embed.weight and torch.equal(back.embed.weight, 2 * module.embed.weight)
+    assert int(back.calls) == 1 and back.calls is not new["calls"] and not back.frozen.requires_grad
+
+
+def test_dropout_is_a_function_of_the_key() -> None:
+    module = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.25), nn.Dropout2d(0.5))
+    functional = ft.from_module(module)
+    x = torch.ones(4, 50, 6, 6)
+    state = torch.get_rng_state()
+    first, again, other = (functional.apply({}, {}, key, x)[0] for key in (KEY, KEY, ft.random.key(1)))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(state, torch.get_rng_state())
+    want = ft.nn.dropout(ft.nn.dropout(x, 0.5, ft.random.fold_in(KEY, 0)), 0.25, ft.random.fold_in(KEY, 1))
+    channels = ft.nn.dropout(torch.ones(4, 50, 1, 1), 0.5, ft.random.fold_in(KEY, 2))
+    assert torch.equal(first, want * channels)
+    assert torch.equal(ft.from_module(module.eval()).apply({}, {}, None, x)[0], x)
+    with pytest.raises(RuntimeError, match="training mode and has dropout; pass a key"):
+        functional.apply({}, {}, None, x)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_dropout_is_the_formula(causal: bool) -> None:
+    class Attention(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=causal, enable_gqa=True)
+
+    apply = ft.from_module(Attention()).apply
+    q, k, v = draw(0, 2, 4, 5, 8), draw(1, 2, 2, 5, 8), draw(2, 2, 2, 5, 8)
+    plain = apply({}, {}, None, q, k, v, 0.0)[0]
+    # a rate so small that no element is dropped: what is left is the formula
+    torch.testing.assert_close(apply({}, {}, KEY, q, k, v, 1e-9)[0], plain, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(apply({}, {}, KEY, q, k, v, 0.5)[0], plain)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.RReLU(), nn.AlphaDropout(0.5), nn.LSTM(3, 3, 2, dropout=0.5), nn.TransformerEncoderLayer(3, 1, 4)],
+)
+def test_other_randomness_is_an_error(layer: nn.Module) -> None:
+    functional = ft.from_module(layer)
+    with pytest.raises(RuntimeError, match="which draws from the global generator"):
+        functional.apply(functional.params, functional.buffers, KEY, draw(0, 2, 2, 3))
+    functional = ft.from_module(layer.eval())
+    functional.apply(functional.params, functional.buffers, None, draw(0, 2, 2, 3))
+
+
+def test_hidden_randomness_is_found_and_undone() -> None:
+    class Hidden(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.ops.aten.rand.default([2])
+
+    state = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="has drawn from the global generator"):
+        ft.from_module(Hidden()).apply({}, {}, KEY, torch.zeros(2))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_trees_that_are_not_the_modules_are_named() -> None:
+    functional = ft.from_module(nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"params are not the module's(.|\n)*missing: 'bias'"):
+        functional.apply({"weight": torch.zeros(3, 2)}, {}, None, torch.zeros(2))
+    with pytest.raises(ValueError, match=r"weight: expected shape \(3, 2\), came \(4, 3, 2\)"):
+        ft.to_module(nn.Linear(2, 3), tree.map(lambda p: torch.stack([p] * 4), functional.params), {})
+    with pytest.raises(ValueError, match="weight: expected a shape, came a lazy tensor"):
+        ft.from_module(nn.LazyLinear(3))
+
+
+def test_a_transformers_model_trains_as_the_stateful_loop() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=31, n_positions=16, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).train()
+    functional, tx = ft.from_module(model), ft.optim.sgd(0.1)
+    assert "lm_head/weight" not in tree.paths(functional.params)
+    tokens = torch.arange(24).reshape(2, 12) * 7 % 31
+
+    def loss_fn(params: Any, buffers: Any, batch: Tensor, key: Tensor) -> Any:
+        result, new = functional.apply(params, buffers, key, input_ids=batch, labels=batch)
+        return result.loss, new
+
+    step = ft.train_step(loss_fn, tx, buffers=True)
+    state = ft.init_state(functional.params, tx, key=KEY, buffers=functional.buffers)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        state, metrics = step(state, tokens)
+        loss = model(input_ids=tokens, labels=tokens).loss
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        # float32, in another order of sums
+        torch.testing.assert_close(metrics["loss"], loss.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_transformers_model_with_dropout_compiles() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=1, embd_pdrop=0.0)
+    torch.manual_seed(0)
+    functional = ft.from_module(transformers.GPT2LMHeadModel(config).train())
+    tokens = torch.arange(8)[None]
+
+    def loss(params: Any, key: Tensor) -> Tensor:
+        return functional.apply(params, functional.buffers, key, input_ids=tokens, labels=tokens)[0].loss
+
+    a, b = loss(functional.params, KEY), ft.compile(loss)(functional.params, KEY)
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)  # float32, fused in another order
+    assert not torch.equal(a, loss(functional.params, ft.random.key(1)))
