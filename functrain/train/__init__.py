@@ -5,8 +5,9 @@ from functrain.train.loop import Interrupted, every, fit
 from functrain.train.per_example import noise_scale_step, private_step
 from functrain.train.state import TrainState, init_state
 from functrain.train.step import train_step
+from functrain.train.sweeping import Sweep, grid, sweep
 
 __all__ = [
-    "Interrupted", "TrainState", "every", "fit", "init_state", "noise_scale_step", "privacy", "private_step",
-    "train_step",
+    "Interrupted", "Sweep", "TrainState", "every", "fit", "grid", "init_state", "noise_scale_step", "privacy",
+    "private_step", "sweep", "train_step",
 ]  # fmt: skip

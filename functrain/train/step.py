@@ -131,9 +131,7 @@ def train_step(
         if loss_scale is None:
             return new, metrics
         good = finite(grads)
-        kept = tree.where(
-            good, (new.params, opt_state, new_buffers), (state.params, state.opt_state, state.buffers)
-        )
+        kept = tree.where(good, (new.params, opt_state, new_buffers), (state.params, state.opt_state, state.buffers))
         new = new._replace(
             params=kept[0],
             opt_state=kept[1],

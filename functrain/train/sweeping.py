@@ -1,0 +1,143 @@
+"""Many whole runs as one: the step mapped over states that differ in hyper-parameters, seeds, or anything else.
+
+K lanes, one for each run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from functrain import random, tree
+from functrain.train.loop import Metrics, Step
+from functrain.train.state import TrainState
+from functrain.transforms import vmap
+from functrain.tree import Batch
+
+Over: TypeAlias = Mapping[str, Sequence[Any]]
+
+
+def sweep(step: Step, over: Over, *, batches: bool = False) -> Sweep:
+    """Make K runs one step `(states, batch) -> (states, metrics)`; lane i is the run with the i-th value of each list.
+
+    A name is that of a number which `ft.optim.inject_hyperparams` keeps in the state, such as "learning_rate"; or
+    "seed", which gives the lane its key; or a path into the state, such as "params" for other beginnings or
+    "opt_state/1/hyperparams/b1". `grid` makes all combinations. Lists of seeds alone make an ensemble. The lanes share
+    each batch; with `batches` its leaves are (K, ...), and each lane has its own.
+
+    Equals the K runs one after another, to floating-point rounding, with the same random numbers. Goes inside
+    `ft.compile`, where all lanes are one graph.
+
+    Raises: ValueError for lists of different lengths or none.
+    """
+    return Sweep(step, over, batches=batches)
+
+
+def grid(over: Over) -> dict[str, list[Any]]:
+    """Return the lists of all combinations of the values in `over`, the last name's values changing fastest.
+
+    >>> grid({"learning_rate": [0.1, 0.2], "seed": [0, 1]})
+    {'learning_rate': [0.1, 0.1, 0.2, 0.2], 'seed': [0, 1, 0, 1]}
+    """
+    rows = list(itertools.product(*over.values()))
+    return {name: [row[i] for row in rows] for i, name in enumerate(over)}
+
+
+class Sweep:
+    """K runs as one step; made by `sweep`."""
+
+    def __init__(self, step: Step, over: Over, *, batches: bool = False) -> None:
+        sizes = {name: len(values) for name, values in over.items()}
+        if not sizes or len(set(sizes.values())) > 1 or 0 in sizes.values():
+            raise ValueError(
+                f"sweep: expected lists of one length, a value for each lane, came {sizes}; ft.train.grid(over) makes "
+                "all combinations"
+            )
+        self.step, self.batches = step, batches
+        self.over = {name: list(values) for name, values in over.items()}
+        self.lanes = next(iter(sizes.values()))
+
+    def init(self, state: TrainState | Callable[[Tensor], TrainState]) -> TrainState:
+        """Return the states of all lanes, every leaf (K, ...), from one state or a function from a lane's key to it.
+
+        Raises: ValueError for a name that the state does not have, or that several of its hyper-parameters have; for a
+        value of another shape; and for a function where "seed" is not swept.
+        """
+        if callable(state) and "seed" not in self.over:
+            raise ValueError('sweep: expected "seed" in over, which gives init its keys, came none; pass a state')
+        return tree.map(lambda *leaves: torch.stack(leaves), *[self._lane(state, i) for i in range(self.lanes)])
+
+    def __call__(self, states: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        (leaves, structure), (rows, batch_structure) = tree.flatten(states), tree.flatten(batch)
+        found: list[Any] = []
+
+        # flat lists of tensors in and out, because torch.func walks trees by torch's own registry, not by ours
+        def one(leaves: list[Tensor], rows: list[Tensor]) -> list[Tensor]:
+            result = self.step(tree.unflatten(structure, leaves), tree.unflatten(batch_structure, rows))
+            flat, treedef = tree.flatten(result)
+            found.append(treedef)
+            return flat
+
+        results = vmap(one, (0, 0 if self.batches else None))(leaves, rows)
+        return tree.unflatten(found[0], results)
+
+    def lane(self, states: Any, index: int) -> Any:
+        """Return lane number `index` of a tree whose leaves are (K, ...): copies, as its solo run would have them."""
+        return tree.map(lambda leaf: leaf[index].clone(), states)
+
+    def values(self, index: int) -> dict[str, Any]:
+        """Return what lane number `index` was given."""
+        return {name: values[index] for name, values in self.over.items()}
+
+    def best(self, losses: Tensor) -> int:
+        """Return the number of the lane with the smallest of `losses` (K,); NaN is larger than all. Reads to the host.
+
+        Raises: ValueError where all are NaN.
+        """
+        if losses.shape != (self.lanes,):
+            raise ValueError(f"best: expected a number for each lane, ({self.lanes},), came {tuple(losses.shape)}")
+        if bool(torch.isnan(losses).all()):
+            raise ValueError("best: expected a lane that is not NaN, came none; sweep smaller learning rates")
+        return int(torch.sort(losses, stable=True).indices[0])  # which puts NaN last
+
+    def _lane(self, state: TrainState | Callable[[Tensor], TrainState], index: int) -> TrainState:
+        given = self.values(index)
+        if "seed" in given:
+            seed = given.pop("seed")
+            device = None if callable(state) else state.key.device
+            key = random.key(seed, device)
+            state = state(key) if callable(state) else state._replace(key=key)
+        assert isinstance(state, TrainState)
+        for name, value in given.items():
+            state = _put(state, name, value)
+        return state
+
+
+def _put(state: TrainState, name: str, value: Any) -> TrainState:
+    paths = [path for path, _ in tree.items(state) if path.endswith(f"/hyperparams/{name}")]
+    if len(paths) > 1:
+        raise ValueError(f"sweep: {name!r} is the name of several hyper-parameters; name one by its path: {paths}")
+    path = paths[0] if paths else name
+    place, found, field = path.rpartition("/hyperparams/")
+    if found and any(p.startswith(f"{place}/hyperparams_states/{field}/") for p, _ in tree.items(state)):
+        raise ValueError(f"sweep: {path}: expected a number, came a schedule, which gives it anew in every step")
+    try:
+        old = tree.at(state, path)
+    except tree.PathError as error:
+        known = [p.rpartition("/")[2] for p, _ in tree.items(state) if "/hyperparams/" in p]
+        raise ValueError(
+            f"sweep: expected a hyper-parameter in the state, of which there is {known}, a path, or 'seed', came "
+            f"{name!r}; make the optimizer by ft.optim.inject_hyperparams(factory)({name}=...)"
+        ) from error
+    leaf = isinstance(old, Tensor)
+    new = torch.as_tensor(value, dtype=old.dtype, device=old.device) if leaf else value
+    tree.check_same_structure(old, new, what=f"sweep: {name}")
+    for (below, a), b in zip(tree.items(old), tree.leaves(new), strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            where, came = "/".join(p for p in (path, below) if p), f"{b.dtype} {tuple(b.shape)}"
+            raise ValueError(f"sweep: {where}: expected {a.dtype} {tuple(a.shape)}, as in the state, came {came}")
+    return tree.set_at(state, path, new)

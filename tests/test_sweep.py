@@ -1,0 +1,187 @@
+"""Laws of sweeps: each lane is the run that it would be alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import functrain as ft
+from functrain import optim, tree
+from functrain.train import grid
+
+KEY = ft.random.key(0)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def loss_fn(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+    hidden = ft.nn.dropout(torch.tanh(batch["x"] @ params["w"]), 0.3, key)  # (B, 4)
+    errors = hidden @ params["v"] - batch["y"]  # (B,)
+    return ft.Loss(torch.sum(errors**2), errors.new_full((), len(errors)), {"largest": errors.abs().sum()})
+
+
+def problem() -> tuple[Any, list[Any]]:
+    params = {"w": draw(0, 3, 4), "v": draw(1, 4)}
+    return params, [{"x": draw(10 + i, 6, 3), "y": draw(20 + i, 6)} for i in range(3)]
+
+
+def build(learning_rate: Any = 0.1, weight_decay: Any = 0.0) -> Any:
+    decayed = optim.adamw(learning_rate, weight_decay=weight_decay)
+    return optim.chain(optim.clip_by_global_norm(1.0), decayed)
+
+
+INJECTED = optim.inject_hyperparams(build)()
+
+
+def run(step: Any, state: Any, batches: list[Any]) -> tuple[Any, list[Any]]:
+    metrics = []
+    for batch in batches:
+        state, found = step(state, batch)
+        metrics.append(found)
+    return state, metrics
+
+
+def solo(given: dict[str, Any], params: Any, batches: list[Any], **options: Any) -> tuple[Any, list[Any]]:
+    """The run of one lane, with its numbers as Python numbers in an optimizer that keeps none in its state."""
+    given = dict(given)
+    key = ft.random.key(given.pop("seed", 0))
+    tx = build(**given)
+    state = ft.init_state(params, tx, key=key, loss_scale=options.get("loss_scale"))
+    return run(ft.train_step(loss_fn, tx, **options), state, batches)
+
+
+def assert_lanes(swept: Any, found: Any, metrics: list[Any], params: Any, batches: Any, **options: Any) -> None:
+    for i in range(swept.lanes):
+        theirs = batches if not swept.batches else [swept.lane(batch, i) for batch in batches]
+        state, rows = solo(swept.values(i), params, theirs, **options)
+        lane = swept.lane(found, i)
+        # float64: a batched product adds in another order, and Adam divides by small roots
+        for a, b in ((lane.params, state.params), (swept.lane(metrics, i), rows)):
+            tree.map(lambda x, y: torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9), a, b)
+        assert torch.equal(lane.key, state.key) and torch.equal(lane.step, state.step)
+
+
+OVER = {"learning_rate": [0.1, 0.01, 0.3], "weight_decay": [0.0, 0.5, 0.1], "seed": [0, 0, 7]}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_each_lane_is_its_solo_run(compiled: bool) -> None:
+    params, batches = problem()
+    swept = ft.sweep(ft.train_step(loss_fn, INJECTED), OVER)
+    states = swept.init(ft.init_state(params, INJECTED, key=KEY))
+    step = ft.compile(swept, donate=True) if compiled else swept
+    found, metrics = run(step, states, batches)
+    assert_lanes(swept, found, metrics, params, batches)
+
+
+@pytest.mark.parametrize("options", [{"accumulate": 2}, {"loss_scale": ft.loss_scale.dynamic()}])
+def test_the_options_of_a_step_hold_in_every_lane(options: Any) -> None:
+    params, batches = problem()
+    swept = ft.sweep(ft.train_step(loss_fn, INJECTED, **options), OVER)
+    states = swept.init(ft.init_state(params, INJECTED, key=KEY, loss_scale=options.get("loss_scale")))
+    found, metrics = run(swept, states, batches)
+    assert_lanes(swept, found, metrics, params, batches, **options)
+
+
+def test_each_lane_may_have_its_own_batches() -> None:
+    params, batches = problem()
+    own = [tree.map(lambda leaf: torch.stack([leaf, 2 * leaf, -leaf]), batch) for batch in batches]
+    swept = ft.sweep(ft.train_step(loss_fn, INJECTED), OVER, batches=True)
+    found, metrics = run(swept, swept.init(ft.init_state(params, INJECTED, key=KEY)), own)
+    assert_lanes(swept, found, metrics, params, own)
+
+
+def test_seeds_alone_are_an_ensemble() -> None:
+    tx = optim.adam(0.1)
+
+    def init(key: Tensor) -> ft.TrainState:
+        first, second = ft.random.split(key)
+        params = {
+            "w": ft.random.normal(first, (3, 4), torch.float64),
+            "v": ft.random.normal(second, (4,), torch.float64),
+        }
+        return ft.init_state(params, tx, key=key)
+
+    _, batches = problem()
+    step = ft.train_step(loss_fn, tx)
+    swept = ft.sweep(step, {"seed": range(4)})
+    found, _ = run(swept, swept.init(init), batches)
+    for i in range(4):
+        alone, _ = run(step, init(ft.random.key(i)), batches)
+        tree.map(lambda x, y: torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9), swept.lane(found, i), alone)
+    with pytest.raises(ValueError, match='expected "seed" in over'):
+        ft.sweep(step, {"learning_rate": [0.1]}).init(init)
+
+
+def test_any_path_of_the_state_can_be_swept() -> None:
+    params, batches = problem()
+    other = tree.scale(0.5, params)
+    swept = ft.sweep(ft.train_step(loss_fn, INJECTED), {"params": [params, other]})
+    found, _ = run(swept, swept.init(ft.init_state(params, INJECTED, key=KEY)), batches)
+    for i, start in enumerate((params, other)):
+        state, _ = solo({}, start, batches)
+        tree.map(lambda x, y: torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9), swept.lane(found, i).params,
+                 state.params)  # fmt: skip
+
+
+def test_a_lane_that_diverges_leaves_the_others_and_is_not_the_best() -> None:
+    params, batches = problem()
+    swept = ft.sweep(ft.train_step(loss_fn, INJECTED), {"learning_rate": [torch.inf, 0.01, 0.1]})
+    found, metrics = run(swept, swept.init(ft.init_state(params, INJECTED, key=KEY)), batches)
+    losses = metrics[-1]["loss"]
+    assert torch.isnan(losses[0]) and torch.isfinite(losses[1:]).all()
+    assert swept.best(losses) == 1 + int(torch.argmin(losses[1:]))
+    assert swept.values(1) == {"learning_rate": 0.01}
+    assert swept.best(torch.tensor([torch.nan, torch.inf, 3.0])) == 2
+    assert swept.best(torch.tensor([torch.nan, torch.inf, torch.nan])) == 1
+    with pytest.raises(ValueError, match="expected a lane that is not NaN"):
+        swept.best(torch.full((3,), torch.nan))
+    with pytest.raises(ValueError, match=r"\(3,\), came \(2,\)"):
+        swept.best(losses[1:])
+
+
+def test_grid_is_every_combination_once() -> None:
+    found = grid({"learning_rate": [0.1, 0.2], "seed": range(3)})
+    assert found == {"learning_rate": [0.1] * 3 + [0.2] * 3, "seed": [0, 1, 2] * 2}
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        ({}, "expected lists of one length"),
+        ({"seed": []}, "expected lists of one length"),
+        ({"seed": [0, 1], "learning_rate": [0.1]}, r"came \{'seed': 2, 'learning_rate': 1\}"),
+    ],
+)
+def test_lists_that_make_no_lanes_are_refused(over: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ft.sweep(lambda state, batch: (state, {}), over)
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        ({"lr": [0.1]}, r"of which there is \['learning_rate', 'weight_decay'\].*came 'lr'"),
+        ({"learning_rate": [torch.zeros(2)]}, r"expected torch.float64 \(\), as in the state, came .*\(2,\)"),
+        ({"params": [{"w": torch.zeros(2)}]}, "sweep: params"),
+        ({"params/v": [torch.zeros(5)]}, r"params/v: expected torch.float64 \(4,\)"),
+    ],
+)
+def test_what_the_state_does_not_have_is_named(over: Any, says: str) -> None:
+    state = ft.init_state(problem()[0], INJECTED, key=KEY)
+    with pytest.raises(ValueError, match=says):
+        ft.sweep(ft.train_step(loss_fn, INJECTED), over).init(state)
+
+
+def test_a_schedule_and_a_name_of_two_are_refused() -> None:
+    tx = optim.inject_hyperparams(optim.sgd)(learning_rate=lambda count: 0.1 / (1 + count))
+    with pytest.raises(ValueError, match="hyperparams/learning_rate: expected a number, came a schedule"):
+        ft.sweep(ft.train_step(loss_fn, tx), {"learning_rate": [0.1]}).init(ft.init_state(problem()[0], tx, key=KEY))
+    tx = optim.chain(INJECTED, INJECTED)
+    with pytest.raises(ValueError, match="is the name of several hyper-parameters"):
+        ft.sweep(ft.train_step(loss_fn, tx), {"learning_rate": [0.1]}).init(ft.init_state(problem()[0], tx, key=KEY))
