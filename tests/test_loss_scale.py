@@ -87,8 +87,7 @@ def test_two_hundred_steps_equal_torchs_grad_scaler_scale_for_scale(way: str) ->
 # compiled in pieces and in a loop over parts: see GradScaler above
 @pytest.mark.parametrize(
     ("way", "accumulate", "value"),
-    [("eager", n, value) for n in (1, 3) for value in (torch.inf, -torch.inf, torch.nan)]
-    + [("whole", 1, torch.nan)],
+    [("eager", n, value) for n in (1, 3) for value in (torch.inf, -torch.inf, torch.nan)] + [("whole", 1, torch.nan)],
     indirect=["way"],
 )
 def test_a_step_that_is_not_finite_leaves_everything_but_step_and_scale(

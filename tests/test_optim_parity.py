@@ -391,6 +391,9 @@ CASES = [
     ),
     Case("scale_by_lion", dict(b1=decays, b2=b2s, mode=st.sampled_from(["hard", "smooth", "refined"]))),
     Case("lion", dict(learning_rate=lrs, b1=decays, b2=b2s, weight_decay=weight_decays, mask=masks)),
+    # what optax does not have: the witnesses are in test_optim_preconditioners.py
+    Case("scale_by_soap", dict(b1=decays, b2=b2s, eps=epss, precondition_frequency=st.integers(1, 3)), parity=False),
+    Case("soap", dict(learning_rate=lrs, weight_decay=weight_decays, mask=masks), matrix=True, parity=False),
 ]
 
 

@@ -175,6 +175,7 @@ from functrain.optim.schedule_free import (
 from functrain.optim.sharpness import NormalizeState, SAMState, normalize, sam
 from functrain.optim.sign import scale_by_sign, sign_sgd, signum
 from functrain.optim.sm3 import ScaleBySM3State, scale_by_sm3, sm3
+from functrain.optim.soap import ScaleBySoapState, scale_by_soap, soap
 from functrain.optim.sophia import (
     HutchinsonState,
     SophiaState,
