@@ -268,6 +268,8 @@ def _draw(name: str, key: Tensor, shape: Sequence[int], offset: int, dtype: torc
         raise TypeError(f"random.{name}: expected a tuple of sizes, came {shape}; write ({shape},)")
     if offset < 0:
         raise ValueError(f"random.{name}: expected offset >= 0, the flat index of the first element, came {offset}")
+    if key.device.type == "meta":  # there are no bits, and a shape of any size costs nothing
+        return key.new_empty(tuple(shape), dtype=dtype)
     n = math.prod(shape)
     pieces = list(_pieces(key, offset, offset + n))
     if len(pieces) == 1:

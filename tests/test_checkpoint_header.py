@@ -78,6 +78,8 @@ BAD = {
     "bytes missing": (file_of(json.dumps({"a": FLOAT}), bytes(7)), "as its header says"),
     "metadata no table": (file_of('{"__metadata__": [1]}'), "strings to strings"),
     "metadata no strings": (file_of('{"__metadata__": {"a": 1}}'), "strings to strings"),
+    "metadata no text": (file_of('{"__metadata__": {"a": "\\ud800"}}'), "strings to strings"),
+    "metadata of a key that is no text": (file_of('{"__metadata__": {"\\ud800": "a"}}'), "strings to strings"),
     "text after the header": (file_of("{} x"), "JSON object in UTF-8"),
 }
 

@@ -80,6 +80,15 @@ def test_a_shard_that_nobody_names_is_ignored_aloud(tmp_path: Path, caplog: pyte
     assert record.levelno == logging.WARNING and str(folder / "old.safetensors") in record.getMessage()
 
 
+def test_an_index_that_lost_all_of_a_shard_is_refused(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "m")
+    table = json.loads((folder / hub.INDEX).read_text())
+    table["weight_map"] = {name: file for name, file in table["weight_map"].items() if file != NAMES[1]}
+    (folder / hub.INDEX).write_text(json.dumps(table))
+    with pytest.raises(checkpoint.IntegrityError, match=f"expected all {len(NAMES)} shards of model, came 2 of them"):
+        checkpoint.load_folder(folder)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -113,7 +113,7 @@ def _is_text(start: bytes) -> bool:
 
 def _check(table: dict[str, Any], data_start: int, size_bytes: int, where: str) -> Header:
     metadata = table.pop(_METADATA, {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(map(_is_string, (*metadata, *metadata.values()))):
         raise _broken(where, "metadata from strings to strings", reprlib.repr(metadata), _METADATA)
     entries = sorted((_entry(name, row, data_start, where) for name, row in table.items()), key=lambda e: e[3:])
     at = data_start
@@ -145,6 +145,10 @@ def _entry(name: str, row: Any, data_start: int, where: str) -> Entry:
     if math.prod(shape) * ITEM_BYTES[dtype] != offsets[1] - offsets[0]:
         raise _broken(where, f"{math.prod(shape) * ITEM_BYTES[dtype]} bytes for {dtype} {shape}", f"{offsets}", name)
     return Entry(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str) and strict_json.is_text(value)
 
 
 def _is_sizes(value: Any) -> bool:

@@ -22,6 +22,7 @@ from functrain.checkpoint.tensors import NAMES, scan, write_file
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _MAX_JSON_BYTES = 100_000_000
+_PART = re.compile(r"(?P<name>.*)-(?P<part>\d{1,9})-of-(?P<parts>\d{1,9})\.safetensors")
 _SHARD = re.compile(r"[^/\\\0]+\.safetensors")  # no separator, so no file outside the folder
 _WAY_OUT = "fetch or save the folder again"
 _log = logging.getLogger(__name__)
@@ -129,7 +130,19 @@ def _read_index(path: Path) -> dict[str, str]:
     for name, file in where.items():
         if not isinstance(file, str) or not _SHARD.fullmatch(file):
             raise _broken(path, "the name of a safetensors file in this folder", f"{file!a:.80}", name)
+    _check_all_parts(path, set(where.values()))
     return where
+
+
+def _check_all_parts(path: Path, files: set[str]) -> None:
+    """Refuse an index that lost all tensors of a shard: it would be passed over, and a part taken for the whole."""
+    named: dict[tuple[str, int], set[int]] = {}
+    for match in filter(None, map(_PART.fullmatch, files)):
+        named.setdefault((match["name"], int(match["parts"])), set()).add(int(match["part"]))
+    for (name, parts), there in named.items():
+        # shards are numbered from 1, or from 0
+        if len(there) < parts:
+            raise _broken(path, f"all {parts} shards of {name}", f"{len(there)} of them", "weight_map")
 
 
 def _nothing_to_read(path: Path) -> MissingError:

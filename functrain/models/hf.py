@@ -24,6 +24,7 @@ from functrain.tree import Params
 
 Folder = str | os.PathLike[str]
 _MAX_FILE_BYTES = 5 << 30  # as transformers divides by default
+_MOST = 1 << 28  # of a size: a matrix of two of them, four of a model's widths long, still has less than 2**63 bytes
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +39,7 @@ class Layout:
     tied: Mapping[str, str]  # a name that may stand there too -> our path that it repeats
     ignored: Sequence[str]  # patterns of names that are no parameters
     fields: Mapping[str, Field]  # our config's field -> theirs
-    config: Callable[..., Any]  # from our fields, as keywords, to our config
+    config: Callable[..., Any]  # from our fields, as keywords, to our config, which counts its blocks as `layers`
     init: Callable[[Any, Tensor], Params]
     fixed: Callable[[Any], Mapping[str, Sequence[Any]]]  # our config -> their field -> what we compute, default first
     silent: Sequence[str] = ()  # fields of theirs that change no number that we compute
@@ -68,9 +69,13 @@ def read(folder: Folder, layout: Layout) -> tuple[Params, Any]:
         came = "none" if path.parent.is_dir() else "no such folder"
         raise MissingError(path, expected="a config.json", came=came, way_out="name the folder of a model")
     config = read_config(hub.load_json(path), layout, str(path))
-    like = layout.init(config, torch.zeros(2, dtype=torch.int32, device="meta"))
     ignored = re.compile("|".join(_regex(layout.prefix, name) for name in layout.ignored) or r"(?!)")
     state = hub.load_folder(folder, wanted=lambda name: not ignored.fullmatch(name))
+    if config.layers > len(state):
+        # before a tree of so many layers is made: a wrong number must not take all memory
+        expected, came = f"at most the {len(state)} layers that so many tensors can be", f"{config.layers}"
+        raise UnsupportedError(path, path="layers", expected=expected, came=came, way_out="mend config.json")
+    like = layout.init(config, torch.zeros(2, dtype=torch.int32, device="meta"))
     if not any(name.startswith(layout.prefix) for name in state):
         state = {name if name in layout.tied else layout.prefix + name: tensor for name, tensor in state.items()}
     tied = {name: state.pop(name) for name in layout.tied if name in state}
@@ -128,7 +133,7 @@ def read_config(table: Mapping[str, Any], layout: Layout, where: str) -> Any:
     """
 
     def refuse(name: str, expected: str, came: Any, way_out: str) -> UnsupportedError:
-        return UnsupportedError(where, path=name, expected=expected, came=f"{came!r}", way_out=way_out)
+        return UnsupportedError(where, path=name, expected=expected, came=f"{came!r:.200}", way_out=way_out)
 
     if table.get("model_type") != layout.model_type:
         came = table.get("model_type")
@@ -142,6 +147,8 @@ def read_config(table: Mapping[str, Any], layout: Layout, where: str) -> Any:
         for name, value in values.items():
             if not _is_like(value, field.default):
                 raise refuse(name, f"a number such as {field.default}", value, "mend config.json")
+            if type(value) is int and value > _MOST:
+                raise refuse(name, f"at most {_MOST}", value, "mend config.json")
             if value != values[field.all[0]]:
                 raise refuse(name, f"{values[field.all[0]]!r} as in {field.all[0]}", value, "give them one value")
         found[ours] = values[field.all[0]]
@@ -158,7 +165,11 @@ def read_config(table: Mapping[str, Any], layout: Layout, where: str) -> Any:
     known = {name for field in layout.fields.values() for name in field.all} | set(fixed) | set(layout.silent) | _SILENT
     unknown = sorted(set(table) - known)
     if unknown:
-        _log.warning("%s: fields that functrain does not know are ignored: %s", where, ", ".join(unknown))
+        _log.warning(
+            "%s: fields that functrain does not know are ignored: %s",
+            where,
+            ", ".join([f"{name:.60}" for name in unknown]),
+        )
     return config
 
 
