@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch._functorch import config as functorch_config
 from torch._inductor import cpu_vec_isa
 from torch._inductor.async_compile import AsyncCompile
 
+import functrain as ft
 from functrain.transforms import compiler_jobs, inductor, leafwise
 from functrain.transforms.compilation import _Compiled
 
@@ -37,6 +38,48 @@ def test_alike_leaves_share_a_kernel_and_the_update_is_the_same(monkeypatch: pyt
     torch.testing.assert_close(new, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(norm, expected_norm, rtol=1e-5, atol=1e-5)
     assert len(made) == 2, "one kernel for the norms of five leaves, one for their updates"
+
+
+def test_a_costly_number_is_computed_once_and_not_for_every_element() -> None:
+    count, x = torch.tensor(3), torch.linspace(-1.0, 1.0, 100)
+
+    def scaled(count: Tensor, x: Tensor) -> list[Tensor]:
+        late = torch.cos(count) > 0.0
+        return [x * (1 - 0.9**count), torch.where(late, x, -x), x + 2 * count, 0.5**count]
+
+    def numbers_read_by_lines(graph: fx.Graph) -> set[str]:
+        lines = [node for node in graph.nodes if node.op == "call_function" and node.meta["val"].dim() == 1]
+        return {str(arg.target) for node in lines for arg in node.all_input_nodes if arg.meta["val"].dim() == 0}
+
+    graph = inductor.trace(scaled, [count, x])
+    before = {"aten.rsub.Scalar", "aten.gt.Scalar", "aten.mul.Tensor"}
+    assert numbers_read_by_lines(graph.graph) == before
+    inductor.compute_numbers_once(graph.graph)
+    copied = {"aten.rsub.Scalar", "aten.gt.Scalar"}  # only to be copied 16 times; twice a counter is cheap
+    assert numbers_read_by_lines(graph.graph) == {"aten.amax.default", "aten.any.default", "aten.mul.Tensor"} | copied
+    kernel = inductor.compile_graph(inductor.trace(scaled, [count, x]), [count, x])
+    torch.testing.assert_close(kernel(count, x), scaled(count, x), rtol=1e-6, atol=1e-6)  # float32 powers
+
+
+@pytest.mark.parametrize(("leaves", "product"), [(20, False), (20, True), (2, False)])
+def test_a_plain_function_without_matrix_products_is_compiled_leaf_by_leaf(
+    monkeypatch: pytest.MonkeyPatch, leaves: int, product: bool
+) -> None:
+    made: list[bool] = []
+    compile_for_any_length = inductor.compile_for_any_length
+    monkeypatch.setattr(
+        inductor, "compile_for_any_length", lambda *args: made.append(True) or compile_for_any_length(*args)
+    )
+    square = torch.eye(3, dtype=torch.float32)
+    params = [torch.full((2**19 // leaves,), float(i), dtype=torch.float32) for i in range(leaves)]
+
+    def update(params: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        return [p * 0.5 + 1.0 for p in params], square @ square if product else square
+
+    new, _ = ft.compile(update, donate=True)([p.clone() for p in params])
+    for a, b in zip(new, params, strict=True):
+        assert torch.equal(a, b * 0.5 + 1.0)
+    assert made == ([True] if leaves == 20 and not product else [])
 
 
 def test_a_float64_update_is_compiled_as_an_ordinary_graph() -> None:

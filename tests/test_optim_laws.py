@@ -462,22 +462,6 @@ def test_every_public_name_of_the_room_is_a_name_of_optax() -> None:
     assert names - there == BEYOND_OPTAX
 
 
-def test_a_number_computed_once_is_the_number_and_has_its_gradient() -> None:
-    from functrain.optim.numerics import once
-
-    x = torch.tensor([0.3, -2.0], dtype=torch.float64)
-    expected = torch.func.vmap(torch.func.grad(lambda v: torch.cos(v) ** 2))(x)
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        torch.func.vmap(torch.func.grad_and_value(lambda v: once(torch.cos(v)) ** 2)),
-        fullgraph=True,
-        backend="aot_eager",
-    )
-    gradient, value = compiled(x)
-    assert torch.equal(value, torch.cos(x) ** 2)
-    torch.testing.assert_close(gradient, expected, rtol=1e-15, atol=0.0)
-
-
 # ---- what differs from optax, or is drawn ---------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from functrain.optim.adam import ScaleByAdamState
 from functrain.optim.combining import chain
 from functrain.optim.leafwise import leafwise
 from functrain.optim.moments import zero_moments
-from functrain.optim.numerics import abs_sq, clamp, lerp, once, scalar, working_dtype, zero_count
+from functrain.optim.numerics import abs_sq, clamp, lerp, scalar, working_dtype, zero_count
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import (
     GradientTransformation,
@@ -46,7 +46,7 @@ def scale_by_adopt(
         updates: Updates, state: ScaleByAdamState, params: Params | None = None
     ) -> tuple[Updates, ScaleByAdamState]:
         later = (state.count > 0).to(working_dtype(updates))  # 0 at the first update
-        mu_weight, nu_weight = once(later * (1 - b1)), once(1 - later * b2)
+        mu_weight, nu_weight = later * (1 - b1), 1 - later * b2
         bound = scalar(clip_value_fn(state.count.to(torch.float64)), updates) if use_clipping else None
 
         def step(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

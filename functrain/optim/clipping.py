@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics import abs_sq, clamp, like, once
+from functrain.optim.numerics import abs_sq, clamp, like
 from functrain.optim.transformation import (
     EmptyState,
     GradientTransformation,
@@ -44,7 +44,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         norm = global_norm(updates)
-        factor = once(torch.where(norm < max_norm, 1.0, max_norm / norm))
+        factor = torch.where(norm < max_norm, 1.0, max_norm / norm)
         return tree.map(lambda g: like(factor, g) * g, updates), state
 
     return GradientTransformation(init_empty_state, update)

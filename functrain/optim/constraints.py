@@ -11,7 +11,6 @@ import functrain.tree as tree
 from functrain.optim.clipping import global_norm
 from functrain.optim.numerics import (
     like,
-    once,
     plus,
 )
 from functrain.optim.transformation import (
@@ -73,7 +72,7 @@ def normalize_by_update_norm(scale_factor: Scalar = 1.0, eps: Scalar = 1e-6) -> 
     """Rescale updates together to norm `scale_factor`."""
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
-        factor = once(scale_factor / plus(global_norm(updates), eps))
+        factor = scale_factor / plus(global_norm(updates), eps)
         return tree.map(lambda g: like(factor, g) * g, updates), state
 
     return GradientTransformation(init_empty_state, update)

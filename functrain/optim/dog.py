@@ -12,7 +12,7 @@ from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.leafwise import leafwise
 from functrain.optim.masking import MaskOrFn
-from functrain.optim.numerics import device_of, like, once, plus, safe_norm, working_dtype
+from functrain.optim.numerics import device_of, like, plus, safe_norm, working_dtype
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import (
     GradientTransformation,
@@ -117,7 +117,6 @@ def scale_by_dog(init_step: InitStep, eps: Scalar = 1e-8) -> GradientTransformat
         rate = farthest / torch.sqrt(plus(squares, eps))
         if how == "learning_rate":
             rate = torch.where(state.is_init_step, value, rate)
-        rate = once(rate)
         new = tree.map(lambda g: like(rate, g) * g, updates)
         return new, DoGState(torch.zeros_like(state.is_init_step), state.init_params, farthest, squares)
 
@@ -155,7 +154,7 @@ def scale_by_dowg(init_estim_sq_dist: Scalar | None = None, eps: Scalar = 1e-4) 
         check_params(params, "scale_by_dowg")
         square = torch.maximum(state.estim_sq_dist, tree.norm(tree.sub(state.init_params, params)) ** 2)
         weighted = square * tree.norm(updates) ** 2 + state.weighted_sq_norm_grads
-        rate = once(square / plus(torch.sqrt(weighted), eps))
+        rate = square / plus(torch.sqrt(weighted), eps)
         return tree.map(lambda g: like(rate, g) * g, updates), DoWGState(state.init_params, weighted, square)
 
     return GradientTransformation(init, update)

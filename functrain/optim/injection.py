@@ -15,7 +15,6 @@ from torch import Tensor
 import functrain.tree as tree
 from functrain.optim.numerics import (
     device_of,
-    once,
     zero_count,
 )
 from functrain.optim.transformation import (
@@ -128,7 +127,7 @@ def inject_hyperparams(
             for name, schedule in schedules.items():
                 old = hyperparams[name]
                 value = schedule(state.hyperparams_states[name], **extra_args)
-                hyperparams[name] = once(torch.as_tensor(value, dtype=old.dtype, device=old.device))
+                hyperparams[name] = torch.as_tensor(value, dtype=old.dtype, device=old.device)
             states = {
                 name: schedule.update(state.hyperparams_states[name], **extra_args)
                 for name, schedule in schedules.items()

@@ -13,7 +13,6 @@ from functrain.optim.numerics import (
     add_scaled,
     device_of,
     like,
-    once,
     plus,
     working_dtype,
     zero_count,
@@ -69,9 +68,9 @@ def mechanize(
         moves, base_state = base.update(updates, state.base_optimizer_state, params, **extra_args)
         start = tree.where(state.count == 0, params, state.x0)
         total = state.s.sum()
-        decay = once(weight_decay * total * global_norm(updates) / plus(tree.norm(params), eps))
+        decay = weight_decay * total * global_norm(updates) / plus(tree.norm(params), eps)
         decayed = tree.map(lambda g, p: add_scaled(g, decay, p), updates, params)
-        width = once(plus(total, eps))
+        width = plus(total, eps)
         way = tree.map(lambda x0, p: (x0 - p) / like(width, p), start, params)  # minus the base optimizer's way
         product = tree.vdot(decayed, way).to(state.m.dtype)
         powers = torch.arange(1, num_betas + 1, device=state.s.device)
@@ -81,7 +80,7 @@ def mechanize(
         r = betas * state.r + torch.clamp(product, -state.m, state.m) * state.s
         wealth = s_init / num_betas * m + torch.clamp(r, min=0.0)
         s = wealth / plus(torch.sqrt(v), eps)
-        factor = once(s.sum())
+        factor = s.sum()
 
         def step(x0: Tensor, w: Tensor, u: Tensor, p: Tensor) -> Tensor:
             return x0 - like(factor, p) * (w - u) - p

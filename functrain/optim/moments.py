@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics import abs_sq, lerp, like, once, working_dtype
+from functrain.optim.numerics import abs_sq, lerp, like, working_dtype
 from functrain.optim.transformation import Updates, check_trainable
 from functrain.schedules import Scalar
 from functrain.tree import Params, Tree
@@ -54,7 +54,7 @@ def debias(decay: Scalar, count: Tensor, updates: Updates) -> Tensor:
     """Return 1 / (1 - decay ** count), the factor of `bias_correction`: one () tensor for all leaves."""
     dtype = working_dtype(updates)
     base = decay.to(dtype) if isinstance(decay, Tensor) else decay
-    return once(1 / (1 - base ** count.to(dtype)))
+    return 1 / (1 - base ** count.to(dtype))
 
 
 def nesterov_factors(b1: Scalar, count: Tensor, updates: Updates, nesterov: bool) -> tuple[Scalar, Scalar]:

@@ -14,7 +14,6 @@ from functrain.optim.numerics import (
     device_of,
     lerp,
     like,
-    once,
     plus,
     working_dtype,
     zero_count,
@@ -67,7 +66,7 @@ def momo(
         updates: Updates, state: MomoState, params: Params | None = None, *, value: Scalar, **extra_args: Any
     ) -> tuple[Updates, MomoState]:
         check_params(params, "momo")
-        weight = once(1 - beta * (state.count > 0).to(working_dtype(updates)))  # 1 at the first update
+        weight = 1 - beta * (state.count > 0).to(working_dtype(updates))  # 1 at the first update
         mean = tree.map(lambda g, m: lerp(m, g, weight), updates, state.exp_avg)
         barf = lerp(state.barf, _loss(value, state.barf), weight)
         gamma = lerp(state.gamma, tree.vdot(updates, params), weight)
@@ -79,8 +78,8 @@ def momo(
             cap = shrink * (barf - gamma) + product
             bound = torch.where(cap < shrink * bound, torch.clamp(cap / (2 * shrink), min=lower_bound), bound)
         length = _over(torch.clamp(shrink * (barf - bound - gamma) + product, min=0.0), square)
-        length = once(torch.minimum(rate, length))
-        decay = once(rate * weight_decay / shrink)
+        length = torch.minimum(rate, length)
+        decay = rate * weight_decay / shrink
         new = tree.map(lambda m, p: -like(decay, p) * p - like(length, m) * m, mean, params)
         lb = state.lb
         if adapt_lower_bound:
@@ -134,8 +133,8 @@ def momo_adam(
             lowered = torch.clamp(cap * m_factor / (2 * shrink), min=lower_bound)
             bound = torch.where(cap < shrink * bound / m_factor, lowered, bound)
         length = _over(torch.clamp(shrink * (barf - bound / m_factor - gamma) + product, min=0.0), square)
-        length = once(torch.minimum(rate * m_factor, length))
-        decay = once(rate * weight_decay / shrink)
+        length = torch.minimum(rate * m_factor, length)
+        decay = rate * weight_decay / shrink
         new = tree.map(lambda r, p: -like(decay, p) * p - like(length, r) * r, rescaled, params)
         lb = state.lb
         if adapt_lower_bound:

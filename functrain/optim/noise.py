@@ -12,7 +12,6 @@ from functrain.optim.combining import chain
 from functrain.optim.numerics import (
     add_scaled,
     device_of,
-    once,
     working_dtype,
     zero_count,
 )
@@ -51,7 +50,7 @@ def add_noise(
 
     def update(updates: Updates, state: AddNoiseState, params: Params | None = None) -> tuple[Updates, AddNoiseState]:
         count = state.count + 1
-        deviation = once((eta / count.to(working_dtype(updates)) ** gamma) ** 0.5)
+        deviation = (eta / count.to(working_dtype(updates)) ** gamma) ** 0.5
         rng_key, sample_key = random.split(state.rng_key).unbind()
         leaves, structure = tree.flatten(updates)
         keys = random.split(sample_key, len(leaves)).unbind() if leaves else ()

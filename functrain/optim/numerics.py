@@ -51,18 +51,8 @@ def working_dtype(updates: Tree) -> torch.dtype:
 
 
 def scalar(value: Scalar, updates: Tree) -> Scalar:
-    """Return a number shared by all leaves, computed once and cast once to `working_dtype`; a float passes."""
-    return once(value.to(working_dtype(updates))) if isinstance(value, Tensor) else value
-
-
-def once(x: Tensor) -> Tensor:
-    """Return x, (); in a compiled graph, computed once.
-
-    Inductor writes a () expression into the loop of every kernel that reads it. With the powers of a bias correction
-    and the cosine of a schedule there, AdamW over 7 million parameters takes 40 ms instead of 9. It never writes out a
-    reduction there; 16 copies are enough for it to stay one.
-    """
-    return x.expand(16).amax() if torch.compiler.is_compiling() else x
+    """Return a number shared by all leaves, cast once to `working_dtype`; a float passes."""
+    return value.to(working_dtype(updates)) if isinstance(value, Tensor) else value
 
 
 def device_of(params: Tree) -> torch.device:

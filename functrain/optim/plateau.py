@@ -11,7 +11,6 @@ import functrain.tree as tree
 from functrain.optim.numerics import (
     device_of,
     like,
-    once,
     working_dtype,
     zero_count,
 )
@@ -73,8 +72,7 @@ def reduce_on_plateau(
         judged = _judge(state, mean)
         kept = state._replace(count=count, avg_value=mean)
         state = ReduceLROnPlateauState(*[torch.where(full, new, old) for new, old in zip(judged, kept, strict=True)])
-        factor_now = once(state.scale)
-        return tree.map(lambda g: like(factor_now, g) * g, updates), state
+        return tree.map(lambda g: like(state.scale, g) * g, updates), state
 
     def _judge(state: ReduceLROnPlateauState, mean: Tensor) -> ReduceLROnPlateauState:
         better = mean < (1 - rtol) * state.best_value - atol

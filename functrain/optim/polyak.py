@@ -10,7 +10,6 @@ from functrain.optim.combining import chain
 from functrain.optim.momentum import sgd
 from functrain.optim.numerics import (
     like,
-    once,
     plus,
 )
 from functrain.optim.transformation import (
@@ -45,7 +44,7 @@ def scale_by_polyak(
         below = plus(square, eps)
         tiny = below <= torch.finfo(torch.float64).eps
         ratio = gap / torch.where(tiny, 1.0, below)
-        factor = once(torch.where(tiny, 0.0, torch.clamp(ratio, max=max_learning_rate)))
+        factor = torch.where(tiny, 0.0, torch.clamp(ratio, max=max_learning_rate))
         return tree.map(lambda g: like(factor, g) * g, updates), state
 
     return GradientTransformationExtraArgs(init_empty_state, update)

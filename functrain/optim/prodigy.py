@@ -15,7 +15,6 @@ from functrain.optim.numerics import (
     device_of,
     lerp,
     like,
-    once,
     plus,
     working_dtype,
     zero_count,
@@ -79,10 +78,10 @@ def prodigy(
     ) -> tuple[Updates, ProdigyState]:
         check_params(params, "prodigy")
         count, estimate = state.count + 1, state.estim_lr
-        rate = once(_rate(learning_rate, state.count, estimate) * _corrections(b1, b2, count, updates))
+        rate = _rate(learning_rate, state.count, estimate) * _corrections(b1, b2, count, updates)
         way = tree.vdot(updates, tree.sub(state.params0, params))
         numerator = b3 * state.numerator_weighted + estimate / estim_lr0 * rate * way
-        weight = once((estimate if safeguard_warmup else rate) / estim_lr0 * estimate)
+        weight = (estimate if safeguard_warmup else rate) / estim_lr0 * estimate
         total = tree.map(lambda g, t: add_scaled(like(b3, t) * t, weight, g), updates, state.grad_sum)
         found = estim_lr_coef * numerator / _size(total)
         new_estimate = torch.maximum(estimate, found)
@@ -125,7 +124,7 @@ def dadapt_adamw(
     ) -> tuple[Updates, DAdaptAdamWState]:
         check_params(params, "dadapt_adamw")
         count = state.count + 1
-        rate = once(_rate(learning_rate, state.count, state.estim_lr) * _corrections(b1, b2, count, updates))
+        rate = _rate(learning_rate, state.count, state.estim_lr) * _corrections(b1, b2, count, updates)
         weighted = tree.map(lambda t, v: t / plus(torch.sqrt(v), eps), state.grad_sum, state.exp_avg_sq)
         numerator = sb2 * state.numerator_weighted + (1 - sb2) * rate * tree.vdot(updates, weighted)
         share = (1 - sb2) * rate

@@ -14,7 +14,6 @@ from functrain.optim.numerics import (
     add_scaled,
     lerp,
     like,
-    once,
     plus,
     scalar,
     zero_count,
@@ -55,7 +54,7 @@ def scale_by_radam(
         mu_factor, now_factor = nesterov_factors(b1, count, updates, nesterov)
         nu_factor = debias(b2, count, updates)
         trusted, ratio = _rectification(b2, count, threshold)
-        trusted, rectification = once(trusted), scalar(ratio, updates)
+        rectification = scalar(ratio, updates)
 
         def step(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             m = lerp(m, g, 1 - b1)

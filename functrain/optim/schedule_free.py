@@ -16,7 +16,6 @@ from functrain.optim.numerics import (
     device_of,
     lerp,
     like,
-    once,
     working_dtype,
     zero_count,
 )
@@ -80,7 +79,7 @@ def schedule_free(
         weight = max_lr**weight_lr_power
         total = state.weight_sum + weight
         # a weight of 0 at a learning rate of 0 leaves the average alone; NaN goes on to be seen
-        share = once(torch.where(total == 0, 0.0, weight / torch.where(total == 0, 1.0, total)))
+        share = torch.where(total == 0, 0.0, weight / torch.where(total == 0, 1.0, total))
         moves, base_state = base.update(updates, state.base_optimizer_state, params, **extra_args)
 
         def step(u: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ import functrain.tree as tree
 from functrain.optim.clipping import global_norm
 from functrain.optim.numerics import (
     like,
-    once,
     zero_count,
 )
 from functrain.optim.transformation import (
@@ -41,7 +40,7 @@ def normalize() -> GradientTransformation:
     """Divide updates by their global norm."""
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
-        factor = once(1 / global_norm(updates))
+        factor = 1 / global_norm(updates)
         return tree.map(lambda g: like(factor, g) * g, updates), state
 
     return GradientTransformation(init_empty_state, update)

@@ -3,10 +3,10 @@
 A function is traced by running it once on tensors without data, as JAX does, and the operations seen are compiled.
 `ft.compile` has two ways for a `Staged` function, and chooses by the size of its first argument (see docs/compile.md):
 
-- whole: one graph for everything. A call costs some 100 us, which decides for small models.
+- whole: one graph for everything. A call costs some 100 us, which decides for small models. An update of many leaves,
+  which any function without matrix products may be, shares one kernel between leaves that it treats alike.
 - piecewise, from 1 MiB on: each loss is a graph of its own, differentiated through the partitioner, which saves less
-  memory for the backward pass than one graph does; layers of `nn.stack` are compiled once; the update shares one
-  kernel between leaves that it treats alike.
+  memory for the backward pass than one graph does; layers of `nn.stack` are compiled once; the update shares kernels.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
     first argument that cannot be donated; TypeError for an argument that is being differentiated or mapped.
     """
     # not with the package: Inductor takes two seconds to import, and who does not compile does not need it
-    from functrain.transforms import compiler_jobs, inductor, leafwise
+    from functrain.transforms import compiler_jobs, leafwise
 
-    whole = _Compiled(fn, donate, inductor.compile_graph)
+    whole = _Compiled(fn, donate, _compile_whole)
     if not isinstance(fn, Staged):
         return whole
     update = _Compiled(fn.second, donate, leafwise.compile_graph)
@@ -75,6 +75,19 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
         return update(state, middle)
 
     return step
+
+
+def _compile_whole(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Sequence[Any]]:
+    """Compile as one program; an update of many leaves, recognized by its lack of matrix products, leaf by leaf."""
+    from functrain.transforms import inductor, leafwise
+
+    size = sum(leaf.nbytes for leaf in inputs if isinstance(leaf, Tensor))
+    if size >= _PIECEWISE_BYTES and len(inputs) >= _MANY and not inductor.has_products(graph.graph):
+        return leafwise.compile_graph(graph, inputs)
+    return inductor.compile_graph(graph, inputs)
+
+
+_MANY = 16  # leaves: a kernel for each takes g++ as long as the shared one and its caller
 
 
 class _Compiled:
