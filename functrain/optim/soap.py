@@ -15,7 +15,7 @@ from functrain.optim.leafwise import leafwise
 from functrain.optim.looping import when
 from functrain.optim.masking import MaskOrFn
 from functrain.optim.moments import debias, zero_moments
-from functrain.optim.numerics import abs_sq, lerp, like, once, plus, working_dtype, zero_count
+from functrain.optim.numerics import abs_sq, lerp, like, plus, working_dtype, zero_count
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import GradientTransformation, GradientTransformationExtraArgs, Updates
 from functrain.schedules import Scalar, ScalarOrSchedule
@@ -67,7 +67,7 @@ def scale_by_soap(
         updates: Updates, state: ScaleBySoapState, params: Params | None = None
     ) -> tuple[Updates, ScaleBySoapState]:
         # moments stay 0 at the first update, and so does what is made of them
-        started = once((state.count > 0).to(working_dtype(updates)))
+        started = (state.count > 0).to(working_dtype(updates))
         corrections = torch.clamp(state.count, min=1)
         mu_factor, nu_factor = debias(b1, corrections, updates), debias(b2, corrections, updates)
         bases = group(tree.leaves(state.basis), updates)
