@@ -39,6 +39,7 @@ def test_the_links_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
 
 
 ESCAPES = ["/etc/x.safetensors", "../x.safetensors", "a/b.safetensors", "a\\b.safetensors", "x.bin", 3, ".."]
+ESCAPES += ["a" * 244 + ".safetensors", "\ud800.safetensors"]
 
 
 @pytest.mark.parametrize("name", ESCAPES)

@@ -24,6 +24,7 @@ INDEX = "model.safetensors.index.json"
 _MAX_JSON_BYTES = 100_000_000
 _PART = re.compile(r"(?P<name>.*)-(?P<part>\d{1,9})-of-(?P<parts>\d{1,9})\.safetensors")
 _SHARD = re.compile(r"[^/\\\0]+\.safetensors")  # no separator, so no file outside the folder
+_NAME_BYTES = 255  # what file systems allow; a longer name is an error that even asking for the file raises
 _WAY_OUT = "fetch or save the folder again"
 _log = logging.getLogger(__name__)
 
@@ -128,10 +129,15 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(where, dict) or not where:
         raise _broken(path, "a weight_map from tensors to files", f"{where!r:.40}", "weight_map")
     for name, file in where.items():
-        if not isinstance(file, str) or not _SHARD.fullmatch(file):
+        if not _is_shard(file):
             raise _broken(path, "the name of a safetensors file in this folder", f"{file!a:.80}", name)
     _check_all_parts(path, set(where.values()))
     return where
+
+
+def _is_shard(file: object) -> bool:
+    plain = isinstance(file, str) and _SHARD.fullmatch(file) is not None and strict_json.is_text(file)
+    return plain and len(str(file).encode()) <= _NAME_BYTES
 
 
 def _check_all_parts(path: Path, files: set[str]) -> None:
