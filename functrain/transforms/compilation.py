@@ -90,6 +90,14 @@ def _compile_whole(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[...
 _MANY = 16  # leaves: a kernel for each takes g++ as long as the shared one and its caller
 
 
+def interpret(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Trace a function as `ft.compile` does, and run the operations that were seen one by one, without a compiler.
+
+    Equals `fn` bit for bit.
+    """
+    return _Compiled(fn, False, lambda graph, inputs: graph)
+
+
 class _Compiled:
     """A function compiled for every kind of arguments that it meets."""
 
