@@ -1,0 +1,92 @@
+"""Tensors that a function uses and did not get as arguments, where that would lose their gradient without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from functrain import tree
+
+_functorch = torch._C._functorch
+
+
+def check_graph(what: str, values: Iterable[Tensor], inputs: Sequence[Tensor]) -> None:
+    """Walk the graph behind `values`; raise ValueError for a leaf that is none of the inputs."""
+    ours = {id(x) for x in inputs}
+    queue = [value.grad_fn for value in values if value.grad_fn is not None]
+    seen = set(queue)
+    while queue:
+        node = queue.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in ours:
+            raise _error(what, variable)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                queue.append(following)
+
+
+class Checked(TorchFunctionMode):
+    """Raise ValueError where `fn` uses a tensor that a torch.func transform outside of it has made.
+
+    Entered below all transforms, as the forward pass of a torch.autograd.Function is: a tensor of a transform that is
+    not there now is foreign. A transform inside of `fn` may be of the same kind and level as one outside; then what
+    `fn` closes over is known to be foreign, and what it finds elsewhere, as an attribute of an object, is not.
+    """
+
+    def __init__(self, what: str, fn: Callable[..., Any]) -> None:
+        super().__init__()
+        self.what = what
+        self.foreign = {id(x): x for x in _closed_over(fn, {}) if _functorch.is_functorch_wrapped_tensor(x)}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for x in _tensors((args, kwargs)):
+            if _functorch.is_functorch_wrapped_tensor(x) and (id(x) in self.foreign or not _of_current_transform(x)):
+                raise _error(self.what, x)
+        return func(*args, **kwargs or {})
+
+
+def _of_current_transform(x: Tensor) -> bool:
+    interpreters = _functorch.get_interpreter_stack() or []
+    level = _functorch.maybe_get_level(x)
+    if not 1 <= level <= len(interpreters):
+        return False
+    maps = interpreters[level - 1].key() == _functorch.TransformType.Vmap
+    return maps == _functorch.is_batchedtensor(x)
+
+
+def _closed_over(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
+    if id(value) in seen:
+        return
+    seen[id(value)] = value
+    if not callable(value) or isinstance(value, type):
+        yield from [leaf for leaf in tree.leaves(value) if isinstance(leaf, Tensor)]
+    for cell in getattr(value, "__closure__", None) or ():
+        try:
+            inside = cell.cell_contents
+        except ValueError:  # a variable that is not set yet
+            continue
+        yield from _closed_over(inside, seen)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _error(what: str, x: Tensor) -> ValueError:
+    return ValueError(
+        f"{what}: fn uses a tensor of shape {tuple(x.shape)} that is being differentiated or mapped over and is no "
+        "argument, so its gradient would be lost; pass it as an argument, or detach it where it is made"
+    )
