@@ -446,7 +446,10 @@ def test_one_compiled_step_equals_eager_and_never_compiles_again() -> None:
 
 
 # what optax does not have
-BEYOND_OPTAX = {"ScaleBySoapState", "from_torch_state", "scale_by_soap", "soap", "to_torch_state"}
+BEYOND_OPTAX = {
+    "ScaleByKronState", "ScaleBySoapState", "from_torch_state", "kron", "scale_by_kron", "scale_by_soap", "soap",
+    "to_torch_state",
+}  # fmt: skip
 
 
 def test_every_public_name_of_the_room_is_a_name_of_optax() -> None:

@@ -394,6 +394,13 @@ CASES = [
     # what optax does not have: the witnesses are in test_optim_preconditioners.py
     Case("scale_by_soap", dict(b1=decays, b2=b2s, eps=epss, precondition_frequency=st.integers(1, 3)), parity=False),
     Case("soap", dict(learning_rate=lrs, weight_decay=weight_decays, mask=masks), matrix=True, parity=False),
+    Case(
+        "scale_by_kron",
+        dict(b1=decays, preconditioner_update_probability=st.sampled_from([1.0, 0.5]), damping=epss),
+        matrix=True,
+        parity=False,
+    ),
+    Case("kron", dict(learning_rate=lrs, weight_decay=weight_decays, mask=masks), parity=False),
 ]
 
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from test_optim_parity import numbers, to_torch
 
+import functrain as ft
 import functrain.optim as ours
 import functrain.tree as tree
+from functrain.optim.random_trees import random_like
 
 SHAPES = {"w": (4, 3), "t": (2, 3, 2), "b": (3,), "a": ()}
 
@@ -77,5 +79,93 @@ def test_soap_in_another_basis_is_soap() -> None:
         torch.testing.assert_close(v["t"], turn(u["t"], turns), rtol=1e-8, atol=1e-8)
 
 
+def test_soap_passes_over_what_is_empty() -> None:
+    params = {"e": torch.zeros(0, 3), "w": torch.ones(2, 2)}
+    tx = ours.soap(0.1)
+    updates, state = tx.update(params, tx.init(params), params)
+    updates, state = tx.update(params, state, params)
+    assert updates["e"].shape == (0, 3) and all(torch.isfinite(leaf).all() for leaf in tree.leaves((updates, state)))
+
+
 def turn(x: torch.Tensor, turns: list[torch.Tensor]) -> torch.Tensor:
     return torch.einsum("abc,ia,jb,kc->ijk", x, *turns)
+
+
+# ---- kron -----------------------------------------------------------------------------------------------------------
+
+
+def kron_of_the_paper(
+    moments: list[np.ndarray], noises: list[np.ndarray], lr: float, damping: float
+) -> list[np.ndarray]:
+    """Return QᵀQ times the moments, one matrix Q over all elements, inverted as it is."""
+    m, n = moments[0].shape
+    left, right, made = np.eye(m), np.eye(n), []
+    for x, v in zip(moments, noises, strict=True):
+        q = np.kron(left, right)
+        a = (q @ (x + damping * v).ravel()).reshape(m, n)
+        b = (np.linalg.inv(q).T @ v.ravel()).reshape(m, n)
+        left = left - lr / bound(a @ a.T + b @ b.T) * np.triu(a @ a.T - b @ b.T) @ left
+        right = right - lr / bound(a.T @ a + b.T @ b) * np.triu(a.T @ a - b.T @ b) @ right
+        q = np.kron(left, right)
+        made.append((q.T @ q @ x.ravel()).reshape(m, n))
+    return made
+
+
+def bound(matrix: np.ndarray) -> float:
+    x = matrix[:, np.linalg.norm(matrix, axis=0).argmax()]
+    for _ in range(2):
+        x = matrix @ (x / np.linalg.norm(x))
+    return float(np.linalg.norm(x))
+
+
+def test_kron_is_the_algorithm_of_the_paper() -> None:
+    grads = [draw(step, {"w": (4, 3)}) for step in range(12)]
+    tx = ours.scale_by_kron(0.0, 1.0, damping=0.01)
+    state, made, noises = tx.init(grads[0]), [], []
+    for g in grads:
+        noise = random_like(ft.random.split(state.key, 3)[2], g)
+        noises.append(noise["w"].numpy())
+        updates, state = tx.update(g, state)
+        made.append(updates["w"].numpy())
+    expected = kron_of_the_paper([g["w"].numpy() for g in grads], noises, 0.1, 0.01)
+    for got, u in zip(made, expected, strict=True):
+        # twelve steps of factors of a condition of up to 1e4
+        np.testing.assert_allclose(got, u, rtol=1e-9, atol=1e-9)
+
+
+def test_kron_whitens_what_it_sees() -> None:
+    make = np.random.default_rng(0)
+    left, right = make.normal(size=(3, 3)), make.normal(size=(2, 2))
+    tx, whitened = ours.scale_by_kron(0.0, 1.0, preconditioner_lr=0.05), []
+    state = tx.init(torch.zeros(3, 2, dtype=torch.float64))
+    for step in range(1500):
+        u, state = tx.update(torch.tensor(left @ make.normal(size=(3, 2)) @ right), state)
+        whitened += [u.ravel()] if step >= 500 else []
+    before = np.kron(left @ left.T, right.T @ right)
+    after = torch.cov(torch.stack(whitened).T).numpy()
+    assert np.linalg.cond(before) > 100 and np.linalg.cond(after) < 3
+
+
+def test_kron_stays_finite_where_there_is_no_gradient() -> None:
+    params = {"w": torch.zeros(3, 2), "b": torch.zeros(2), "e": torch.zeros(0, 2)}
+    tx = ours.scale_by_kron(0.9, 1.0, damping=1e-3)
+    state = tx.init(params)
+    for _ in range(200):
+        updates, state = tx.update(params, state)
+    assert all(torch.isfinite(leaf).all() for leaf in tree.leaves((updates, state.factors)))
+    # v of size 1e-3 is whitened by 1e3, the root of which is in Q
+    assert float(state.factors["b"][0].max()) < 1e2
+
+
+def test_kron_learns_as_often_as_it_is_told() -> None:
+    g = draw(0)
+    tx, learned = ours.scale_by_kron(0.9, lambda count: 0.25 * (count > 0)), 0
+    state = tx.init(g)
+    for _ in range(100):
+        before = state.factors["b"][0]
+        _, state = tx.update(g, state)
+        learned += not torch.equal(before, state.factors["b"][0])
+    # of 99 draws with probability 0.25: two standard deviations are 8.6
+    assert 16 <= learned <= 34
+    with pytest.raises(TypeError, match="w is complex; wrap it in split_real_and_imaginary"):
+        tx.init({"w": torch.zeros(2, dtype=torch.complex64)})

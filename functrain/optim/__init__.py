@@ -92,6 +92,7 @@ from functrain.optim.injection import (
     inject_hyperparams,
     inject_stateful_hyperparams,
 )
+from functrain.optim.kron import ScaleByKronState, kron, scale_by_kron
 from functrain.optim.lbfgs import ScaleByLBFGSState, lbfgs, scale_by_lbfgs
 from functrain.optim.line_search import value_and_grad_from_state
 from functrain.optim.linear_algebra import matrix_inverse_pth_root, nnls, power_iteration

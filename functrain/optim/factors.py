@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -16,13 +17,13 @@ Item = TypeVar("Item")
 
 def unfold(x: Tensor, dim: int) -> Tensor:
     """Return the matrix of the vectors of x along `dim`: (..., n, ...) to (n, elements / n)."""
-    return x.movedim(dim, 0).reshape(x.shape[dim], -1)
+    return x.movedim(dim, 0).reshape(x.shape[dim], math.prod(x.shape[:dim]) * math.prod(x.shape[dim + 1 :]))
 
 
 def multiply(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
     """Return x with each vector along `dim` multiplied by `matrix`, (n, n), or by the diagonal (n,)."""
     moved = x.movedim(dim, 0)
-    flat = moved.reshape(moved.shape[0], -1)
+    flat = unfold(x, dim)
     product = matrix @ flat if matrix.dim() == 2 else matrix[:, None] * flat
     return product.reshape(moved.shape).movedim(0, dim)
 
