@@ -1,6 +1,6 @@
 """Time drawing N uniform and N normal float32 numbers, eager, beside torch.randn on the same machine.
 
-    python benchmarks/random_init.py [N]
+python benchmarks/random_init.py [N]
 """
 
 from __future__ import annotations

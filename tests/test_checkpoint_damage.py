@@ -8,6 +8,8 @@ import logging
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -220,3 +222,10 @@ def test_saving_and_loading_leave_no_open_file(tmp_path: Path) -> None:
     for i in range(30):
         cycle(i)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_memory_open_files_and_threads_stay_flat_over_many_cycles() -> None:
+    program = Path(__file__).parent.parent / "benchmarks" / "cycles.py"
+    environment = os.environ | {"PYTHONPATH": str(program.parent.parent)}
+    done = subprocess.run([sys.executable, program, "--cycles", "60"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]

@@ -285,3 +285,10 @@ def test_a_run_folder_that_cannot_be_made_fails_before_the_first_step(tmp_path: 
     (tmp_path / "run" / "checkpoints" / ".lock").mkdir(parents=True)
     with pytest.raises(checkpoint.StorageError, match="lock file"):
         checkpoint.every(1, tmp_path / "run")
+
+
+def test_what_is_known_of_removed_checkpoints_is_forgotten(tmp_path: Path) -> None:
+    hook = checkpoint.every(1, tmp_path, keep_last=2)
+    for t in range(8):
+        hook(t, small(t))
+    assert len(hook._known._facts) <= 3

@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 import torch
-from checkpoint_trees import Layer, Moments, assert_same, bits, small, trees
+from checkpoint_trees import Layer, Moments, assert_same, bits, keys, small, tensors, trees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from functrain import checkpoint, tree
 from functrain.checkpoint import manifest, stream
+from functrain.checkpoint.tensors import NAMES
 
 
 @settings(deadline=None, derandomize=True, max_examples=150)
@@ -56,6 +58,26 @@ def test_plain_safetensors_reads_the_tensors(tmp_path: Path) -> None:
     assert set(found) == {"params/tied", "moments/mu", "moments/nu", "step"}
     assert found["params/tied"].tobytes() == state["params"]["w"].numpy().tobytes()
     assert int(found["step"]) == 3
+
+
+NUMPY = {"F64", "F32", "F16", "I64", "U64", "I32", "U32", "I16", "U16", "I8", "U8", "BOOL", "C64"}
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.dictionaries(keys, tensors(), max_size=6))
+def test_the_safetensors_library_reads_every_bit_of_every_dtype(before: dict[str, torch.Tensor]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = checkpoint.save(f"{folder}/c", before) / "tensors.safetensors"
+        raw = dict(safetensors.deserialize(file.read_bytes()))
+        table = checkpoint.contents(f"{folder}/c").leaves
+        for name, tensor in before.items():
+            kept = raw[table[name]["tensor"]]
+            plain = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+            assert (kept["dtype"], kept["shape"]) == (NAMES[tensor.dtype], list(tensor.shape))
+            assert kept["data"] == bytes(plain.reshape(-1).view(torch.uint8).tolist())
+            if kept["dtype"] in NUMPY:
+                with safetensors.safe_open(file, framework="np") as opened:
+                    assert opened.get_tensor(table[name]["tensor"]).tobytes() == kept["data"]
 
 
 def test_tied_leaves_are_stored_once_and_tied_again(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -78,6 +78,11 @@ class Known:
             return None
         return self._facts[path]
 
+    def forget_all_but(self, paths: Iterable[Path]) -> None:
+        """Drop what is known of others: a long run removes thousands."""
+        there = set(paths)
+        self._facts = {path: facts for path, facts in self._facts.items() if path in there}
+
     def is_whole(self, path: Path) -> bool:
         """Tell whether every byte verifies."""
         facts = self.facts(path)
@@ -100,8 +105,10 @@ def retain(root: Path, rules: Rules, name: str, known: Known) -> None:
     """
     if rules.keep_last is None:
         return
+    paths = run.list(root)
+    known.forget_all_but(paths)
     # one too broken to say whose it is stays too: it may be somebody's only copy
-    rest = [path for path in run.list(root) if (facts := known.facts(path)) is not None and facts.run == name]
+    rest = [path for path in paths if (facts := known.facts(path)) is not None and facts.run == name]
     if len(rest) <= rules.keep_last:
         return
     kept = 0
