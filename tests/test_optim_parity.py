@@ -129,6 +129,10 @@ def bumpy(step: int) -> float:
     return [3.0, 2.0, 2.0, 2.5, 1.0, 1.0, 1.0, 1.0][step % 8]
 
 
+def slashes(path: str) -> int:
+    return path.count("/")
+
+
 first_steps = st.sampled_from([("distance", 0.1), ("heuristic", 0.01), ("learning_rate", 0.1)])
 halves = st.just(0.5)
 
@@ -401,6 +405,16 @@ CASES = [
         parity=False,
     ),
     Case("kron", dict(learning_rate=lrs, weight_decay=weight_decays, mask=masks), parity=False),
+    # and in test_optim_beyond.py
+    Case("layerwise_decay", dict(decay_rate=st.one_of(decays, lrs), depth=st.just(slashes)), parity=False),
+    Case(
+        "skip_loss_spikes",
+        dict(window=st.integers(2, 4), sigma_factor=st.just(1.0)),
+        (make("adam", 0.1),),
+        loss=bumpy,
+        parity=False,
+    ),
+    Case("round_state_stochastically", {}, (make("adam", 0.1),), parity=False),
 ]
 
 

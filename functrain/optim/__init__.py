@@ -93,6 +93,7 @@ from functrain.optim.injection import (
     inject_stateful_hyperparams,
 )
 from functrain.optim.kron import ScaleByKronState, kron, scale_by_kron
+from functrain.optim.layerwise import LayerwiseDecayState, layerwise_decay
 from functrain.optim.lbfgs import ScaleByLBFGSState, lbfgs, scale_by_lbfgs
 from functrain.optim.line_search import value_and_grad_from_state
 from functrain.optim.linear_algebra import matrix_inverse_pth_root, nnls, power_iteration
@@ -158,6 +159,7 @@ from functrain.optim.rmsprop import (
     scale_by_rms,
     scale_by_stddev,
 )
+from functrain.optim.rounding import RoundedState, round_state_stochastically, round_stochastically
 from functrain.optim.rprop import ScaleByRpropState, rprop, scale_by_rprop
 from functrain.optim.scaling import (
     ScaleByScheduleState,
@@ -184,6 +186,7 @@ from functrain.optim.sophia import (
     scale_by_sophia,
     sophia,
 )
+from functrain.optim.spikes import SkipLossSpikesState, skip_loss_spikes
 from functrain.optim.torch_states import from_torch_state, to_torch_state
 from functrain.optim.transformation import (
     EmptyState,
