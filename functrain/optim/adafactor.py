@@ -85,7 +85,7 @@ def scale_by_factored_rms(
 
     def update(updates: Updates, state: FactoredState, params: Params | None = None) -> tuple[Updates, FactoredState]:
         check_params(params, "scale_by_factored_rms")
-        rest = scalar(1.0 - decay_rate_fn((state.count - step_offset).to(torch.float64), decay_rate), updates)
+        rest = scalar(1.0 - decay_rate_fn(state.count.to(torch.float64) - step_offset, decay_rate), updates)
 
         def step(g: Tensor, row: Tensor, col: Tensor, v: Tensor, p: Tensor) -> tuple[Tensor, ...]:
             square, dims = plus(abs_sq(g), epsilon), dims_of(p)

@@ -148,7 +148,7 @@ def scale_by_dowg(init_estim_sq_dist: Scalar | None = None, eps: Scalar = 1e-4) 
     def init(params: Params) -> DoWGState:
         zero = torch.zeros((), dtype=working_dtype(params), device=device_of(params))
         first = eps if init_estim_sq_dist is None else init_estim_sq_dist
-        return DoWGState(tree.map(torch.clone, params), zero, zero + first)
+        return DoWGState(tree.map(torch.clone, params), zero, zero + like(first, zero))
 
     def update(updates: Updates, state: DoWGState, params: Params | None = None) -> tuple[Updates, DoWGState]:
         check_params(params, "scale_by_dowg")

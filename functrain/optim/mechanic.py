@@ -79,7 +79,7 @@ def mechanize(
         v = betas**2 * state.v + product**2
         r = betas * state.r + torch.clamp(product, -state.m, state.m) * state.s
         wealth = s_init / num_betas * m + torch.clamp(r, min=0.0)
-        s = wealth / plus(torch.sqrt(v), eps)
+        s = wealth / plus(_safe_sqrt(v), eps)
         factor = s.sum()
 
         def step(x0: Tensor, w: Tensor, u: Tensor, p: Tensor) -> Tensor:
@@ -89,3 +89,8 @@ def mechanize(
         return new, MechanicState(base_state, state.count + 1, r, m, v, s, start)
 
     return GradientTransformationExtraArgs(init, update)
+
+
+def _safe_sqrt(v: Tensor) -> Tensor:
+    # v is 0 until the way is one: there the root's slope is infinite, and times 0 it is NaN
+    return torch.where(v > 0, torch.sqrt(torch.where(v > 0, v, 1.0)), 0.0)

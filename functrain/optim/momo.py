@@ -60,7 +60,7 @@ def momo(
 
     def init(params: Params) -> MomoState:
         zero = torch.zeros((), dtype=working_dtype(params), device=device_of(params))
-        return MomoState(zero_moments(params), zero, zero.clone(), zero + lower_bound, zero_count(params))
+        return MomoState(zero_moments(params), zero, zero.clone(), zero + like(lower_bound, zero), zero_count(params))
 
     def update(
         updates: Updates, state: MomoState, params: Params | None = None, *, value: Scalar, **extra_args: Any
@@ -76,14 +76,16 @@ def momo(
         bound = state.lb
         if adapt_lower_bound:
             cap = shrink * (barf - gamma) + product
-            bound = torch.where(cap < shrink * bound, torch.clamp(cap / (2 * shrink), min=lower_bound), bound)
+            bound = torch.where(
+                cap < shrink * bound, torch.clamp(cap / (2 * shrink), min=like(lower_bound, cap)), bound
+            )
         length = _over(torch.clamp(shrink * (barf - bound - gamma) + product, min=0.0), square)
         length = torch.minimum(rate, length)
         decay = rate * weight_decay / shrink
         new = tree.map(lambda m, p: -like(decay, p) * p - like(length, m) * m, mean, params)
         lb = state.lb
         if adapt_lower_bound:
-            lb = torch.clamp(barf + product - gamma - 0.5 * length * square, min=lower_bound)
+            lb = torch.clamp(barf + product - gamma - 0.5 * length * square, min=like(lower_bound, cap))
         return new, MomoState(mean, barf, gamma, lb, state.count + 1)
 
     return GradientTransformationExtraArgs(init, update)
@@ -108,7 +110,7 @@ def momo_adam(
     def init(params: Params) -> MomoAdamState:
         zero = torch.zeros((), dtype=working_dtype(params), device=device_of(params))
         m, v = zero_moments(params), zero_moments(params)
-        return MomoAdamState(m, v, zero, zero.clone(), zero + lower_bound, zero_count(params))
+        return MomoAdamState(m, v, zero, zero.clone(), zero + like(lower_bound, zero), zero_count(params))
 
     def update(
         updates: Updates, state: MomoAdamState, params: Params | None = None, *, value: Scalar, **extra_args: Any
@@ -130,7 +132,7 @@ def momo_adam(
         bound = state.lb
         if adapt_lower_bound:
             cap = shrink * (barf - gamma) + product
-            lowered = torch.clamp(cap * m_factor / (2 * shrink), min=lower_bound)
+            lowered = torch.clamp(cap * m_factor / (2 * shrink), min=like(lower_bound, cap))
             bound = torch.where(cap < shrink * bound / m_factor, lowered, bound)
         length = _over(torch.clamp(shrink * (barf - bound / m_factor - gamma) + product, min=0.0), square)
         length = torch.minimum(rate * m_factor, length)
@@ -138,7 +140,7 @@ def momo_adam(
         new = tree.map(lambda r, p: -like(decay, p) * p - like(length, r) * r, rescaled, params)
         lb = state.lb
         if adapt_lower_bound:
-            lb = torch.clamp((barf + product - gamma - 0.5 * length * square) * m_factor, min=lower_bound)
+            lb = torch.clamp((barf + product - gamma - 0.5 * length * square) * m_factor, min=like(lower_bound, cap))
         return new, MomoAdamState(m, v, barf, gamma, lb, count)
 
     return GradientTransformationExtraArgs(init, update)

@@ -32,24 +32,26 @@ class ReduceLROnPlateauState(NamedTuple):
 
 
 def reduce_on_plateau(
-    factor: float = 0.1,
+    factor: Scalar = 0.1,
     patience: int = 10,
-    rtol: float = 1e-4,
-    atol: float = 0.0,
+    rtol: Scalar = 1e-4,
+    atol: Scalar = 0.0,
     cooldown: int = 0,
     accumulation_size: int = 1,
-    min_scale: float = 0.0,
+    min_scale: Scalar = 0.0,
 ) -> GradientTransformationExtraArgs:
     """Multiply updates by a scale that is multiplied by `factor` after `patience` losses that are no better.
 
     `update` takes the loss as `value=`; `accumulation_size` losses are averaged first. Better is below
     (1 - rtol) * best - atol. Equals `torch.optim.lr_scheduler.ReduceLROnPlateau` stepped with every loss.
 
-    Raises: ValueError for a factor outside (0, 1) and for tolerances that are negative, both 0, or above 1.
+    Raises: ValueError for a factor outside (0, 1) and for tolerances that are negative, both 0, or above 1;
+    tensors are not looked at.
     """
-    if not 0.0 < factor < 1.0:
+    if isinstance(factor, (int, float)) and not 0.0 < factor < 1.0:
         raise ValueError(f"reduce_on_plateau: factor must be in (0, 1), came {factor}")
-    if rtol < 0.0 or atol < 0.0 or rtol == atol == 0.0 or rtol > 1.0:
+    numbers = [x for x in (rtol, atol) if isinstance(x, (int, float))]
+    if any(x < 0.0 for x in numbers) or numbers == [0.0, 0.0] or (isinstance(rtol, (int, float)) and rtol > 1.0):
         raise ValueError(f"reduce_on_plateau: need 0 <= rtol <= 1, atol >= 0 and not both 0, came {rtol} and {atol}")
 
     def init(params: Params) -> ReduceLROnPlateauState:
@@ -75,13 +77,13 @@ def reduce_on_plateau(
         return tree.map(lambda g: like(state.scale, g) * g, updates), state
 
     def _judge(state: ReduceLROnPlateauState, mean: Tensor) -> ReduceLROnPlateauState:
-        better = mean < (1 - rtol) * state.best_value - atol
+        better = mean < (1 - like(rtol, mean)) * state.best_value - like(atol, mean)
         waited = torch.where(better, 0, state.plateau_count + 1)
         cooling = state.cooldown_count > 0
         shrink = ~cooling & (waited == patience)
-        scale = torch.where(shrink, state.scale * factor, state.scale)
+        scale = torch.where(shrink, state.scale * like(factor, state.scale), state.scale)
         return ReduceLROnPlateauState(
-            scale=torch.where(cooling, state.scale, torch.clamp(scale, min=min_scale)),
+            scale=torch.where(cooling, state.scale, torch.clamp(scale, min=like(min_scale, scale))),
             best_value=torch.where(better, mean, state.best_value),
             plateau_count=torch.where(cooling | shrink, 0, waited),
             cooldown_count=torch.where(cooling, state.cooldown_count - 1, torch.where(shrink, cooldown, 0)),

@@ -70,7 +70,7 @@ def prodigy(
         zero = torch.zeros((), dtype=working_dtype(params), device=device_of(params))
         m, v, total = [zero_moments(params) for _ in range(3)]
         return ProdigyState(
-            m, v, total, tree.map(torch.clone, params), zero + estim_lr0, zero.clone(), zero_count(params)
+            m, v, total, tree.map(torch.clone, params), zero + like(estim_lr0, zero), zero.clone(), zero_count(params)
         )
 
     def update(
@@ -78,14 +78,15 @@ def prodigy(
     ) -> tuple[Updates, ProdigyState]:
         check_params(params, "prodigy")
         count, estimate = state.count + 1, state.estim_lr
+        decay, first = like(b3, estimate), like(estim_lr0, estimate)
         rate = _rate(learning_rate, state.count, estimate) * _corrections(b1, b2, count, updates)
         way = tree.vdot(updates, tree.sub(state.params0, params))
-        numerator = b3 * state.numerator_weighted + estimate / estim_lr0 * rate * way
-        weight = (estimate if safeguard_warmup else rate) / estim_lr0 * estimate
+        numerator = decay * state.numerator_weighted + estimate / first * rate * way
+        weight = (estimate if safeguard_warmup else rate) / first * estimate
         total = tree.map(lambda g, t: add_scaled(like(b3, t) * t, weight, g), updates, state.grad_sum)
-        found = estim_lr_coef * numerator / _size(total)
+        found = like(estim_lr_coef, estimate) * numerator / _size(total)
         new_estimate = torch.maximum(estimate, found)
-        least = new_estimate * eps
+        least = new_estimate * like(eps, estimate)
 
         def step(g: Tensor, m: Tensor, v: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             g = like(estimate, g) * g
@@ -117,17 +118,17 @@ def dadapt_adamw(
     def init(params: Params) -> DAdaptAdamWState:
         zero = torch.zeros((), dtype=working_dtype(params), device=device_of(params))
         m, v, total = [zero_moments(params) for _ in range(3)]
-        return DAdaptAdamWState(m, v, total, zero + estim_lr0, zero.clone(), zero_count(params))
+        return DAdaptAdamWState(m, v, total, zero + like(estim_lr0, zero), zero.clone(), zero_count(params))
 
     def update(
         updates: Updates, state: DAdaptAdamWState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, DAdaptAdamWState]:
         check_params(params, "dadapt_adamw")
-        count = state.count + 1
+        count, decay = state.count + 1, like(sb2, state.estim_lr)
         rate = _rate(learning_rate, state.count, state.estim_lr) * _corrections(b1, b2, count, updates)
         weighted = tree.map(lambda t, v: t / plus(torch.sqrt(v), eps), state.grad_sum, state.exp_avg_sq)
-        numerator = sb2 * state.numerator_weighted + (1 - sb2) * rate * tree.vdot(updates, weighted)
-        share = (1 - sb2) * rate
+        numerator = decay * state.numerator_weighted + (1 - decay) * rate * tree.vdot(updates, weighted)
+        share = (1 - decay) * rate
 
         def step(g: Tensor, m: Tensor, v: Tensor, total: Tensor, p: Tensor) -> tuple[Tensor, ...]:
             m = lerp(m, like(rate, g) * g, 1 - b1)
@@ -137,7 +138,7 @@ def dadapt_adamw(
 
         states = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
         new, (m, v, total) = leafwise(step, updates, states, params)
-        estimate = torch.maximum(state.estim_lr, numerator / ((1 - sb2) * _size(total)))
+        estimate = torch.maximum(state.estim_lr, numerator / ((1 - decay) * _size(total)))
         return new, DAdaptAdamWState(m, v, total, estimate, numerator, count)
 
     return GradientTransformationExtraArgs(init, update)

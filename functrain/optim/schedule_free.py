@@ -66,7 +66,7 @@ def schedule_free(
         zero = torch.zeros((), dtype=working_dtype(params), device=device_of(params))
         z = tree.map(lambda p: p.to(state_dtype or p.dtype, copy=True), params)
         first = zero_count(params) + 1
-        return ScheduleFreeState(zero + b1, zero, first, zero.clone(), base.init(params), z)
+        return ScheduleFreeState(zero + like(b1, zero), zero, first, zero.clone(), base.init(params), z)
 
     def update(
         updates: Updates, state: ScheduleFreeState, params: Params | None = None, **extra_args: Any
@@ -76,7 +76,7 @@ def schedule_free(
         max_lr = torch.maximum(
             state.max_lr, torch.as_tensor(rate, dtype=state.max_lr.dtype, device=state.max_lr.device)
         )
-        weight = max_lr**weight_lr_power
+        weight = max_lr ** like(weight_lr_power, max_lr)
         total = state.weight_sum + weight
         # a weight of 0 at a learning rate of 0 leaves the average alone; NaN goes on to be seen
         share = torch.where(total == 0, 0.0, weight / torch.where(total == 0, 1.0, total))

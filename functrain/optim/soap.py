@@ -69,6 +69,7 @@ def scale_by_soap(
         # moments stay 0 at the first update, and so does what is made of them
         started = (state.count > 0).to(working_dtype(updates))
         corrections = torch.clamp(state.count, min=1)
+        unstarted = 1 - started  # under the root in place of 0, where its slope would be infinite
         mu_factor, nu_factor = debias(b1, corrections, updates), debias(b2, corrections, updates)
         bases = group(tree.leaves(state.basis), updates)
         rows = iter(bases)
@@ -77,7 +78,7 @@ def scale_by_soap(
             basis = next(rows)
             m = lerp(m, g, started * (1 - b1))
             v = lerp(v, abs_sq(_rotated(g, basis)), started * (1 - b2))
-            mu_hat, nu_hat = like(mu_factor, m) * _rotated(m, basis), like(nu_factor, v) * v
+            mu_hat, nu_hat = like(mu_factor, m) * _rotated(m, basis), like(nu_factor, v) * v + like(unstarted, v)
             new = _rotated_back(mu_hat / plus(torch.sqrt(nu_hat), eps), basis)
             return new.to(g.dtype), m, v
 

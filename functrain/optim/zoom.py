@@ -10,7 +10,7 @@ from torch import Tensor
 import functrain.tree as tree
 from functrain.optim.line_search import ValueFn, bind, check_given, slope_along, violation
 from functrain.optim.looping import while_loop
-from functrain.optim.numerics import device_of, working_dtype, zero_count
+from functrain.optim.numerics import device_of, like, working_dtype, zero_count
 from functrain.optim.transformation import GradientTransformationExtraArgs, Updates, check_params, check_trainable
 from functrain.schedules import Scalar
 from functrain.transforms import value_and_grad
@@ -74,7 +74,8 @@ def scale_by_zoom_linesearch(
 
     The update takes `value`, `grad`, `value_fn(params)` and the keyword arguments of `value_fn`. Eagerly each try reads
     a number to the host; vmapped or compiled, all tries are made. Numbers are float32, or float64 where a leaf is.
-    Equals `optax.scale_by_zoom_linesearch`.
+    A search is not to be differentiated through: its decisions have no derivative. Equals
+    `optax.scale_by_zoom_linesearch`.
 
     Source: Nocedal and Wright 1999, algorithms 3.5 and 3.6; Hager and Zhang 2006, equations 23, 26 and 27.
 
@@ -106,28 +107,30 @@ def scale_by_zoom_linesearch(
         check_given(name, value=value, grad=grad, value_fn=value_fn)
         assert value_fn is not None and value is not None
         both = value_and_grad(bind(value_fn, extra_args, name))
-        like = state.learning_rate
-        start_value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-        start = _Point(torch.zeros_like(like), start_value, slope_along(updates, grad).to(like.dtype))
-        guess = torch.ones_like(like) if initial_guess_strategy == "one" else like
+        last = state.learning_rate
+        start_value = torch.as_tensor(value, dtype=last.dtype, device=last.device)
+        start = _Point(torch.zeros_like(last), start_value, slope_along(updates, grad).to(last.dtype))
+        guess = torch.ones_like(last) if initial_guess_strategy == "one" else last
 
         def decrease_error(new: _Point) -> Tensor:
-            error = new.value - start.value - slope_rtol * new.at * start.slope
+            error = new.value - start.value - like(slope_rtol, last) * new.at * start.slope
             if approx_dec_rtol is not None:
-                near = new.value - start.value - approx_dec_rtol * torch.abs(start.value)
-                error = torch.minimum(torch.maximum(new.slope - (2 * slope_rtol - 1.0) * start.slope, near), error)
+                near = new.value - start.value - like(approx_dec_rtol, last) * torch.abs(start.value)
+                error = torch.minimum(
+                    torch.maximum(new.slope - (2 * like(slope_rtol, last) - 1.0) * start.slope, near), error
+                )
             return violation(error)
 
         def body(old: _Search) -> _Search:
-            larger = torch.where(old.tries == 0, guess, increase_factor * old.now.at)
+            larger = torch.where(old.tries == 0, guess, like(increase_factor, last) * old.now.at)
             at_limit = torch.zeros_like(old.done)
             if max_learning_rate is not None:
-                at_limit, larger = larger >= max_learning_rate, torch.clamp(larger, max=max_learning_rate)
-            at = torch.where(old.bracketed, _between(old), larger).to(like.dtype)
+                at_limit, larger = larger >= max_learning_rate, torch.clamp(larger, max=like(max_learning_rate, last))
+            at = torch.where(old.bracketed, _between(old), larger).to(last.dtype)
             found, new_grad = both(tree.add_scale(params, at, updates))
-            new = _Point(at, found.to(like.dtype), slope_along(updates, new_grad).to(like.dtype))
+            new = _Point(at, found.to(last.dtype), slope_along(updates, new_grad).to(last.dtype))
             decrease = decrease_error(new)
-            curvature = violation(torch.abs(new.slope) - curv_rtol * torch.abs(start.slope))
+            curvature = violation(torch.abs(new.slope) - like(curv_rtol, last) * torch.abs(start.slope))
             # while bracketing the last point with enough decrease is kept, then the lowest
             better = (decrease <= tol) & (~old.bracketed | (new.value < old.safe.value))
             safe, safe_grad = tree.where(better, (new, new_grad), (old.safe, old.safe_grad))
@@ -145,7 +148,7 @@ def scale_by_zoom_linesearch(
                 safe_grad,
             )  # fmt: skip
 
-        no, infinite = torch.zeros_like(like, dtype=torch.bool), torch.full_like(like, torch.inf)
+        no, infinite = torch.zeros_like(last, dtype=torch.bool), torch.full_like(last, torch.inf)
         first = _Search(
             torch.zeros_like(state.info.num_linesearch_steps), start, grad, infinite, infinite, no, no, no,
             start, start, start, start, grad,
