@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -99,19 +100,19 @@ def scale_by_muon(
     def update(updates: Updates, state: MuonState, params: Params | None = None) -> tuple[Updates, MuonState]:
         count = state.count + 1
         mu_factor, now_factor = nesterov_factors(beta, count, updates, nesterov)
-        numbers = iter(_numbers(weight_dimension_numbers, updates))
 
-        def step(g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        def average(g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
             m = lerp(m, g, 1 - beta)
             mu_hat = like(mu_factor, m) * m
-            mu_hat = add_scaled(mu_hat, now_factor, g) if nesterov else mu_hat
-            new = orthogonalize_via_newton_schulz(
-                mu_hat, state.ns_coeffs, ns_steps, preconditioning, eps, next(numbers)
-            )
-            return torch.sum(mu_hat.conj() * new) * new if adaptive else new, m
+            return add_scaled(mu_hat, now_factor, g) if nesterov else mu_hat, m
 
-        updates, (mu,) = leafwise(step, updates, (state.mu,))
-        return updates, MuonState(count, mu, state.ns_coeffs)
+        averages, (mu,) = leafwise(average, updates, (state.mu,))
+        leaves, structure = tree.flatten(averages)
+        numbers = _numbers(weight_dimension_numbers, averages)
+        new = _orthogonalize_all(leaves, numbers, state.ns_coeffs, ns_steps, preconditioning, eps)
+        if adaptive:
+            new = [torch.sum(old.conj() * leaf) * leaf for old, leaf in zip(leaves, new, strict=True)]
+        return tree.unflatten(structure, new), MuonState(count, mu, state.ns_coeffs)
 
     return GradientTransformation(init, update)
 
@@ -225,23 +226,57 @@ def orthogonalize_via_newton_schulz(
 
     Raises: ValueError for a tensor that is no matrix and has no dimension numbers.
     """
+    return _orthogonalize_all([x], [dimension_numbers], ns_coeffs, ns_steps, preconditioning, eps)[0]
+
+
+def _orthogonalize_all(
+    leaves: Sequence[Tensor],
+    numbers: Sequence[MuonDimensionNumbers | None],
+    coefficients: Tensor,
+    steps: int,
+    preconditioning: str,
+    eps: Scalar,
+) -> list[Tensor]:
+    """Orthogonalize each leaf, those of one shape as one batch: a compiler takes as long over a batch as over a matrix.
+
+    The same as each by itself, to rounding.
+    """
     if preconditioning not in ("frobenius", "spectral", "aol", "schatten"):
         raise ValueError(f"newton_schulz: unknown preconditioning {preconditioning!r}; see the docstring for the four")
-    if x.dim() != 2 and dimension_numbers is None:
-        raise ValueError(f"newton_schulz: {tuple(x.shape)} is no matrix; pass MuonDimensionNumbers for it")
-    numbers = MuonDimensionNumbers() if x.dim() == 2 else dimension_numbers
-    assert numbers is not None
-    inputs, outputs = _dims(x, numbers)
-    batch = [dim for dim in range(x.dim()) if dim not in (*inputs, *outputs)]
-    order = [*batch, *inputs, *outputs]
-    moved = x.permute(order)
-    rows = math.prod([x.shape[dim] for dim in inputs])
-    m = moved.reshape(-1, rows, math.prod([x.shape[dim] for dim in outputs]))  # (B, inputs, outputs)
-    tall = m.shape[-2] > m.shape[-1]
-    m = _newton_schulz(m.mT if tall else m, ns_coeffs.to(x.dtype), ns_steps, preconditioning, eps)
-    m = m.mT if tall else m
-    back = [order.index(dim) for dim in range(x.dim())]
-    return m.reshape(moved.shape).permute(back)
+    layouts = [_Matrices(leaf, of) for leaf, of in zip(leaves, numbers, strict=True)]
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for i, (leaf, layout) in enumerate(zip(leaves, layouts, strict=True)):
+        alike[layout.rows, layout.columns, leaf.dtype, leaf.device].append(i)
+    done: dict[int, Tensor] = {}
+    for group in alike.values():
+        batches = [layouts[i].take(leaves[i]) for i in group]
+        joined = torch.cat(batches) if len(batches) > 1 else batches[0]
+        new = _newton_schulz(joined, coefficients.to(joined.dtype), steps, preconditioning, eps)
+        parts = new.split([batch.shape[0] for batch in batches])
+        done.update({i: layouts[i].put_back(part) for i, part in zip(group, parts, strict=True)})
+    return [done[i] for i in range(len(leaves))]
+
+
+class _Matrices:
+    """How a leaf is a batch of matrices that are not higher than wide."""
+
+    def __init__(self, x: Tensor, numbers: MuonDimensionNumbers | None) -> None:
+        if x.dim() != 2 and numbers is None:
+            raise ValueError(f"newton_schulz: {tuple(x.shape)} is no matrix; pass MuonDimensionNumbers for it")
+        inputs, outputs = _dims(x, MuonDimensionNumbers() if numbers is None or x.dim() == 2 else numbers)
+        batch = [dim for dim in range(x.dim()) if dim not in (*inputs, *outputs)]
+        size_in, size_out = [math.prod([x.shape[dim] for dim in dims]) for dims in (inputs, outputs)]
+        self.rows, self.columns = min(size_in, size_out), max(size_in, size_out)
+        # a high matrix is taken as its transpose
+        self.order = [*batch, *inputs, *outputs] if size_in <= size_out else [*batch, *outputs, *inputs]
+        self.moved = [x.shape[dim] for dim in self.order]
+
+    def take(self, x: Tensor) -> Tensor:
+        return x.permute(self.order).reshape(-1, self.rows, self.columns)  # (B, rows, columns)
+
+    def put_back(self, matrices: Tensor) -> Tensor:
+        back = [self.order.index(dim) for dim in range(len(self.order))]
+        return matrices.reshape(self.moved).permute(back)
 
 
 def _newton_schulz(x: Tensor, coefficients: Tensor, steps: int, preconditioning: str, eps: Scalar) -> Tensor:
