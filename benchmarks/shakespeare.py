@@ -44,7 +44,7 @@ class Preset:
 
 PRESETS = {
     "nanogpt": Preset(),
-    "fast": Preset(batch=16, steps=400, peak=6e-3, warmup=20, muon_peak=0.03, attention="math"),
+    "fast": Preset(batch=16, steps=450, peak=6e-3, warmup=20, muon_peak=0.03, attention="math"),
 }
 
 
