@@ -217,7 +217,7 @@ KEPT = {"save": [3, 4], "overwrite": [1, 2, 3], "retention": [2, 3, 4, 6, 7], "a
 
 def every_call(folder: Path) -> dict[str, int]:
     """Kill at each call in turn: once with half of the last write done, once with a power cut."""
-    points = 0
+    points = dict.fromkeys(SCENARIOS, 0)
     for name, scenario in SCENARIOS.items():
         root = folder / name
         root.mkdir()
@@ -244,8 +244,8 @@ def every_call(folder: Path) -> dict[str, int]:
                 _goes_on(run, all_saves, count, scenario.options)
                 assert [run_step(path) for path in checkpoint.list(run)] == KEPT[name], run
                 shutil.rmtree(run)
-                points += 1
-    return {"points": points}
+                points[name] += 1
+    return points
 
 
 def _saves(run: Path, saves: Sequence[Save], said: Path, options: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ STEPS = 40
 SAVED_EVERY = 3
 
 
-def train(run: Path, steps: int = STEPS) -> TrainState:
+def train(run: Path, steps: int = STEPS, *, asynchronous: bool = False) -> TrainState:
     """Train, or go on training, to the last step, and save the state as RUN/final."""
     torch.set_num_threads(1)
     config = gpt2.Config(vocab=64, context=8, layers=1, heads=2, width=16, dropout=0.2)
@@ -40,7 +40,7 @@ def train(run: Path, steps: int = STEPS) -> TrainState:
     newest = checkpoint.latest(run)
     if newest is not None:
         state = checkpoint.load(newest, like=state)
-    hook = checkpoint.every(SAVED_EVERY, run)
+    hook = checkpoint.every(SAVED_EVERY, run, asynchronous=asynchronous)
     step = train_step(loss_fn, optimizer, accumulate=2)
     state = fit(step, state, Noted(run / "batches"), steps=steps, every=[hook])
     checkpoint.save(run / "final", state)
