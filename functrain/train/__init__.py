@@ -1,6 +1,7 @@
 """The step, the state it steps, and the loop around it."""
 
 from functrain.train import privacy
+from functrain.train.guard import Diverged, Guard, skip_nonfinite, skip_spikes, stop_after
 from functrain.train.loop import Interrupted, every, fit
 from functrain.train.per_example import noise_scale_step, private_step
 from functrain.train.state import TrainState, init_state
@@ -8,6 +9,6 @@ from functrain.train.step import train_step
 from functrain.train.sweeping import Sweep, grid, sweep
 
 __all__ = [
-    "Interrupted", "Sweep", "TrainState", "every", "fit", "grid", "init_state", "noise_scale_step", "privacy",
-    "private_step", "sweep", "train_step",
+    "Diverged", "Guard", "Interrupted", "Sweep", "TrainState", "every", "fit", "grid", "init_state", "noise_scale_step",
+    "privacy", "private_step", "skip_nonfinite", "skip_spikes", "stop_after", "sweep", "train_step",
 ]  # fmt: skip

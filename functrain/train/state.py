@@ -9,6 +9,7 @@ from torch import Tensor
 
 from functrain import tree
 from functrain.optim import GradientTransformation
+from functrain.train.guard import Guard
 from functrain.transforms.loss_scale import LossScale
 from functrain.tree import Params, Tree
 
@@ -20,6 +21,7 @@ class TrainState(NamedTuple):
     key: Tensor  # (2,), int32: step t uses fold_in(key, t)
     loss_scale: Tree = None  # of ft.loss_scale; None where the loss is not scaled
     buffers: Tree = None  # what the loss updates without a gradient, such as batch-norm statistics; None without any
+    guard: Tree = None  # of ft.train.skip_nonfinite or skip_spikes; None where no step is skipped by one
 
 
 def init_state(
@@ -29,8 +31,9 @@ def init_state(
     key: Tensor,
     loss_scale: LossScale | None = None,
     buffers: Tree = None,
+    guard: Guard | None = None,
 ) -> TrainState:
-    """Return the state before the first step of `ft.train_step` with the same optimizer and `loss_scale`.
+    """Return the state before the first step of `ft.train_step` with the same optimizer, `loss_scale` and `guard`.
 
     `buffers` is a tree of tensors for `ft.train_step(..., buffers=True)`; they are copied.
 
@@ -54,4 +57,5 @@ def init_state(
     scale = None if loss_scale is None else loss_scale.init(device)
     # copied: two states must not share a memory that one of them may give away
     buffers = tree.map(lambda leaf: leaf.detach().to(device, copy=True), buffers)
-    return TrainState(step, params, optimizer.init(params), key.to(device, copy=True), scale, buffers)
+    guarded = None if guard is None else guard.init(device)
+    return TrainState(step, params, optimizer.init(params), key.to(device, copy=True), scale, buffers, guarded)

@@ -11,6 +11,7 @@ from torch import Tensor
 from functrain import random, transforms, tree
 from functrain.losses import Loss
 from functrain.optim import GradientTransformation, apply_updates
+from functrain.train.guard import Guard
 from functrain.train.state import TrainState
 from functrain.transforms import accumulation
 from functrain.transforms.loss_scale import LossScale, finite, unscale, wide
@@ -36,6 +37,7 @@ def train_step(
     accumulate_rows: int | None = None,
     loss_scale: LossScale | None = None,
     buffers: bool = False,
+    guard: Guard | None = None,
 ) -> transforms.Staged:
     """Make the function `(state, batch) -> (state, metrics)` that takes one step.
 
@@ -54,8 +56,13 @@ def train_step(
     infinite or NaN, in any slice, leaves params, opt_state and buffers as they were and is counted in `state.step`
     alone; the scale follows. `init_state` takes the same `loss_scale`.
 
+    With `guard`, so does a step that the guard does not keep: `ft.train.skip_nonfinite()` skips a loss or gradient that
+    is not finite, `skip_spikes()` also a loss that stands out; steps that are kept keep their bits. `init_state` takes
+    the same `guard`.
+
     Metrics: "loss" (total / weight), "weight", "grad_norm" (before the optimizer), and each of the loss's own divided
-    by weight; with `loss_scale` also the "loss_scale" of this step and "skipped", 0 or 1. All are () tensors.
+    by weight; with `loss_scale` also the "loss_scale" of this step; with either, "skipped", 0 or 1; with `guard`,
+    "skipped_in_row" and "skipped_in_all". All are () tensors.
 
     Raises: TypeError for a loss that is no Loss where slices are added, since the mean of each slice would count as
     much however few of its rows count; ValueError for a state made with other options.
@@ -100,7 +107,7 @@ def train_step(
     of_slices = accumulation.sums(of_slice, parts, rows=accumulate_rows, buffers=True)
 
     def gradients(state: TrainState, batch: Batch) -> _Found:
-        _check_state(state, loss_scale, buffers)
+        _check_state(state, loss_scale, buffers, guard)
         scale = None if loss_scale is None else state.loss_scale.scale
         if not looped:  # the key is folded where it is compiled with the loss
             args = (*((state.buffers,) if buffers else ()), batch, state.key, state.step)
@@ -128,18 +135,20 @@ def train_step(
             opt_state=opt_state,
             buffers=new_buffers,
         )
-        if loss_scale is None:
+        if loss_scale is None and guard is None:
             return new, metrics
         good = finite(grads)
+        if loss_scale is not None:
+            new = new._replace(loss_scale=loss_scale.update(state.loss_scale, good))
+            # cloned: a donated state's scale is overwritten
+            metrics["loss_scale"] = state.loss_scale.scale.clone()
+        if guard is not None:
+            good, judged = guard.judge(state.guard, metrics["loss"], good & torch.isfinite(metrics["loss"]))
+            new = new._replace(guard=judged)
+            metrics |= {"skipped_in_row": judged.in_row.clone(), "skipped_in_all": judged.skipped.clone()}
         kept = tree.where(good, (new.params, opt_state, new_buffers), (state.params, state.opt_state, state.buffers))
-        new = new._replace(
-            params=kept[0],
-            opt_state=kept[1],
-            buffers=kept[2],
-            loss_scale=loss_scale.update(state.loss_scale, good),
-        )
-        # cloned: a donated state's scale is overwritten
-        return new, metrics | {"loss_scale": state.loss_scale.scale.clone(), "skipped": (~good).float()}
+        new = new._replace(params=kept[0], opt_state=kept[1], buffers=kept[2])
+        return new, metrics | {"skipped": (~good).float()}
 
     return transforms.Staged(gradients, update, looped=looped)
 
@@ -166,13 +175,14 @@ def _loss(result: Any, looped: bool) -> Loss:
     return Loss(value, torch.ones((), device=value.device), metrics)
 
 
-def _check_state(state: TrainState, loss_scale: LossScale | None, buffers: bool) -> None:
-    if (state.loss_scale is None) != (loss_scale is None):
-        there, here = ("no", "one") if state.loss_scale is None else ("one", "none")
-        raise ValueError(
-            f"train_step: the state has {there} loss scale and the step {here}; give init_state and train_step the "
-            "same loss_scale"
-        )
+def _check_state(state: TrainState, loss_scale: LossScale | None, buffers: bool, guard: Guard | None) -> None:
+    for name, theirs, ours in (("loss_scale", state.loss_scale, loss_scale), ("guard", state.guard, guard)):
+        if (theirs is None) != (ours is None):
+            there, here = ("no", "one") if theirs is None else ("one", "none")
+            raise ValueError(
+                f"train_step: the state has {there} {name.replace('_', ' ')} and the step {here}; give init_state and "
+                f"train_step the same {name}"
+            )
     if not buffers and tree.leaves(state.buffers):
         raise ValueError(
             "train_step: the state has buffers that the step does not update; pass buffers=True, and take them as the "

@@ -1,0 +1,118 @@
+"""Steps that must not count: which ones leave the state as it was, and when too many in a row end the run.
+
+A guard is a pair of pure functions and its state a tree of tensors, as an optimizer is: `ft.train_step(..., guard=g)`
+and `ft.init_state(..., guard=g)`. Nothing is read back to the host but by the hook `stop_after`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from functrain.tree import Tree
+
+
+class Guard(NamedTuple):
+    """`init(device) -> state`, and `judge(state, loss, good) -> (keep, state)` after each step."""
+
+    init: Callable[..., Any]
+    judge: Callable[[Any, Tensor, Tensor], tuple[Tensor, Any]]
+
+
+class SkipState(NamedTuple):
+    skipped: Tensor  # (), int64: steps skipped in all
+    in_row: Tensor  # (), int64: of them, the last ones without one between that was taken
+
+
+class SpikeState(NamedTuple):
+    skipped: Tensor  # (), int64: steps skipped in all
+    in_row: Tensor  # (), int64: of them, the last ones without one between that was taken
+    count: Tensor  # type: ignore[assignment]  # (), int64: steps taken
+    losses: Tensor  # (window,), float32: the losses of the last of them, in a ring
+
+
+def skip_nonfinite() -> Guard:
+    """Skip a step whose loss or gradient holds an infinity or a NaN."""
+
+    def init(device: torch.device | str | None = None) -> SkipState:
+        return SkipState(_zero(device), _zero(device))
+
+    def judge(state: SkipState, loss: Tensor, good: Tensor) -> tuple[Tensor, SkipState]:
+        return good, SkipState(*_counts(state, good))
+
+    return Guard(init, judge)
+
+
+def skip_spikes(window: int = 128, deviations: float = 6.0) -> Guard:
+    """Skip a step that is not finite, or whose loss is a spike.
+
+    A spike is more than so many standard deviations above the mean of the last `window` losses that were taken; none is
+    one before half a window. A skipped loss enters no mean: where the loss stays high, every step is skipped, and
+    `stop_after` ends the run.
+
+    Raises: ValueError for a window below 2 or deviations that are not positive.
+    """
+    if type(window) is not int or window < 2:
+        raise ValueError(f"skip_spikes: expected a window of at least 2 losses, came {window!r}")
+    if not 0.0 < deviations < float("inf"):
+        raise ValueError(f"skip_spikes: expected positive deviations, came {deviations!r}")
+
+    def init(device: torch.device | str | None = None) -> SpikeState:
+        losses = torch.zeros(window, dtype=torch.float32, device=device)
+        return SpikeState(_zero(device), _zero(device), _zero(device), losses)
+
+    def judge(state: SpikeState, loss: Tensor, good: Tensor) -> tuple[Tensor, SpikeState]:
+        places = torch.arange(window, device=loss.device)
+        seen, number = places < state.count, state.count.clamp(max=window)
+        mean = state.losses.sum() / number.clamp(min=1)
+        squares = torch.where(seen, (state.losses - mean) ** 2, 0.0).sum() / (number - 1).clamp(min=1)
+        spike = (state.count >= max(2, window // 2)) & (loss.float() - mean > deviations * squares.sqrt())
+        keep = good & ~spike
+        losses = torch.where((places == state.count % window) & keep, loss.float(), state.losses)
+        return keep, SpikeState(*_counts(state, keep), state.count + keep, losses)
+
+    return Guard(init, judge)
+
+
+def _zero(device: torch.device | str | None) -> Tensor:
+    return torch.zeros((), dtype=torch.int64, device=device)
+
+
+def _counts(state: SkipState | SpikeState, keep: Tensor) -> tuple[Tensor, Tensor]:
+    return state.skipped + ~keep, torch.where(keep, 0, state.in_row + 1)
+
+
+class Diverged(ArithmeticError):
+    """Too many steps in a row were skipped; `state` is the last one, whose params no skipped step has touched."""
+
+    def __init__(self, step: int, in_row: int, state: Any) -> None:
+        self.step, self.in_row, self.state = step, in_row, state
+        super().__init__(
+            f"step {step}: {in_row} steps in a row were skipped, as not finite or as spikes; try a smaller learning "
+            "rate or another precision, and go on from the last checkpoint"
+        )
+
+
+def stop_after(in_row: int, *, read_every: int = 1) -> Callable[[int, Tree, dict[str, Any]], None]:
+    """Return a hook for `fit` that raises `Diverged` once so many steps in a row were skipped by the step's guard.
+
+    It reads a number from the device after every `read_every` steps, which waits for the device: a row that ends in
+    between is no reason to stop.
+
+    Raises: ValueError for numbers below 1; from the hook, Diverged, and ValueError for a step without a guard.
+    """
+    for name, value in (("in_row", in_row), ("read_every", read_every)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"stop_after: expected {name} of at least 1, came {value!r}")
+
+    def hook(t: int, state: Tree, metrics: dict[str, Any]) -> None:
+        if "skipped_in_row" not in metrics:
+            came = ", ".join(metrics) or "none"
+            raise ValueError(f"stop_after: expected a metric 'skipped_in_row', came {came}; give train_step a guard=")
+        if t % read_every == 0 and (seen := int(metrics["skipped_in_row"])) >= in_row:
+            raise Diverged(t, seen, state)
+
+    return hook

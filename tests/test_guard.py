@@ -1,0 +1,164 @@
+"""A skipped step changes nothing but the counts, a kept one keeps its bits, and a row of skips ends the run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import functrain as ft
+from functrain import checkpoint, tree
+from functrain.train import Diverged, fit, skip_nonfinite, skip_spikes, stop_after
+
+LAW = settings(deadline=None, derandomize=True, max_examples=25)
+OPTIMIZER = ft.optim.chain(ft.optim.clip_by_global_norm(1.0), ft.optim.adamw(1e-2))
+
+
+def loss_fn(params: Any, buffers: Any, batch: Any, key: Any) -> Any:
+    error = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    loss = ft.Loss((error**2).sum() * batch["times"], torch.tensor(float(len(error))), {})
+    return loss, {"seen": buffers["seen"] * 0.9 + batch["x"].mean(0)}
+
+
+def batch(number: int, times: float = 1.0) -> Any:
+    key = ft.random.key(number)
+    x = ft.random.normal(key, (4, 3))
+    return {"x": x, "y": x.sum(1), "times": torch.full((4,), times)}
+
+
+def start(guard: Any, loss_scale: Any = None) -> Any:
+    params = {"w": torch.ones(3) * 0.1, "b": torch.zeros(())}
+    buffers = {"seen": torch.zeros(3)}
+    return ft.init_state(params, OPTIMIZER, key=ft.random.key(0), buffers=buffers, guard=guard, loss_scale=loss_scale)
+
+
+def made(guard: Any, accumulate: int = 1, loss_scale: Any = None) -> Any:
+    def one(params: Any, buffers: Any, rows: Any, key: Any) -> Any:
+        return loss_fn(params, buffers, {**rows, "times": rows["times"][0]}, key)
+
+    return ft.train_step(
+        one, OPTIMIZER, accumulate=accumulate, buffers=True, guard=guard, loss_scale=loss_scale
+    )  # fmt: skip
+
+
+def trained(state: Any) -> Any:
+    return state.params, state.opt_state, state.buffers
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True))
+
+
+@LAW
+@given(st.lists(st.sampled_from([1.0, 1.0, math.nan, math.inf, -math.inf]), max_size=9), st.sampled_from([1, 2]))
+def test_skipped_steps_are_as_if_they_had_not_been(times: list[float], accumulate: int) -> None:
+    guard = skip_nonfinite()
+    guarded, plain = made(guard, accumulate), made(None, accumulate)
+    state, wanted, in_row = start(guard), start(None), 0
+    for number, factor in enumerate(times):
+        before = state
+        state, metrics = guarded(state, batch(number, factor))
+        good = math.isfinite(factor)
+        in_row = 0 if good else in_row + 1
+        if good:
+            wanted, other = plain(wanted, batch(number))
+            assert torch.equal(metrics["loss"], other["loss"])
+        else:
+            assert same(trained(state), trained(before))
+        assert same(trained(state), trained(wanted))
+        assert (float(metrics["skipped"]), int(metrics["skipped_in_row"])) == (float(not good), in_row)
+    assert int(state.step) == len(times)
+    assert int(state.guard.skipped) == sum(not math.isfinite(factor) for factor in times)
+
+
+@pytest.mark.parametrize("made_guard", [skip_nonfinite, lambda: skip_spikes(4, 3.0)], ids=["nonfinite", "spikes"])
+def test_compiled_and_donated_equals_eager_and_guarding_changes_no_bit(made_guard: Any) -> None:
+    guard = made_guard()
+    eager, compiled, plain = made(guard), ft.compile(made(guard), donate=True), ft.compile(made(None))
+    a, b, c = start(guard), start(guard), start(None)
+    for number, factor in enumerate((1.0, 1.0, math.nan, 1.0, 1e6, 1.0)):
+        a, seen = eager(a, batch(number, factor))
+        b, found = compiled(b, batch(number, factor))
+        assert torch.equal(seen["skipped"], found["skipped"])
+        assert torch.equal(seen["skipped_in_all"], found["skipped_in_all"])
+        if not seen["skipped"]:
+            c, _ = plain(c, batch(number, factor))
+        assert same(trained(b), trained(c))
+    # one rounding of the error's sum of squares, compiled as a product and a sum in one
+    torch.testing.assert_close(trained(a), trained(b), rtol=1e-5, atol=1e-6)
+
+
+def test_a_spike_is_skipped_and_a_window_of_losses_decides() -> None:
+    guard = skip_spikes(window=6, deviations=4.0)
+    state, good = guard.init(), torch.tensor(True)
+    seen: list[float] = []
+    for loss in (9.0, 5.0, 100.0, 4.0, 4.2, 4.1, 300.0, math.nan, 4.0, 3.9, 6.0):
+        finite = torch.tensor(math.isfinite(loss))
+        kept = seen[-6:]
+        limit = math.inf if len(kept) < 3 else torch.tensor(kept).mean() + 4.0 * torch.tensor(kept).std()
+        keep, state = guard.judge(state, torch.tensor(loss), good & finite)
+        assert bool(keep) == (math.isfinite(loss) and loss <= limit), loss
+        seen += [loss] if keep else []
+    # the third was before half a window; it left the window before the 6.0 came
+    assert seen == [9.0, 5.0, 100.0, 4.0, 4.2, 4.1, 4.0, 3.9, 6.0] and int(state.skipped) == 2
+
+
+def test_with_a_loss_scale_both_skip_and_the_scale_follows_overflow_alone() -> None:
+    guard, scale = skip_spikes(2, 2.0), ft.loss_scale.dynamic(4.0)
+    step, state = made(guard, loss_scale=scale), start(guard, scale)
+    for number, factor in enumerate((1.0, 1.0, 1.0, 1e6)):
+        state, metrics = step(state, batch(number, factor))
+    assert float(metrics["skipped"]) == 1.0 and float(state.loss_scale.scale) == 4.0
+    state, metrics = step(state, batch(9, math.inf))
+    assert float(metrics["skipped"]) == 1.0 and float(state.loss_scale.scale) == 2.0
+    assert int(metrics["skipped_in_row"]) == 2 and int(metrics["skipped_in_all"]) >= 2
+
+
+class Batches:
+    """Batch t, not finite from `bad` on."""
+
+    def __init__(self, bad: int) -> None:
+        self.bad = bad
+
+    def __getitem__(self, t: int) -> Any:
+        return batch(t, math.nan if t >= self.bad else 1.0)
+
+
+@pytest.mark.parametrize(("read_every", "stops"), [(1, 8), (5, 10)])
+def test_a_row_of_skipped_steps_ends_the_run_with_the_last_good_state(read_every: int, stops: int) -> None:
+    guard = skip_nonfinite()
+    step = made(guard)
+    with pytest.raises(Diverged, match=f"step {stops}: {stops - 5} steps in a row were skipped") as caught:
+        fit(step, start(guard), Batches(5), steps=99, every=[stop_after(3, read_every=read_every)])
+    assert same(trained(caught.value.state), trained(fit(step, start(guard), Batches(5), steps=5)))
+
+
+def test_counts_are_saved_so_a_run_that_is_started_again_stops_at_the_same_step(tmp_path: Path) -> None:
+    guard = skip_spikes(4)
+    step = made(guard)
+    state = fit(step, start(guard), Batches(5), steps=6, every=[checkpoint.every(1, tmp_path)])
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None
+    again = checkpoint.load(newest, like=start(guard))
+    assert same(again, state) and tree.structure(again) == tree.structure(state)
+    with pytest.raises(Diverged, match="step 8: 3 steps"):
+        fit(step, again, Batches(5), steps=99, every=[stop_after(3)])
+
+
+def test_what_cannot_be_is_told() -> None:
+    with pytest.raises(ValueError, match="the state has no guard and the step one; give init_state and train_step the"):
+        made(skip_nonfinite())(start(None), batch(0))
+    with pytest.raises(ValueError, match="the state has one guard and the step none"):
+        made(None)(start(skip_nonfinite()), batch(0))
+    with pytest.raises(ValueError, match="expected a metric 'skipped_in_row', came loss; give train_step a guard="):
+        stop_after(3)(1, None, {"loss": torch.tensor(1.0)})
+    for bad in (lambda: stop_after(0), lambda: stop_after(1, read_every=0), lambda: skip_spikes(1)):
+        with pytest.raises(ValueError, match="expected"):
+            bad()
+    with pytest.raises(ValueError, match="positive deviations"):
+        skip_spikes(4, -1.0)
