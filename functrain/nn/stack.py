@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,5 +53,8 @@ def _kind(leaf: Any) -> Any:
     return leaf
 
 
-# the number of a kind of block is all that decides whether a region's code is used again
-_region = torch.compiler.nested_compile_region(_run, max_reuse_entries=1024, reuse_hash_fn=lambda number, *_: number)
+# The number of a kind of block is all that decides whether a region's code is used again. In a torch without
+# these options Dynamo looks at each layer again, which takes longer and comes to the same code.
+_OPTIONS: dict[str, Any] = {"max_reuse_entries": 1024, "reuse_hash_fn": lambda number, *_: number}
+_KNOWN = inspect.signature(torch.compiler.nested_compile_region).parameters
+_region = torch.compiler.nested_compile_region(_run, **{k: v for k, v in _OPTIONS.items() if k in _KNOWN})

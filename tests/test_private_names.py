@@ -1,0 +1,80 @@
+"""Every private name of torch that the library uses is written down here, with what needs it, and is still there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import functrain as ft
+
+WHY = {
+    "torch._C._functorch": "what torch.func knows of a tensor, for a clear error about one that a function captured",
+    "torch._C._functorch.TransformType.Jvp": "see torch._C._functorch",
+    "torch._C._functorch.TransformType.Vmap": "see torch._C._functorch",
+    "torch._C._functorch.get_interpreter_stack": "see peek_interpreter_stack",
+    "torch._C._functorch.get_unwrapped": "see torch._C._functorch",
+    "torch._C._functorch.is_batchedtensor": "see torch._C._functorch",
+    "torch._C._functorch.is_functorch_wrapped_tensor": "see torch._C._functorch",
+    "torch._C._functorch.maybe_get_level": "see torch._C._functorch",
+    "torch._C._functorch.peek_interpreter_stack": "the only way to see a torch.func transform that the caller applied",
+    "torch._dynamo.config": "autograd inside a graph, and more than eight programs, are switches there",
+    "torch._foreach_copy_": "many small copies in one call",
+    "torch._functorch.aot_autograd.aot_module_simplified": "a functional graph, for a backend of our own",
+    "torch._functorch.compile_utils.fx_graph_cse": "the same thing computed once in that graph",
+    "torch._functorch.config": "the backward lowered with the forward, no donated buffers in regions",
+    "torch._guards.tracing": "a kernel compiled while another program is being compiled",
+    "torch._inductor.async_compile.AsyncCompile": "kernels of several graphs compiled side by side",
+    "torch._inductor.compile_fx.compile_fx": "a traced graph compiled without Dynamo's guards, which cost 50 us a call",
+    "torch._inductor.compile_fx.compile_fx_inner": "what compile_fx calls, wrapped for regions",
+    "torch._inductor.config": "options of one compilation, scoped",
+    "torch._inductor.cpu_vec_isa.supported_vec_isa_list": "the checks of the CPU, run beside the tracing",
+    "torch._inductor.cpu_vec_isa.x86_isa_checker": "see supported_vec_isa_list",
+    "torch._inductor.custom_graph_pass.CustomGraphPass": "a pass whose code is part of the cache's key",
+    "torch._inductor.custom_graph_pass.get_hash_for_files": "see CustomGraphPass",
+    "torch._inductor.exc.InvalidCxxCompiler": "how torch says that there is no compiler",
+    "torch._ops.OpOverload": "the type of an operation in a traced graph",
+    "torch.utils._python_dispatch._disable_current_modes": "a kernel compiled while tensors are traced",
+}
+
+
+def private_names() -> Iterator[str]:
+    for file in Path(ft.__file__).parent.rglob("*.py"):
+        found = ast.parse(file.read_text())
+        inner = {id(node.value) for node in ast.walk(found) if isinstance(node, ast.Attribute)}
+        for node in ast.walk(found):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+                yield from (
+                    f"{node.module}.{alias.name}" for alias in node.names if "._" in f"{node.module}.{alias.name}"
+                )
+            elif isinstance(node, ast.Import):
+                yield from (
+                    alias.name for alias in node.names if alias.name.startswith("torch.") and "._" in alias.name
+                )
+            elif isinstance(node, ast.Attribute) and id(node) not in inner:
+                name = re.sub("^_functorch", "torch._C._functorch", ast.unparse(node))
+                if name.startswith("torch.") and "._" in name and "__" not in name:
+                    yield name
+
+
+def there(name: str) -> bool:
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:cut]))
+        except ImportError:
+            continue
+        for part in parts[cut:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def test_every_private_name_of_torch_has_a_reason_and_is_there() -> None:
+    used = set(private_names())
+    assert used == set(WHY), "a private name needs a reason here, and a reason a name"
+    assert {name for name in used if not there(name)} == set()
