@@ -33,6 +33,7 @@ from functrain.transforms import (
     mixed_precision,
     per_example_grad,
     recompute,
+    recompute_layers,
     value_and_grad,
     vmap,
 )
@@ -50,6 +51,6 @@ def __getattr__(name: str) -> ModuleType:
 __all__ = [
     "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "compile", "data", "fit", "from_module",
     "generate", "grad", "init_state", "loss_scale", "losses", "mixed_precision", "models", "nn", "optim",
-    "per_example_grad", "random", "recompute", "schedules", "sweep", "testing", "to_module", "train", "train_step",
-    "transforms", "tree", "value_and_grad", "vmap",
+    "per_example_grad", "random", "recompute", "recompute_layers", "schedules", "sweep", "testing", "to_module",
+    "train", "train_step", "transforms", "tree", "value_and_grad", "vmap",
 ]  # fmt: skip

@@ -17,9 +17,12 @@ X = torch.arange(1.0, 4.0, dtype=torch.float64)
 
 @pytest.fixture(autouse=True)
 def found_as_left() -> Iterator[None]:
-    assert (engine.depth, engine.piecewise, engine.tracing, engine.blocks) == (0, False, False, [])
+    def found() -> tuple[Any, ...]:
+        return engine.depth, engine.piecewise, engine.tracing, engine.blocks, engine.layers_kept
+
+    assert found() == (0, False, False, [], 1.0)
     yield
-    assert (engine.depth, engine.piecewise, engine.tracing, engine.blocks) == (0, False, False, [])
+    assert found() == (0, False, False, [], 1.0)
     assert torch.is_grad_enabled()
 
 

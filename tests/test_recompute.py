@@ -161,11 +161,6 @@ def test_forward_mode_of_forward_mode_is_an_error() -> None:
 # ---- compiled ---------------------------------------------------------------------------------------------------
 
 
-def in_pieces(fn: Callable[..., Any], *args: Any) -> Any:
-    with torch.no_grad(), engine.compiling_losses():
-        return fn(*args)
-
-
 def layers_of(block: Callable[..., Any]) -> Callable[..., ft.Loss]:
     def loss(params: Any, x: Tensor, key: Tensor) -> ft.Loss:
         keys = ft.random.split(key, len(params)).unbind()
@@ -181,9 +176,54 @@ def test_a_compiled_loss_has_the_gradients_of_the_plain_one() -> None:
         return ft.nn.dropout(torch.tanh(x @ p["w"] + p["b"]), 0.3, key) + x
 
     expected = ft.value_and_grad(layers_of(block))(PARAMS, X, KEY)
-    again = layers_of(ft.recompute(block))
+    in_pieces = ft.value_and_grad(ft.recompute_layers(layers_of(block), budget=0.5))
+    with torch.no_grad(), engine.compiling_losses():
+        found = in_pieces(PARAMS, X, KEY)
     # float64 rounding of fused kernels
-    found = in_pieces(ft.value_and_grad(again), PARAMS, X, KEY)
     assert ft.tree.allclose(found, expected, rtol=1e-12, atol=1e-12)
-    whole = ft.compile(ft.value_and_grad(again))(PARAMS, X, KEY)
+    whole = ft.compile(ft.value_and_grad(layers_of(ft.recompute(block))))(PARAMS, X, KEY)
     assert ft.tree.allclose(whole, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_compiled_forward_mode_of_reverse_mode() -> None:
+    again = ft.recompute(lambda x: torch.sum(torch.sin(x) ** 2))
+    found = ft.compile(lambda x, v: F.jvp(ft.grad(again), (x,), (v,))[1])(X, V)
+    # float64 rounding of fused kernels
+    assert torch.allclose(found, 2 * torch.cos(2 * X) * V, rtol=1e-12, atol=1e-12)
+
+
+def test_a_gradient_inside_of_a_loss_in_pieces_is_an_error() -> None:
+    inner = ft.grad(ft.recompute(lambda x: torch.sum(x**3)))
+    with torch.no_grad(), engine.compiling_losses():
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="compiles in pieces cannot recompute"):
+            ft.grad(lambda x: torch.sum(inner(x)))(X)
+    engine.depth = 0
+
+
+# ---- layers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("budget", "twice"), [(0.0, 4), (0.3, 3), (0.5, 2), (0.99, 1), (1.0, 0)])
+def test_a_budget_recomputes_the_first_layers(budget: float, twice: int) -> None:
+    runs: list[int] = []
+
+    def loss(ws: list[Tensor], x: Tensor) -> Tensor:
+        def block(layer: tuple[int, Tensor], x: Tensor) -> Tensor:
+            runs.append(layer[0])
+            return torch.sin(x @ layer[1])
+
+        return torch.sum(ft.nn.stack(block, list(enumerate(ws)), x))
+
+    ws = [p["w"] for p in PARAMS] + [PARAMS[0]["w"] + 1]
+    expected = ft.value_and_grad(loss)(ws, X)
+    runs.clear()
+    found = ft.value_and_grad(ft.recompute_layers(loss, budget=budget))(ws, X)
+    assert runs == [0, 1, 2, 3, *reversed(range(twice))]
+    assert all(torch.equal(a, b) for a, b in zip(ft.tree.leaves(expected), ft.tree.leaves(found), strict=True))
+    assert engine.layers_kept == 1.0
+
+
+@pytest.mark.parametrize("budget", [-0.1, 1.1])
+def test_a_budget_is_a_part(budget: float) -> None:
+    with pytest.raises(ValueError, match=r"expected a budget in \[0, 1\]"):
+        ft.recompute_layers(plain, budget=budget)

@@ -9,30 +9,33 @@ from typing import Any
 import torch
 
 from functrain import tree
-from functrain.transforms import engine
+from functrain.transforms import engine, recompute
 
 
 def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) -> Any:
     """Run `x = block(layer, x, *args)` for each layer, and return the last x.
 
     In a step compiled by `ft.compile` a block is compiled once and its code used again for every layer of the same
-    structure and shapes, so that the time to compile does not grow with the depth.
+    structure and shapes, so that the time to compile does not grow with the depth. `ft.recompute_layers` around the
+    loss recomputes the layers.
     """
+    count = len(layers) - int(engine.layers_kept * len(layers))
+    blocks = [recompute(block)] * count + [block] * (len(layers) - count) if count else [block] * len(layers)
     # torch 2.13 differentiates a region only from outside its graph, which is how piecewise compilation does it
     if torch.compiler.is_compiling() and engine.piecewise and engine.depth == 1:
-        return _regions(block, layers, x, *args)
-    for layer in layers:
-        x = block(layer, x, *args)
+        return _regions(blocks, count, layers, x, *args)
+    for layer, run in zip(layers, blocks, strict=True):
+        x = run(layer, x, *args)
     return x
 
 
-def _regions(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) -> Any:
+def _regions(blocks: Sequence[Callable[..., Any]], first: int, layers: Sequence[Any], x: Any, *args: Any) -> Any:
     # few Python operations, because Dynamo takes each of them for a second's thousandth: a deep model has many layers
     kinds: dict[Any, int] = {}
-    for layer in layers:
+    for i, (layer, block) in enumerate(zip(layers, blocks, strict=True)):
         inputs = (layer, x, args)
         pairs = tree.items(inputs)
-        kind = tuple([(path, _kind(leaf)) for path, leaf in pairs])
+        kind = (i < first, *[(path, _kind(leaf)) for path, leaf in pairs])
         if kind not in kinds:
             kinds[kind] = len(engine.blocks)
             engine.blocks.append((block, inputs))

@@ -63,6 +63,8 @@ class Config:
     """Windows of `context` tokens in a step."""
     accumulate: int = 1
     """Parts that a batch is cut into, one after another, to save memory."""
+    recompute: float = 0.0
+    """The part of the layers that are computed again in the backward pass, to save memory; 1: all of them."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the forward and backward pass compute in; parameters and moments are float32."""
     seed: int = 0
@@ -83,6 +85,8 @@ class Config:
         for name in [*counts, "stop_after_nonfinite"]:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, came {getattr(self, name)}")
+        if not 0.0 <= self.recompute <= 1.0:
+            raise ValueError(f"recompute: expected a part of the layers in [0, 1], came {self.recompute}")
         if not 0.0 <= self.optimizer.warmup < 1.0:
             raise ValueError(f"optimizer.warmup: expected a part of the steps in [0, 1), came {self.optimizer.warmup}")
 

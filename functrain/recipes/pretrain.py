@@ -113,6 +113,7 @@ def loss_of(config: Config, model: gpt2.Config) -> Any:
         hidden = gpt2.hidden(params, batch["tokens"], model, key=key)  # (B, T, D)
         return ft.losses.next_token_from_hidden(hidden, params["wte"], batch["targets"], batch["mask"])
 
+    loss_fn = ft.recompute_layers(loss_fn, budget=1.0 - config.recompute)
     return loss_fn if config.precision == "float32" else ft.mixed_precision(loss_fn, ft.Policy(compute=torch.bfloat16))
 
 

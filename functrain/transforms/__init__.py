@@ -14,10 +14,10 @@ from functrain.transforms.per_example import (
     per_example_value_and_grad,
 )
 from functrain.transforms.precision import Policy, autocast, mixed_precision
-from functrain.transforms.recompute import recompute
+from functrain.transforms.recompute import recompute, recompute_layers
 
 __all__ = [
     "CompilerNotFoundError", "ConsumedError", "GradientMoments", "GradientNoise", "Policy", "Staged", "accumulate",
     "autocast", "compile", "grad", "gradient_moments", "gradient_noise", "loss_scale", "mixed_precision",
-    "per_example_grad", "per_example_value_and_grad", "recompute", "value_and_grad", "vmap",
+    "per_example_grad", "per_example_value_and_grad", "recompute", "recompute_layers", "value_and_grad", "vmap",
 ]  # fmt: skip

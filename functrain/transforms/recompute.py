@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from functrain import tree
-from functrain.transforms import captured
+from functrain.transforms import captured, engine
 from functrain.transforms.rematerialized import Call, Rematerialized
 
 
@@ -43,10 +43,38 @@ def recompute(fn: Callable[..., Any]) -> Callable[..., Any]:
             return fn(*args, **kwargs)
 
         if torch.compiler.is_compiling():
+            if engine.depth > 1:
+                raise NotImplementedError(
+                    "recompute: a gradient or map inside of a loss that ft.compile compiles in pieces cannot recompute "
+                    "in torch 2.13; take recompute out of the inner function, or leave out ft.compile"
+                )
             return checkpoint(of_tensors, *tensors, use_reentrant=False, preserve_rng_state=False)
         return _rematerialized(of_tensors, tensors, _check(fn))
 
     return recomputed
+
+
+def recompute_layers(fn: Callable[..., Any], *, budget: float = 0.0) -> Callable[..., Any]:
+    """Make a function that runs `fn` with the layers of every `nn.stack` inside recomputed, up to a memory budget.
+
+    `budget` is the part of the layers, rounded down, that keep their activations: the last ones, which the backward
+    pass needs first and frees before it recomputes. At 0.5 half the activation memory stays, and the inputs of the
+    other layers. Equals `fn`; see `recompute`.
+
+    Raises: ValueError for a budget outside [0, 1].
+    """
+    if not 0.0 <= budget <= 1.0:
+        raise ValueError(f"recompute_layers: expected a budget in [0, 1], came {budget}; 0.5 keeps half of the layers")
+
+    @wraps(fn)
+    def with_layers_recomputed(*args: Any, **kwargs: Any) -> Any:
+        before, engine.layers_kept = engine.layers_kept, budget
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            engine.layers_kept = before
+
+    return with_layers_recomputed
 
 
 def _rematerialized(fn: Callable[..., Any], tensors: list[Tensor], check: Callable[[], Any]) -> Any:

@@ -41,8 +41,9 @@ class Rematerialized(torch.autograd.Function):
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
         pull = Pullback(ctx.call.function, wanted, len(ctx.saved_tensors), ctx.differentiable)
         tensors = (*ctx.saved_tensors, *_where(cotangents, ctx.differentiable))
-        # without grad nobody differentiates the gradients, and the call would only cost time
-        found = Rematerialized.apply(pull, *tensors) if torch.is_grad_enabled() else pull.values(tensors)
+        # without either nobody transforms the gradients, and the call would only cost time
+        transformed = torch.is_grad_enabled() or _functorch.peek_interpreter_stack() is not None
+        found = Rematerialized.apply(pull, *tensors) if transformed else pull.values(tensors)
         grads: list[Any] = [None] * len(ctx.needs_input_grad)
         for i, grad in zip(wanted, found, strict=True):
             grads[i + 1] = grad
