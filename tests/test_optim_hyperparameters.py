@@ -212,3 +212,30 @@ def test_a_wide_number_leaves_narrow_params_and_states_narrow(number: str) -> No
     params = tree.cast(PARAMS, torch.float32)
     made = [run(number, make(number, x), params) for x in (values_of(number)[0], tensor(values_of(number)[0]))]
     assert [leaf.dtype for leaf in tree.leaves(made[0])] == [leaf.dtype for leaf in tree.leaves(made[1])]
+
+
+@pytest.mark.parametrize("gradient", [ft.grad, torch.func.grad], ids=["ft", "torch"])
+def test_the_gradient_by_the_learning_rate_through_five_clipped_steps_is_right(gradient: Any) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, y, x_val, y_val = [torch.randn(8, 3, generator=draw, dtype=torch.float64) for _ in range(4)]
+    params = {
+        "w": torch.randn(3, 4, generator=draw, dtype=torch.float64),
+        "v": torch.randn(4, 3, generator=draw, dtype=torch.float64),
+    }
+
+    def error(params: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return ft.losses.l2_loss(torch.tanh(x @ params["w"]) @ params["v"], y).mean()
+
+    def validation(log_lr: torch.Tensor) -> torch.Tensor:
+        optimizer = ours.chain(ours.clip_by_global_norm(0.5), ours.adamw(torch.exp(log_lr), weight_decay=0.1))
+        p, state = params, optimizer.init(params)
+        for _ in range(5):
+            updates, state = optimizer.update(gradient(error)(p, x, y), state, p)
+            p = ours.apply_updates(p, updates)
+        return error(p, x_val, y_val)
+
+    log_lr, h = torch.log(tensor(0.05)), 1e-5
+    slope = (validation(log_lr + h) - validation(log_lr - h)) / (2 * h)
+    # central differences: h² is 1e-10, and roundings of 1e-16 over h are 1e-11
+    torch.testing.assert_close(gradient(validation)(log_lr), slope, rtol=1e-6, atol=0.0)
+    assert abs(slope) > 0.01
