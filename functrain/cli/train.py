@@ -13,7 +13,7 @@ import tyro
 import functrain as ft
 from functrain.cli import plot, progress
 from functrain.cli.options import UsageError, parse
-from functrain.recipes import folder, pretrain, toml
+from functrain.recipes import folder, pretrain, sweep, toml
 from functrain.recipes.config import PRESETS, Config
 from functrain.recipes.continuation import continuation
 
@@ -21,7 +21,10 @@ DESCRIPTION = f"""Pre-train a GPT on text. PRESET is one of {", ".join(PRESETS)}
 
 An option wins over the file given by --config FILE.toml, which wins over the preset; RUN/config.toml holds the outcome.
 The same command again goes on from the run's newest checkpoint. SIGINT (Ctrl-C) and SIGTERM finish the step, save, and
-exit with 130 and 143; a loss that stays NaN exits with 1, a wrong option with 2."""
+exit with 130 and 143; a loss that stays NaN exits with 1, a wrong option with 2.
+
+--sweep learning_rate=1e-3,3e-3 trains a lane for each value as one run; given again for other numbers of the optimizer,
+a lane for each combination. RUN ends as the best lane's, and RUN/sweep has the others' records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class Options:
     """Folder of the run."""
     accept_changes: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with a run whose config or text was another."""
+    sweep: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE,VALUE,...: a number of the optimizer and its value in each lane."""
 
 
 def main(words: Sequence[str]) -> None:
@@ -48,9 +53,13 @@ def main(words: Sequence[str]) -> None:
         description=DESCRIPTION,
         default=Options(config=config, run=f"runs/{preset}"),
     )
+    config, over = options.config, _numbers(options)
     run, show = Path(options.run), progress.show()
     try:
-        result = pretrain.main(options.config, run, show, accept_changes=options.accept_changes)
+        if over:
+            config, result = sweep.main(config, over, run, show)
+        else:
+            result = pretrain.main(config, run, show, accept_changes=options.accept_changes)
     finally:
         show.end()
     ahead = result.texts.trigram - result.validation_bits_per_byte
@@ -58,13 +67,35 @@ def main(words: Sequence[str]) -> None:
         f"\nvalidation loss {result.validation_loss:.4f} = {result.validation_bits_per_byte:.4f} bits per byte, "
         f"{abs(ahead):.4f} {'below' if ahead > 0 else 'above'} the trigram model's {result.texts.trigram:.4f}"
     )
-    tokenizer, key = result.texts.tokenizer, ft.random.key(options.config.seed, result.state.key.device)
-    model = pretrain.model_of(options.config, tokenizer)
+    tokenizer, key = result.texts.tokenizer, ft.random.key(config.seed, result.state.key.device)
+    model = pretrain.model_of(config, tokenizer)
     text = continuation(result.state.params, model, tokenizer, "", key, tokens=300)
     folder.write(run / "sample.txt", text + "\n")
     show.note(f"\na sample:\n\n{progress.printable(text)}\n")
     plot.draw([run], run / "loss.png")
     show.note(f"learning curve: {run / 'loss.png'}   more text: functrain generate {run} --prompt 'def '")
+
+
+def _numbers(options: Options) -> dict[str, list[float]]:
+    """Read what is swept."""
+    over: dict[str, list[float]] = {}
+    for words in options.sweep:
+        name, equals, values = words.partition("=")
+        try:
+            numbers = [float(value) for value in values.split(",")]
+        except ValueError:
+            numbers = []
+        if not equals or not numbers or name in over:
+            raise UsageError(f"--sweep: expected NAME=NUMBER,NUMBER,... and each name once, came {words!r}")
+        over[name] = numbers
+    if over and options.accept_changes:
+        raise UsageError("--sweep: a sweep goes on under the config it began with; leave out --accept-changes")
+    if over:
+        try:
+            sweep.check(over)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from error
+    return over
 
 
 def _take_config_file(words: list[str]) -> tuple[Path | None, list[str]]:

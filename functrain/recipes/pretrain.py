@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,11 +46,7 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
         folder.check_same_text(newest, fingerprints)
     folder.write(run / "config.toml", toml.dumps(config))
     texts = texts_of.encode(sides, config.data, run, resumed=newest is not None)
-    show.note(
-        f"{config.data.corpus}: {texts.train.size_bytes / 1e6:.2f} MB to train on, "
-        f"{texts.validation.size_bytes / 1e6:.2f} MB to validate, {texts.train.bytes_per_token:.2f} bytes per token"
-    )
-    show.note(f"a trigram model: {texts.trigram:.4f} bits per byte (of tokens: {texts.token_trigram:.4f})")
+    describe(config, texts, show)
 
     model, optimizer, schedule = model_of(config, texts.tokenizer), optimizer_of(config), schedule_of(config)
     step: Step = ft.train_step(loss_of(config, model), optimizer, accumulate=config.accumulate)
@@ -92,11 +89,19 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
         record.close()
     loss = validation_loss(state.params, model, config, texts)
     result = Result(state, texts, loss, bits_per_byte(loss, texts.validation))
-    folder.write(run / "summary.json", json.dumps(_summary(result), indent=1) + "\n")
+    folder.write(run / "summary.json", json.dumps(summary(result), indent=1) + "\n")
     return result
 
 
-def _summary(result: Result) -> dict[str, float]:
+def describe(config: Config, texts: Texts, show: Show) -> None:
+    show.note(
+        f"{config.data.corpus}: {texts.train.size_bytes / 1e6:.2f} MB to train on, "
+        f"{texts.validation.size_bytes / 1e6:.2f} MB to validate, {texts.train.bytes_per_token:.2f} bytes per token"
+    )
+    show.note(f"a trigram model: {texts.trigram:.4f} bits per byte (of tokens: {texts.token_trigram:.4f})")
+
+
+def summary(result: Result) -> dict[str, float]:
     return {
         "steps": int(result.state.step),
         "validation_loss": result.validation_loss,
@@ -132,24 +137,41 @@ def model_of(config: Config, tokenizer: ft.data.Tokenizer) -> gpt2.Config:
 
 def schedule_of(config: Config) -> Any:
     chosen = config.optimizer
-    warmup_steps = int(chosen.warmup * config.steps)
-    return ft.schedules.warmup_cosine_decay_schedule(
-        0.0, chosen.learning_rate, warmup_steps, config.steps, chosen.final_learning_rate
-    )
+    return _schedule(config, chosen.learning_rate, chosen.final_learning_rate)
 
 
 def optimizer_of(config: Config) -> ft.optim.GradientTransformation:
-    chosen = config.optimizer
+    numbers = dataclasses.asdict(config.optimizer)
+    del numbers["warmup"]
+    return optimizer_with(config, **numbers)
+
+
+def optimizer_with(
+    config: Config,
+    *,
+    learning_rate: Any,
+    final_learning_rate: Any,
+    b1: Any,
+    b2: Any,
+    weight_decay: Any,
+    clip_norm: Any,
+) -> ft.optim.GradientTransformationExtraArgs:
+    """Return the optimizer of a config with other numbers, which may be tensors."""
     return ft.optim.chain(
-        ft.optim.clip_by_global_norm(chosen.clip_norm),
+        ft.optim.clip_by_global_norm(clip_norm),
         ft.optim.adamw(
-            schedule_of(config),
-            b1=chosen.b1,
-            b2=chosen.b2,
-            weight_decay=chosen.weight_decay,
+            _schedule(config, learning_rate, final_learning_rate),
+            b1=b1,
+            b2=b2,
+            weight_decay=weight_decay,
             mask=lambda params: ft.tree.map(lambda p: p.ndim >= 2, params),
         ),
     )
+
+
+def _schedule(config: Config, highest: Any, last: Any) -> Any:
+    warmup_steps = int(config.optimizer.warmup * config.steps)
+    return ft.schedules.warmup_cosine_decay_schedule(0.0, highest, warmup_steps, config.steps, last)
 
 
 def device_of(name: str) -> torch.device:

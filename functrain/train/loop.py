@@ -35,7 +35,7 @@ class Interrupted(SystemExit):
         self.state = state
 
     def __str__(self) -> str:
-        return f"{signal.Signals(self.signum).name} stopped training after step {int(self.state.step)}"
+        return f"{signal.Signals(self.signum).name} stopped training after step {_done(self.state)}"
 
 
 def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Sequence[Hook] = ()) -> TrainState:
@@ -44,6 +44,7 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
     Equals `for t in range(state.step, steps): state, metrics = step(state, batches[t])`, with `hook(t + 1, state,
     metrics)` for each hook in the loop. Batches that can be indexed are read ahead in a thread and moved to
     the state's device; an iterator is advanced once a step. Only hooks read metrics: nothing else waits for a device.
+    The states of an `ft.sweep` are a state here, with a step for each lane.
 
     Where a hook has a method `save`, as that of `checkpoint.every` has, `hook.save(t, state)` is called when the loop
     stops, after all steps or after a signal. On SIGINT or SIGTERM the running step ends, its hooks and `save` run, and
@@ -52,7 +53,7 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
 
     Raises: Interrupted; ValueError if the state is past `steps`, or the batches are fewer.
     """
-    start = int(state.step)
+    start = _done(state)
     if start > steps:
         raise ValueError(f"fit: the state has done {start} steps, more than steps={steps}; ask for at least {start}")
     t, metrics = start, dict[str, Any]()
@@ -95,6 +96,10 @@ def every(n: int, fn: Hook) -> Hook:
 
 
 _END = object()
+
+
+def _done(state: TrainState) -> int:
+    return int(state.step.reshape(-1)[0])  # the lanes of a sweep have all done as many
 
 
 @contextmanager

@@ -1,0 +1,246 @@
+"""Pre-train several runs that differ in numbers of the optimizer as one, and keep the best.
+
+In the folder of the run, beside what every run has (those are the best lane's):
+
+sweep/sweep.json            the numbers swept, and at the end the validation loss of each lane
+sweep/lane-00/metrics.jsonl the record of each lane
+sweep/checkpoints/          the training states of all lanes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import functrain as ft
+from functrain.models import gpt2
+from functrain.recipes import folder, pretrain, toml
+from functrain.recipes import texts as texts_of
+from functrain.recipes.config import Config, Optimizer
+from functrain.recipes.pretrain import Result, validation_loss
+from functrain.recipes.record import Record, Row, Show
+from functrain.recipes.texts import Texts, bits_per_byte
+from functrain.train.loop import Hook
+
+SWEPT = [field.name for field in dataclasses.fields(Optimizer) if field.name != "warmup"]
+
+
+def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: Show) -> tuple[Config, Result]:
+    """Pre-train a lane for every combination of the numbers in `over`; return the best one's config and result.
+
+    Lane by lane equals `pretrain.main` with these numbers, to floating-point rounding: all lanes see the same batches.
+    The run's folder ends as that of the best lane, by the loss over the whole validation side. Goes on from the newest
+    checkpoint of the sweep.
+
+    Raises: ValueError for a name that is no number of the optimizer, and for a folder that holds another run or sweep;
+    ValueError when every lane diverged.
+    """
+    check(over)
+    grid = ft.train.grid(over)
+    configs = [_with(config, {name: grid[name][i] for name in grid}) for i in range(len(next(iter(grid.values()))))]
+    folder.check_ours(run)
+    inside = run / "sweep"
+    _check_same_sweep(run, inside, config, over)
+    sides = texts_of.read(config.data)
+    fingerprints = {"train": sides.train.fingerprint, "validation": sides.validation.fingerprint}
+    saves = ft.checkpoint.every(config.checkpoint_every, inside, metadata={"text": fingerprints})
+    newest = ft.checkpoint.latest(inside)
+    if newest is not None:
+        folder.check_same_text(newest, fingerprints)
+    else:
+        folder.write(run / "config.toml", toml.dumps(config))
+    folder.write(inside / "config.toml", toml.dumps(config))
+    folder.write(inside / "sweep.json", json.dumps({"over": dict(over)}, indent=1) + "\n")
+    texts = texts_of.encode(sides, config.data, run, resumed=newest is not None)
+    pretrain.describe(config, texts, show)
+
+    model = pretrain.model_of(config, texts.tokenizer)
+    if model.attention != "math":
+        # torch has no rule to map its fused kernel, and runs it lane by lane with a warning
+        model = dataclasses.replace(model, attention="math")
+        show.note("attention: the lanes compute it by its formula, as with --model.attention math")
+    optimizer = _injected(config)
+    swept = ft.sweep(ft.train_step(pretrain.loss_of(config, model), optimizer, accumulate=config.accumulate), grid)
+    step = ft.compile(swept, donate=True) if config.compile else swept
+    batches = ft.data.windows(texts.train, batch=config.batch, context=model.context, seed=config.seed)
+    key = ft.random.key(config.seed, pretrain.device_of(config.device))
+    states = swept.init(ft.init_state(gpt2.init(model, key), optimizer, key=key))
+    if newest is not None:
+        states = ft.checkpoint.load(newest, like=states)
+    done = int(states.step[0])
+    show.note(f"{swept.lanes} lanes of {ft.tree.size(states.params) // swept.lanes:,} parameters")
+
+    lanes = _Lanes(inside, done, configs, texts, show, swept)
+    show.begin(done, config.steps)
+
+    def evaluate(t: int, states: ft.TrainState, metrics: Any) -> None:
+        for i in range(swept.lanes):
+            params = swept.lane(states, i).params
+            loss = validation_loss(params, model, config, texts, batches=config.evaluate_batches)
+            lanes.add(i, t, loss, bits_per_byte(loss, texts.validation))
+
+    hooks: list[Hook] = [ft.train.every(config.evaluate_every, evaluate), lanes, _Saves(saves, lanes, config)]
+    try:
+        states = ft.fit(step, states, batches, steps=config.steps, every=hooks)
+    finally:
+        lanes.close()
+    losses = [validation_loss(swept.lane(states, i).params, model, config, texts) for i in range(swept.lanes)]
+    best = swept.best(torch.tensor(losses, dtype=torch.float64))
+    rows = [{**swept.values(i), "validation_loss": _readable(losses[i])} for i in range(swept.lanes)]
+    folder.write(inside / "sweep.json", json.dumps({"over": dict(over), "lanes": rows, "best": best}, indent=1) + "\n")
+    for i in range(swept.lanes):
+        show.note(f"{'best ' if i == best else '     '}lane {i}: {_named(swept.values(i))}: loss {losses[i]:.4f}")
+    lane = swept.lane(states, best)
+    # the optimizer of a solo run has its numbers in Python, and its state inside of ours
+    state = lane._replace(opt_state=lane.opt_state.inner_state)
+    result = Result(state, texts, losses[best], bits_per_byte(losses[best], texts.validation))
+    _keep(run, inside / f"lane-{best:02d}", configs[best], result, fingerprints)
+    return configs[best], result
+
+
+def check(over: Mapping[str, Sequence[float]]) -> None:
+    """Raise a ValueError for a name that is no number of the optimizer, or one without values."""
+    for name, values in over.items():
+        if name not in SWEPT:
+            raise ValueError(f"sweep: {name!r} is no number of the optimizer; there are {', '.join(SWEPT)}")
+        if not values:
+            raise ValueError(f"sweep: {name}: expected at least one value, came none")
+    if not over:
+        raise ValueError(f"sweep: expected a number to sweep, came none; there are {', '.join(SWEPT)}")
+
+
+class _Lanes:
+    """A hook that records every lane, and shows the one whose loss is the smallest."""
+
+    def __init__(
+        self, inside: Path, done: int, configs: list[Config], texts: Texts, show: Show, swept: ft.train.Sweep
+    ) -> None:
+        self._show, self._swept = show, swept
+        self._quiet = [_Last() for _ in configs]
+        self._records = [
+            _record(inside / f"lane-{i:02d}", done, config, texts, quiet)
+            for i, (config, quiet) in enumerate(zip(configs, self._quiet, strict=True))
+        ]
+
+    def __call__(self, t: int, states: ft.TrainState, metrics: dict[str, Any]) -> None:
+        for i, record in enumerate(self._records):
+            record(t, states, {name: value[i] for name, value in metrics.items()})
+        rows = [quiet.row_shown for quiet in self._quiet]
+        if rows[0] and rows[0]["step"] == t:
+            best = min(rows, key=lambda row: (row["loss"] != row["loss"], row["loss"]))
+            tokens = sum(row["tokens_per_second"] for row in rows)
+            self._show.row(best | {"tokens_per_second": tokens})
+
+    def save(self, t: int, states: ft.TrainState) -> None:
+        for record in self._records:
+            record.save(t, states)
+
+    def add(self, lane: int, t: int, loss: float, bits: float) -> None:
+        self._records[lane].add(t, validation_loss=loss, validation_bits_per_byte=bits)
+
+    def close(self) -> None:
+        for record in self._records:
+            record.close()
+
+
+class _Saves:
+    """A hook that saves all lanes when their lines up to that step are on the disk, so that a killed sweep has them."""
+
+    def __init__(self, saves: Any, lanes: _Lanes, config: Config) -> None:
+        self._saves, self._lanes, self._every = saves, lanes, config.checkpoint_every
+
+    def __call__(self, t: int, states: ft.TrainState, metrics: dict[str, Any]) -> None:
+        if t % self._every == 0:
+            self.save(t, states)
+
+    def save(self, t: int, states: ft.TrainState) -> None:
+        self._lanes.save(t, states)
+        self._saves.save(t, states)
+
+
+class _Last:
+    """What a lane shows: kept, for the sweep to choose from. A lane that diverges ends nobody's run."""
+
+    row_shown: Row = {}
+
+    def begin(self, done: int, steps: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def row(self, row: Row) -> None:
+        self.row_shown = row
+
+    def end(self) -> None:
+        pass
+
+
+def _record(folder_: Path, done: int, config: Config, texts: Texts, show: Show) -> Record:
+    folder_.mkdir(parents=True, exist_ok=True)
+    schedule = pretrain.schedule_of(config)
+    return Record(
+        folder_,
+        done,
+        every=config.log_every,
+        patience=config.steps + 1,
+        learning_rate=lambda count: float(schedule(torch.tensor(count))),
+        bits_per_byte=bits_per_byte(1.0, texts.train),
+        show=show,
+    )
+
+
+def _injected(config: Config) -> Any:
+    def build(
+        learning_rate: Any, final_learning_rate: Any, b1: Any, b2: Any, weight_decay: Any, clip_norm: Any
+    ) -> ft.optim.GradientTransformationExtraArgs:
+        return pretrain.optimizer_with(
+            config,
+            learning_rate=learning_rate,
+            final_learning_rate=final_learning_rate,
+            b1=b1,
+            b2=b2,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+        )
+
+    return ft.optim.inject_hyperparams(build)(**{name: getattr(config.optimizer, name) for name in SWEPT})
+
+
+def _keep(run: Path, lane: Path, config: Config, result: Result, fingerprints: dict[str, str]) -> None:
+    """Make the run's folder that of the best lane."""
+    folder.write(run / "config.toml", toml.dumps(config))
+    # numbered by its own count, so that `functrain train` goes on from it as from any run
+    ft.checkpoint.every(config.checkpoint_every, run, metadata={"text": fingerprints}).save(config.steps, result.state)
+    shutil.copyfile(lane / "metrics.jsonl", run / "metrics.jsonl")
+    folder.write(run / "summary.json", json.dumps(pretrain.summary(result), indent=1) + "\n")
+
+
+def _check_same_sweep(run: Path, inside: Path, config: Config, over: Mapping[str, Sequence[float]]) -> None:
+    if not (inside / "sweep.json").is_file():
+        if ft.checkpoint.latest(run) is not None:
+            raise ValueError(f"{run}: expected a folder for a sweep, and it holds another run; choose another --run")
+        return
+    before = json.loads((inside / "sweep.json").read_text(encoding="utf-8"))["over"]
+    if before != {name: list(values) for name, values in over.items()}:
+        raise ValueError(f"{run}: holds a sweep over {before}; choose another --run, or sweep the same again")
+    folder.check_same_config(inside, config)
+
+
+def _with(config: Config, numbers: Mapping[str, float]) -> Config:
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **numbers))
+
+
+def _named(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def _readable(loss: float) -> float | str:
+    return loss if math.isfinite(loss) else str(loss)
