@@ -82,6 +82,14 @@ def _differentiated(x: Tensor) -> bool:
     return x.requires_grad
 
 
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """Return total + a @ b in float32 or wider."""
+    if total is None:
+        return wide(a @ b)
+    # the addition within the product, where there is such a product: one pass less over a whole gradient
+    return torch.addmm(total, a, b) if total.dtype == a.dtype else total + wide(a @ b)
+
+
 class _ChunkedTotal(torch.autograd.Function):
     """Sum of weighted cross entropies, with its gradients as further outputs.
 
@@ -106,8 +114,7 @@ class _ChunkedTotal(torch.autograd.Function):
                 grad_h.append(residual.mT @ embedding)  # (C, D)
             if need_e:
                 # float32: a bfloat16 sum over many chunks would lose the later ones
-                part = wide(residual @ h)  # (V, D)
-                grad_e = part if grad_e is None else grad_e + part
+                grad_e = _add_product(grad_e, residual, h)  # (V, D)
         each = torch.cat(losses)  # (N,)
         total = torch.sum(each * weights)
         return total, each, torch.cat(grad_h) if need_h else None, None if grad_e is None else grad_e.to(h.dtype)
