@@ -166,6 +166,14 @@ def test_a_bfloat16_state_halves_the_memory_and_trains_as_well() -> None:
     assert rounded_size == size / 2 + 4 + 8  # half of the moments and of the count, which stays whole, and a key
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
+def test_a_compiled_rounding_has_the_bits_of_the_eager_one() -> None:
+    x = torch.randn(100, generator=torch.Generator().manual_seed(0)) * torch.logspace(-30, 30, 100)
+    compiled = torch.compile(ours.round_stochastically, fullgraph=True)
+    for seed in range(3):
+        assert equal(compiled(x, ft.random.key(seed)), ours.round_stochastically(x, ft.random.key(seed)))
+
+
 def test_the_derivative_of_rounding_is_that_of_the_mean() -> None:
     x = torch.tensor([1.3, math.inf, -2.1])
     gradient = torch.func.grad(lambda x: ours.round_stochastically(x, ft.random.key(0)).float()[::2].sum())(x)

@@ -134,3 +134,28 @@ def test_parts_and_rows_are_not_both() -> None:
         ft.train_step(lambda p, b, k: p, ft.optim.sgd(0.1), accumulate=2, accumulate_rows=3)
     with pytest.raises(ValueError, match="expected rows >= 1, came 0"):
         ft.train_step(lambda p, b, k: p, ft.optim.sgd(0.1), accumulate_rows=0)
+
+
+@pytest.mark.parametrize("way", ["eager", "compiled"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_an_optimizer_that_reads_the_loss_gets_that_of_the_whole_batch(way: str, accumulate: int) -> None:
+    params, _, batch = problem(12)
+    tx = ft.optim.chain(ft.optim.skip_loss_spikes(ft.optim.polyak_sgd(0.1), window=2))
+
+    def loss_fn(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+        errors = batch["x"] @ params["w"] - batch["y"]
+        return ft.Loss(torch.sum(errors**2), errors.new_full((), len(errors)), {})
+
+    step = ft.train_step(loss_fn, tx, accumulate=accumulate)
+    step = step if way == "eager" else ft.compile(step)
+    params = {"w": params["w"]}
+    state, opt_state = ft.init_state(params, tx, key=KEY), tx.init(params)
+    for _ in range(3):
+        state, metrics = step(state, batch)
+        loss, grads = ft.value_and_grad(lambda p: loss_fn(p, batch, KEY).total / 12)(params)
+        updates, opt_state = tx.update(grads, opt_state, params, value=loss)
+        params = ft.optim.apply_updates(params, updates)
+        # slices add in another order: a few roundings of 6e-8
+        torch.testing.assert_close(metrics["loss"], loss, rtol=1e-5, atol=1e-6)
+        assert tree.allclose(state.params, params, rtol=1e-5, atol=1e-6)
+    assert tree.allclose(state.opt_state, opt_state, rtol=1e-5, atol=1e-6)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from functrain import random, transforms, tree
 from functrain.losses import Loss
-from functrain.optim import GradientTransformation, apply_updates
+from functrain.optim import GradientTransformation, apply_updates, with_extra_args_support
 from functrain.train.guard import Guard
 from functrain.train.state import TrainState
 from functrain.transforms import accumulation
@@ -44,8 +44,8 @@ def train_step(
     `loss_fn(params, batch, key)` returns a `Loss`, or a () tensor, or `(tensor, metrics)`, which count as weight 1 for
     the batch. The gradient is that of `total / weight`, divided once after all slices of the batch are added: as many
     as `accumulate` says, or slices of `accumulate_rows` rows, of which a later batch may have more; either way the loss
-    must be a `Loss`. Step t draws from `fold_in(state.key, t)`. The step is pure, reads nothing back to the host, and
-    can be given to `ft.compile`.
+    must be a `Loss`. An optimizer that takes the loss as `value=` gets this quotient. Step t draws from
+    `fold_in(state.key, t)`. The step is pure, reads nothing back to the host, and can be given to `ft.compile`.
 
     With `buffers`, `loss_fn(params, buffers, batch, key)` returns `(loss, new_buffers)`, the loss in any of these
     forms, and `state.buffers` becomes the new ones. A slice of the batch gets the buffers that the slice before
@@ -71,6 +71,7 @@ def train_step(
     parts = None if accumulate_rows is not None and accumulate == 1 else accumulate
     accumulation.check_parts("train_step: accumulate", parts, accumulate_rows)
     looped = parts != 1
+    tx = with_extra_args_support(optimizer)
 
     def evaluated(params: Params, *args: Any) -> tuple[Loss, Tree]:
         result = loss_fn(params, *args)
@@ -126,9 +127,10 @@ def train_step(
             grads = tree.map(lambda grad, leaf: grad.to(leaf.dtype), grads, state.params)
         else:
             grads = unscale(grads, state.loss_scale.scale)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        mean = loss.total / loss.weight
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=mean)
         metrics = {name: value / loss.weight for name, value in loss.metrics.items()}
-        metrics |= {"loss": loss.total / loss.weight, "weight": loss.weight, "grad_norm": tree.norm(grads)}
+        metrics |= {"loss": mean, "weight": loss.weight, "grad_norm": tree.norm(grads)}
         new = state._replace(
             step=state.step + 1,
             params=apply_updates(state.params, updates),
