@@ -1,4 +1,4 @@
-"""Laws that every transformation keeps, over the same cases that are compared with optax."""
+"""Laws of transformations that `functrain.testing.laws` does not ask for; those it does: test_testing_builtins.py."""
 
 from __future__ import annotations
 
@@ -65,31 +65,6 @@ def close(a: Any, b: Any, rtol: float) -> bool:
 
 
 @every_case
-def test_it_is_pure_and_keeps_structure_shape_and_dtype(case: Case) -> None:
-    @law
-    @given(what=case.strategy, shape_tree=shapes, seed=st.integers(0, 99))
-    def holds(what: Make, shape_tree: Any, seed: int) -> None:
-        tx, params, grads = what.build("ours"), draw(shape_tree, seed), draw(shape_tree, seed + 1)
-        state = tx.init(params)
-        owners = {leaf.data_ptr() for leaf in tree.leaves(params) if leaf.numel()}
-        assert not owners & {leaf.data_ptr() for leaf in tree.leaves(state) if leaf.numel()}, "state aliases params"
-        update = step_of(tx, case, 0)
-        _, state = update(grads, state, params)
-        before = tree.map(torch.clone, (grads, state, params))
-        first, second = update(grads, state, params), update(grads, state, params)
-        assert equal((grads, state, params), before), "an argument was written to"
-        assert equal(first, second), "two calls differ"
-        updates, new_state = first
-        assert not owners & {leaf.data_ptr() for leaf in tree.leaves(new_state) if leaf.numel()}, "state aliases params"
-        for old, new in ((grads, updates), (state, new_state)):
-            tree.check_same_structure(old, new)
-            for path, (a, b) in zip(tree.paths(old), zip(tree.leaves(old), tree.leaves(new), strict=True), strict=True):
-                assert (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device), path
-
-    holds()
-
-
-@every_case
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_updates_and_state_keep_the_dtype_of_the_params(case: Case, dtype: torch.dtype) -> None:
     @law
@@ -122,20 +97,6 @@ def test_a_compiled_update_is_one_graph_and_equals_the_eager_one(case: Case) -> 
         assert equal(compiled(grads, state, params), update(grads, state, params))
 
 
-@every_case
-def test_a_vmapped_lane_equals_the_transformation_alone(case: Case) -> None:
-    params = draw(FULL, 6)
-    lanes = [draw_like(params, seed) for seed in range(3)]
-    for what in examples(case, 1):
-        tx = what.build("ours")
-        alone = [run_lane(tx, case, lane) for lane in lanes]
-        stacked = tree.map(lambda *xs: torch.stack(xs), *lanes)
-        together = torch.func.vmap(lambda lane, tx=tx: run_lane(tx, case, lane))(stacked)
-        for i, expected in enumerate(alone):
-            # reductions add in another order: a few roundings of 6e-8
-            assert close(tree.map(lambda x, i=i: x[i], together), expected, 1e-5)
-
-
 def run_lane(tx: Any, case: Case, params: Any) -> Any:
     state = tx.init(params)
     for step in range(2):
@@ -156,38 +117,6 @@ def examples(case: Case, number: int) -> list[Make]:
 
     collect()
     return found[:number]
-
-
-@every_case
-def test_masked_everywhere_is_the_transformation_and_nowhere_is_identity(case: Case) -> None:
-    params = draw(SHAPES, 7)
-    for what in examples(case, 1):
-        tx = what.build("ours")
-        plain, state, new = run(tx, params, case)
-        for everywhere in (True, tree.map(lambda _: True, params), lambda p: {"a": True, "b": True}):
-            got, masked_state, masked_new = run(ours.masked(tx, everywhere), params, case)
-            assert equal((got, masked_state.inner_state, masked_new), (plain, state, new))
-        nowhere = ours.masked(tx, False)
-        grads = draw_like(params, 1)
-        got, masked_state = step_of(nowhere, case, 0)(grads, nowhere.init(params), params)
-        assert all(x is y for x, y in zip(tree.leaves(got), tree.leaves(grads), strict=True))
-
-
-@every_case
-def test_identity_is_neutral_and_chains_associate(case: Case) -> None:
-    params = draw(SHAPES, 8)
-    before, after = ours.trace(0.9), ours.scale_by_adam()
-    for what in examples(case, 1):
-        tx = what.build("ours")
-        plain = run(tx, params, case)
-        for neutral in (ours.identity(), ours.chain()):
-            for both in (ours.chain(neutral, tx), ours.chain(tx, neutral)):
-                assert equal(run(both, params, case)[::2], plain[::2])
-        left = ours.chain(ours.chain(before, tx), after)
-        right = ours.chain(before, ours.chain(tx, after))
-        flat = run(ours.chain(before, tx, after), params, case)[::2]
-        assert equal(run(left, params, case)[::2], flat)
-        assert equal(run(right, params, case)[::2], flat)
 
 
 # ---- learning rates and other hyper-parameters as tensors -----------------------------------------------------------

@@ -154,6 +154,10 @@ class Case(NamedTuple):
     cancels: bool = False  # numbers are differences of larger ones: float32 is compared as `Sensitivity` says
 
     @property
+    def is_optimizer(self) -> bool:
+        return "learning_rate" in self.draw
+
+    @property
     def strategy(self) -> st.SearchStrategy[Make]:
         return st.builds(
             lambda args, kwargs: Make(self.name, tuple(args), kwargs),

@@ -113,8 +113,8 @@ Dims: TypeAlias = tuple[list[int], list[int]] | None  # dimensions of rows and o
 
 
 def _matrix(x: Tensor, dims: tuple[list[int], list[int]]) -> Tensor:
-    rows, columns = dims
-    return x.permute([*rows, *columns]).reshape(math.prod([x.shape[dim] for dim in rows]), -1)
+    rows, columns = [math.prod([x.shape[dim] for dim in part]) for part in dims]
+    return x.permute([*dims[0], *dims[1]]).reshape(rows, columns)
 
 
 def _zero_projector(p: Tensor, dims: Dims, rank: int) -> Tensor:

@@ -128,6 +128,8 @@ def scale_by_shape(
     """
 
     def rescale(g: Tensor, numbers: MuonDimensionNumbers | None) -> Tensor:
+        if g.numel() == 0:
+            return g
         inputs, outputs = [
             math.prod([g.shape[dim] for dim in dims]) for dims in _dims(g, numbers or MuonDimensionNumbers())
         ]
@@ -251,7 +253,9 @@ def _orthogonalize_all(
     for group in alike.values():
         batches = [layouts[i].take(leaves[i]) for i in group]
         joined = torch.cat(batches) if len(batches) > 1 else batches[0]
-        new = _newton_schulz(joined, coefficients.to(joined.dtype), steps, preconditioning, eps)
+        new = joined
+        if joined.numel():
+            new = _newton_schulz(joined, coefficients.to(joined.dtype), steps, preconditioning, eps)
         parts = new.split([batch.shape[0] for batch in batches])
         done.update({i: layouts[i].put_back(part) for i, part in zip(group, parts, strict=True)})
     return [done[i] for i in range(len(leaves))]
@@ -265,6 +269,7 @@ class _Matrices:
             raise ValueError(f"newton_schulz: {tuple(x.shape)} is no matrix; pass MuonDimensionNumbers for it")
         inputs, outputs = _dims(x, MuonDimensionNumbers() if numbers is None or x.dim() == 2 else numbers)
         batch = [dim for dim in range(x.dim()) if dim not in (*inputs, *outputs)]
+        self.batch = math.prod([x.shape[dim] for dim in batch])
         size_in, size_out = [math.prod([x.shape[dim] for dim in dims]) for dims in (inputs, outputs)]
         self.rows, self.columns = min(size_in, size_out), max(size_in, size_out)
         # a high matrix is taken as its transpose
@@ -272,7 +277,7 @@ class _Matrices:
         self.moved = [x.shape[dim] for dim in self.order]
 
     def take(self, x: Tensor) -> Tensor:
-        return x.permute(self.order).reshape(-1, self.rows, self.columns)  # (B, rows, columns)
+        return x.permute(self.order).reshape(self.batch, self.rows, self.columns)  # (B, rows, columns)
 
     def put_back(self, matrices: Tensor) -> Tensor:
         back = [self.order.index(dim) for dim in range(len(self.order))]

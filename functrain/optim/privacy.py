@@ -52,6 +52,8 @@ def differentially_private_aggregate(
     def update(
         updates: Updates, state: DifferentiallyPrivateAggregateState, params: Params | None = None
     ) -> tuple[Updates, DifferentiallyPrivateAggregateState]:
+        if not tree.leaves(updates):  # a mask may hide all
+            return updates, state
         clipped, _ = per_example_global_norm_clip(updates, l2_norm_clip)
         leaves, structure = tree.flatten(clipped)
         size = len(tree.leaves(updates)[0])

@@ -82,4 +82,6 @@ def _smallest(cover: list[Tensor], g: Tensor) -> Tensor:
 
 
 def _largest(total: Tensor, dim: int) -> Tensor:
+    if total.numel() == 0:
+        return total.new_zeros(total.shape[dim] if total.dim() else ())
     return total if total.dim() < 2 else total.amax([i for i in range(total.dim()) if i != dim])

@@ -143,8 +143,9 @@ def _rotated_back(x: Tensor, basis: list[Tensor]) -> Tensor:
 
 def _eigenvectors(covariance: Tensor) -> Tensor:
     # largest first: the order to which power iterations with QR lead
-    return torch.linalg.eigh(covariance).eigenvectors.flip(-1) if len(covariance) else covariance
+    # contiguous, as init made them: for a state with other strides a compiled step compiles again
+    return torch.linalg.eigh(covariance).eigenvectors.flip(-1).contiguous() if len(covariance) else covariance
 
 
 def _power_iteration(covariance: Tensor, basis: Tensor) -> Tensor:
-    return torch.linalg.qr(covariance @ basis).Q if len(covariance) else basis
+    return torch.linalg.qr(covariance @ basis).Q.contiguous() if len(covariance) else basis

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from functrain import optim, tree
-from functrain.testing.law import Law, Subject, Trial, check_equal
+from functrain.testing.law import Law, Subject, Trial, check_close, check_equal
 from functrain.tree import Tree
 
 
@@ -24,7 +24,7 @@ def neutral(subject: Subject, trial: Trial) -> None:
 def associative(subject: Subject, trial: Trial) -> None:
     """`chain(chain(tx, tx), after)` and `chain(tx, chain(tx, after))` are all steps of `tx`, then all steps of `tx`,
     then all of `after`: each has a state of its own."""
-    params, grads, after = trial.params, subject.grads(trial), optim.trace(0.9)
+    params, grads, after = trial.params, subject.grads(trial), optim.with_extra_args_support(optim.trace(0.9))
 
     def outputs(tx: optim.GradientTransformation, inputs: Sequence[optim.Updates]) -> list[optim.Updates]:
         state, made = tx.init(params), []
@@ -58,7 +58,7 @@ def masked_nowhere(subject: Subject, trial: Trial) -> None:
 
 
 def partitioned(subject: Subject, trial: Trial) -> None:
-    """`partition` into groups is each group run alone."""
+    """`partition` into groups is each group run alone, to rounding."""
     params, grads = trial.params, subject.grads(trial)
     leaves, structure = tree.flatten(params)
     labels = ["odd" if i % 2 else "even" for i in range(len(leaves))]
@@ -67,19 +67,20 @@ def partitioned(subject: Subject, trial: Trial) -> None:
     for group in groups:
         only = _Only([label == group for label in labels])
         alone = subject.run(subject.build(), only(params), [only(g) for g in grads])
-        check_equal(only(together.updates), alone.updates, f"updates of the group {group!r}: ")
-        check_equal(only(together.params), alone.params, f"params of the group {group!r}: ")
+        check_close(only(together.updates), alone.updates, subject.rtol, f"updates of the group {group!r}: ")
+        check_close(only(together.params), alone.params, subject.rtol, f"params of the group {group!r}: ")
 
 
 def leafwise(subject: Subject, trial: Trial) -> None:
-    """Each leaf is treated as if it were alone (declared)."""
+    """Each leaf is treated as if it were alone, to rounding: numbers for all leaves are made in the longest of their
+    dtypes (declared)."""
     params, grads = trial.params, subject.grads(trial)
     together = subject.run(subject.build(), params, grads)
     count = len(tree.leaves(params))
     for i in range(count):
         only = _Only([i == other for other in range(count)])
         alone = subject.run(subject.build(), only(params), [only(g) for g in grads])
-        check_equal(only(together.updates), alone.updates, "updates, against those of this leaf alone: ")
+        check_close(only(together.updates), alone.updates, subject.rtol, "updates, against those of this leaf alone: ")
 
 
 class _Only:

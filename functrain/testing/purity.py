@@ -21,8 +21,8 @@ def pure(subject: Subject, trial: Trial) -> None:
     check_equal(params, trial.params, "params after init: ")
     check_equal(tx.init(params), state, "init called again: ")
     grads = subject.gradients(trial.params, trial.seed)
-    updates, state = subject.update(tx, grads, state, params)  # a state that is not only zeros
-    before = cloned((updates, state, params))
+    _, state = subject.update(tx, grads, state, params)  # a state that is not only zeros
+    before = cloned((grads, state, params))
     grads, state, params = cloned(before)
     first = subject.update(tx, grads, state, params, 1)
     made = cloned(first)

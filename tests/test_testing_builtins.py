@@ -1,0 +1,73 @@
+"""Every transformation that is no whole optimizer keeps every law; those are in test_testing_optimizers.py."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from test_optim_laws import examples
+from test_optim_parity import CASES, Case
+
+import functrain.optim as ours
+from functrain import tree
+from functrain.testing import laws, strategies
+
+MATRIX = {"w": torch.arange(6.0).reshape(2, 3) - 2, "b": torch.ones(3)}
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.is_optimizer], ids=lambda case: case.name)
+def test_a_part_keeps_every_law(case: Case) -> None:
+    check_case(case)
+
+
+def check_case(case: Case) -> None:
+    what = examples(case, 4)[-1]  # the first one is the simplest
+    extra_args = (lambda step: {"value": case.loss(step)}) if case.loss else (lambda step: {})
+    # the compiler takes seconds: what the tracer sees is compiled in test_testing_declared.py
+    laws.check(what.build("ours"), extra_args=extra_args, compiled=False, examples=4)
+
+
+def of_examples(params: Any, seed: int) -> Any:
+    """Gradients of two examples, (2, ...) for each leaf of params."""
+    rows = [strategies.fill(params, 10 * seed + i) for i in range(2)]
+    return tree.map(lambda *leaves: torch.stack(leaves), *rows)
+
+
+# a second one in a chain would be given the mean instead of the examples
+OF_EXAMPLES = {"gradients": of_examples, "without": ["associative"]}
+# inner products of updates in bfloat16 have two digits, and are added in another order when mapped
+LONG_FLOATS = {"params": strategies.params(dtypes=[torch.float32, torch.float64]), "rtol": 1e-4}
+SKIP_LARGE = partial(ours.skip_large_updates, max_squared_norm=9.0)
+
+# what test_optim_parity.py does not make: it has arguments that are functions, or gradients of its own kind
+OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "differentially_private_aggregate": (ours.differentially_private_aggregate(1.0, 0.1, 3), OF_EXAMPLES),
+    "dpsgd": (ours.dpsgd(0.1, 1.0, 0.1, 3, momentum=0.9), OF_EXAMPLES),
+    "inject_hyperparams": (
+        ours.inject_hyperparams(ours.adamw)(learning_rate=lambda count: 0.1 / (count + 1), weight_decay=0.1), {}
+    ),
+    "lbfgs": (ours.lbfgs(0.1, memory_size=2, linesearch=None), LONG_FLOATS),
+    "measure_with_ema": (ours.monitor({"norm": ours.measure_with_ema(tree.norm, 0.9)}), {}),
+    "monitor": (ours.monitor({"norm": tree.norm}), {}),
+    "noisy_sgd": (ours.noisy_sgd(0.1, key=3), {}),
+    "scale_by_dog": (ours.scale_by_dog(("distance", 0.1)), {}),
+    "scale_by_dowg": (ours.scale_by_dowg(), {}),
+    "scale_by_galore": (ours.scale_by_galore(2, 2), {}),
+    "scale_by_lbfgs": (ours.scale_by_lbfgs(2), LONG_FLOATS),
+    "scale_by_muon": (ours.scale_by_muon(), {"params": {"w": MATRIX["w"]}}),
+    "scale_by_shape": (ours.scale_by_shape(), {"params": {"w": MATRIX["w"]}}),
+    "skip_large_updates": (ours.MultiSteps(ours.adam(0.1), 2, should_skip_update_fn=SKIP_LARGE), {}),
+    "skip_not_finite": (ours.MultiSteps(ours.adam(0.1), 2, should_skip_update_fn=ours.skip_not_finite), {}),
+    "snapshot": (ours.snapshot("norm", tree.norm), {}),
+    "stateless": (ours.stateless(lambda updates, params: tree.scale(2.0, updates)), {}),
+    "stateless_with_tree_map": (ours.stateless_with_tree_map(lambda g, p: g * 2 if p is None else g + p), {}),
+    "with_extra_args_support": (ours.with_extra_args_support(ours.trace(0.9)), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_takes_functions_keeps_every_law(name: str) -> None:
+    tx, options = OTHERS[name]
+    laws.check(tx, compiled=False, examples=5, **options)
