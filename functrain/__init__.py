@@ -22,7 +22,7 @@ from functrain import (
 )
 from functrain.losses import Loss
 from functrain.nn import from_module, to_module
-from functrain.train import TrainState, fit, init_state, sweep, train_step
+from functrain.train import TrainState, fit, init_state, sweep, train_step, unroll
 from functrain.transforms import (
     Policy,
     accumulate,
@@ -52,5 +52,5 @@ __all__ = [
     "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "compile", "data", "fit", "from_module",
     "generate", "grad", "init_state", "loss_scale", "losses", "mixed_precision", "models", "nn", "optim",
     "per_example_grad", "random", "recompute", "recompute_layers", "schedules", "sweep", "testing", "to_module",
-    "train", "train_step", "transforms", "tree", "value_and_grad", "vmap",
+    "train", "train_step", "transforms", "tree", "unroll", "value_and_grad", "vmap",
 ]  # fmt: skip

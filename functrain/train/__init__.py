@@ -7,8 +7,9 @@ from functrain.train.per_example import noise_scale_step, private_step
 from functrain.train.state import TrainState, init_state
 from functrain.train.step import train_step
 from functrain.train.sweeping import Sweep, grid, sweep
+from functrain.train.unrolling import unroll
 
 __all__ = [
     "Diverged", "Guard", "Interrupted", "Sweep", "TrainState", "every", "fit", "grid", "init_state", "noise_scale_step",
-    "privacy", "private_step", "skip_nonfinite", "skip_spikes", "stop_after", "sweep", "train_step",
+    "privacy", "private_step", "skip_nonfinite", "skip_spikes", "stop_after", "sweep", "train_step", "unroll",
 ]  # fmt: skip
