@@ -27,7 +27,7 @@ class Trial(NamedTuple):
 class Law(NamedTuple):
     """A sentence that is true of every transformation, or of one that declares it."""
 
-    holds: Callable[[Subject, Trial], None]  # raises Broken
+    holds: Callable[..., None]  # of what is under test; raises Broken
     way_out: str
 
     @property
@@ -50,12 +50,35 @@ class Broken(Exception):
 class LawError(AssertionError):
     """A law is broken: `law` is its name, `path` the leaf, `params` the smallest tree that shows it."""
 
-    def __init__(self, law: Law, trial: Any, path: str, text: str, on: str) -> None:
+    def __init__(self, law: Law, params: Params, path: str, text: str, on: str) -> None:
         super().__init__(
             f"the law {law.name!r} is broken: {law.sentence}\n  {path + ': ' if path else ''}{text}\n  {on}\n"
             f"  way out: {law.way_out}"
         )
-        self.law, self.path, self.params = law.name, path, trial.params
+        self.law, self.path, self.params = law.name, path, params
+
+
+def error_of(law: Law, run: Callable[[], None], params: Params, on: str) -> LawError | None:
+    """Run a law, and return the error that says that it is broken, if it is; `on` says on what it was run."""
+    try:
+        run()
+    except Broken as broken:
+        return LawError(law, params, broken.path, broken.text, on)
+    except Exception as error:
+        made = LawError(law, params, "", f"{type(error).__name__}: {error}", on)
+        made.__cause__ = error
+        return made
+    return None
+
+
+def shown(values: Tree) -> str:
+    """Describe a tree with its tensors' dtypes and shapes in place of their numbers."""
+    return repr(tree.map(lambda leaf: _Shown(kind(leaf)) if isinstance(leaf, Tensor) else leaf, values))
+
+
+class _Shown(str):
+    def __repr__(self) -> str:
+        return str(self)
 
 
 class Subject(NamedTuple):

@@ -6,17 +6,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from functrain import tree
 from functrain.optim import GradientTransformation, Updates
-from functrain.testing import algebra, declared, execution, purity, strategies
-from functrain.testing.differing import kind
-from functrain.testing.law import RATE, Broken, Law, LawError, Subject, Trial
+from functrain.testing import algebra, declared, execution, purity, steps, strategies
+from functrain.testing.law import RATE, Law, LawError, Subject, Trial, error_of, shown
 from functrain.testing.searching import SearchStrategy, exists, trials_on
-from functrain.tree import Params, Tree
+from functrain.train import TrainState
+from functrain.tree import Batch, Params
 
-__all__ = ["LAWS", "Law", "LawError", "check"]
+__all__ = ["LAWS", "STEP_LAWS", "Law", "LawError", "check", "check_step"]
 
 LAWS: dict[str, Law] = {
     law.name: law
@@ -34,6 +33,7 @@ LAWS: dict[str, Law] = {
         execution.COMPILED,
     ]
 }
+STEP_LAWS: dict[str, Law] = {law.name: law for law in [*steps.LAWS, steps.SPLIT]}
 _SLOW = {"saved", "traced", "traced_once"}  # files, and the tracer: a fifth of the examples
 
 
@@ -67,9 +67,7 @@ def check(
 
     Raises: LawError naming the law, the leaf, and the smallest tree that was found; ValueError for an unknown law.
     """
-    unknown = sorted(set(without) - set(LAWS))
-    if unknown:
-        raise ValueError(f"laws.check: without: expected names of laws, came {unknown}; there are {', '.join(LAWS)}")
+    _check_known(without, LAWS)
     of_rate: Any = None if hasattr(transform, "init") and hasattr(transform, "update") else transform
     asked = {
         "vmapped_rate": of_rate is not None,
@@ -97,6 +95,44 @@ def check(
     return names
 
 
+def check_step(
+    step: steps.Step,
+    state: TrainState,
+    batch: Batch,
+    *,
+    split: Callable[[int], steps.Step] | None = None,
+    compiled: bool = True,
+    without: Collection[str] = (),
+    rtol: float = 1e-4,
+) -> list[str]:
+    """Check every law on a step of `ft.train_step`, or one like it, from this state, and return the names of those
+    that were checked.
+
+    `split` makes the same step on a number of slices, as `lambda parts: ft.train_step(loss, tx, accumulate=parts)`
+    does; a loss without random numbers then makes the same new state. `compiled=False` leaves out the compiler. `rtol`
+    is how far results may be off, of a leaf's largest element, where operations are done in another order. Neither
+    `state` nor `batch` is changed.
+
+    Raises: LawError naming the law and the leaf; ValueError for an unknown law.
+    """
+    _check_known(without, STEP_LAWS)
+    asked = {"donated_step": compiled, "split_step": split is not None}
+    names = [name for name in STEP_LAWS if asked.get(name, True) and name not in without]
+    subject = steps.StepSubject(step, state, batch, split, rtol)
+    on = f"on params {shown(state.params)} and a batch {shown(batch)}"
+    for law in [STEP_LAWS[name] for name in names]:
+        error = error_of(law, lambda law=law: law.holds(subject), state.params, on)  # type: ignore[misc]
+        if error is not None:
+            raise error
+    return names
+
+
+def _check_known(names: Collection[str], laws: Mapping[str, Law]) -> None:
+    unknown = sorted(set(names) - set(laws))
+    if unknown:
+        raise ValueError(f"laws: without: expected names of laws, came {unknown}; there are {', '.join(laws)}")
+
+
 def _check(
     laws: Sequence[Law], subject: Subject, trials: SearchStrategy[Trial], examples: int, largest: list[Trial]
 ) -> None:
@@ -113,7 +149,7 @@ def _check(
                 return True
         return False
 
-    if laws and exists(trials, breaks, examples, smallest=False):
+    if exists(trials, breaks, examples, smallest=False):
         broken = LAWS[found[-1].law]
         exists(trials, lambda trial: breaks(trial, [broken]), examples, smallest=True)
         # a law of a transformation that is not deterministic may hold the second time: then the first tree counts
@@ -121,24 +157,7 @@ def _check(
 
 
 def _error(law: Law, subject: Subject, trial: Trial) -> LawError | None:
-    on = f"on params {_shown(trial.params)} and gradients of seed {trial.seed}"
-    try:
-        # a law may differentiate; nothing else does
-        with torch.no_grad() if law.name != "differentiable" else torch.enable_grad():
-            law.holds(subject, trial)
-    except Broken as broken:
-        return LawError(law, trial, broken.path, broken.text, on)
-    except Exception as error:
-        made = LawError(law, trial, "", f"{type(error).__name__}: {error}", on)
-        made.__cause__ = error
-        return made
-    return None
-
-
-def _shown(values: Tree) -> str:
-    return repr(tree.map(lambda leaf: _Shown(kind(leaf)) if isinstance(leaf, Tensor) else leaf, values))
-
-
-class _Shown(str):
-    def __repr__(self) -> str:
-        return str(self)
+    on = f"on params {shown(trial.params)} and gradients of seed {trial.seed}"
+    # a law may differentiate; nothing else does
+    with torch.set_grad_enabled(law.name == "differentiable"):
+        return error_of(law, lambda: law.holds(subject, trial), trial.params, on)
