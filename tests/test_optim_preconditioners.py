@@ -169,3 +169,29 @@ def test_kron_learns_as_often_as_it_is_told() -> None:
     assert 16 <= learned <= 34
     with pytest.raises(TypeError, match="w is complex; wrap it in split_real_and_imaginary"):
         tx.init({"w": torch.zeros(2, dtype=torch.complex64)})
+
+
+def test_on_a_rotated_valley_both_end_far_below_adam() -> None:
+    make = torch.Generator().manual_seed(0)
+
+    def turned(n: int) -> torch.Tensor:
+        q, p = [torch.linalg.qr(torch.randn(n, n, generator=make, dtype=torch.float64))[0] for _ in range(2)]
+        return q @ torch.diag(torch.logspace(0, -2, n, dtype=torch.float64)) @ p
+
+    left, right = turned(12), turned(8)  # the condition of the Hessian is 1e8, and its axes are those of no parameter
+    target = torch.randn(12, 8, generator=make, dtype=torch.float64)
+
+    def loss(w: torch.Tensor) -> torch.Tensor:
+        return torch.sum((left @ (w - target) @ right) ** 2) / 2
+
+    ends = {}
+    for name, lr, factory in (("adam", 0.3, ours.adam), ("soap", 1.0, ours.soap), ("kron", 0.3, ours.kron)):
+        tx = factory(ft.schedules.cosine_decay_schedule(lr, 300), 0.95)
+        w = torch.zeros_like(target)
+        state = tx.init(w)
+        for _ in range(300):
+            updates, state = tx.update(ft.grad(loss)(w), state, w)
+            w = ours.apply_updates(w, updates)
+        ends[name] = float(loss(w))
+    # measured once, each at the best of five learning rates from 0.01 to 1: 3e-4, 4e-8, 5e-6
+    assert ends["soap"] < ends["adam"] / 10 and ends["kron"] < ends["adam"] / 10, ends
