@@ -18,11 +18,11 @@ X = torch.arange(1.0, 4.0, dtype=torch.float64)
 @pytest.fixture(autouse=True)
 def found_as_left() -> Iterator[None]:
     def found() -> tuple[Any, ...]:
-        return engine.depth, engine.piecewise, engine.tracing, engine.blocks, engine.layers_kept
+        return engine.depth, engine.piecewise, engine.tracing, engine.blocks, engine.layers_kept, engine.recomputing
 
-    assert found() == (0, False, False, [], 1.0)
+    assert found() == (0, False, False, [], 1.0, False)
     yield
-    assert found() == (0, False, False, [], 1.0)
+    assert found() == (0, False, False, [], 1.0, False)
     assert torch.is_grad_enabled()
 
 

@@ -203,7 +203,7 @@ def test_a_gradient_inside_of_a_loss_in_pieces_is_an_error() -> None:
 # ---- layers -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("budget", "twice"), [(0.0, 4), (0.3, 3), (0.5, 2), (0.99, 1), (1.0, 0)])
+@pytest.mark.parametrize(("budget", "twice"), [(0.0, 4), (0.3, 3), (0.5, 2), (0.8, 1), (1.0, 0)])
 def test_a_budget_recomputes_the_first_layers(budget: float, twice: int) -> None:
     runs: list[int] = []
 

@@ -10,6 +10,7 @@ import torch
 
 from functrain import tree
 from functrain.transforms import engine, recompute
+from functrain.transforms.recompute import recomputed_layers
 
 
 def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) -> Any:
@@ -19,10 +20,11 @@ def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) 
     structure and shapes, so that the time to compile does not grow with the depth. `ft.recompute_layers` around the
     loss recomputes the layers.
     """
-    count = len(layers) - int(engine.layers_kept * len(layers))
+    count = recomputed_layers(len(layers))
     blocks = [recompute(block)] * count + [block] * (len(layers) - count) if count else [block] * len(layers)
     # torch 2.13 differentiates a region only from outside its graph, which is how piecewise compilation does it
-    if torch.compiler.is_compiling() and engine.piecewise and engine.depth == 1:
+    # and torch.utils.checkpoint traces what is in it without side effects, such as the list of regions
+    if torch.compiler.is_compiling() and engine.piecewise and engine.depth == 1 and not engine.recomputing:
         return _regions(blocks, count, layers, x, *args)
     for layer, run in zip(layers, blocks, strict=True):
         x = run(layer, x, *args)

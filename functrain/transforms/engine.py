@@ -18,6 +18,7 @@ depth = 0  # transforms of ours around the current call
 piecewise = False  # value_and_grad compiles the function it differentiates
 blocks: list[Any] = []  # what nn.stack has met while Dynamo traces a loss: a block and its inputs, for each kind
 layers_kept = 1.0  # the part of the layers of an nn.stack that keep their activations, the others are recomputed
+recomputing = False  # Dynamo traces a function that will be recomputed as a whole
 tracing = False  # ft.compile runs the function to see its operations
 
 

@@ -48,7 +48,10 @@ def recompute(fn: Callable[..., Any]) -> Callable[..., Any]:
                     "recompute: a gradient or map inside of a loss that ft.compile compiles in pieces cannot recompute "
                     "in torch 2.13; take recompute out of the inner function, or leave out ft.compile"
                 )
-            return checkpoint(of_tensors, *tensors, use_reentrant=False, preserve_rng_state=False)
+            before, engine.recomputing = engine.recomputing, True
+            result = checkpoint(of_tensors, *tensors, use_reentrant=False, preserve_rng_state=False)
+            engine.recomputing = before
+            return result
         return _rematerialized(of_tensors, tensors, _check(fn))
 
     return recomputed
@@ -57,14 +60,14 @@ def recompute(fn: Callable[..., Any]) -> Callable[..., Any]:
 def recompute_layers(fn: Callable[..., Any], *, budget: float = 0.0) -> Callable[..., Any]:
     """Make a function that runs `fn` with the layers of every `nn.stack` inside recomputed, up to a memory budget.
 
-    `budget` is the part of the layers, rounded down, that keep their activations: the last ones, which the backward
-    pass needs first and frees before it recomputes. At 0.5 half the activation memory stays, and the inputs of the
-    other layers. Equals `fn`; see `recompute`.
+    `budget` is the part of their activation memory that stays, a twelfth of a layer's for the input that a recomputed
+    layer keeps; it is met to the nearest number of layers. The last layers keep theirs, which the backward pass needs
+    first and frees before it recomputes. Equals `fn`; see `recompute`.
 
     Raises: ValueError for a budget outside [0, 1].
     """
     if not 0.0 <= budget <= 1.0:
-        raise ValueError(f"recompute_layers: expected a budget in [0, 1], came {budget}; 0.5 keeps half of the layers")
+        raise ValueError(f"recompute_layers: expected a budget in [0, 1], came {budget}; 0.5 keeps half")
 
     @wraps(fn)
     def with_layers_recomputed(*args: Any, **kwargs: Any) -> Any:
@@ -75,6 +78,16 @@ def recompute_layers(fn: Callable[..., Any], *, budget: float = 0.0) -> Callable
             engine.layers_kept = before
 
     return with_layers_recomputed
+
+
+def recomputed_layers(count: int) -> int:
+    """Return how many of `count` layers are recomputed, the first ones, under the budget in force."""
+    kept = (engine.layers_kept - _INPUT) / (1.0 - _INPUT) * count
+    return count - max(0, int(kept + 0.5))
+
+
+# what the input of a layer is of its activations: a tenth in an MLP block, a sixteenth in a transformer's
+_INPUT = 1 / 12
 
 
 def _rematerialized(fn: Callable[..., Any], tensors: list[Tensor], check: Callable[[], Any]) -> Any:
