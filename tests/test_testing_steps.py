@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +120,9 @@ def test_a_mean_of_each_slice_is_found_and_every_law_finds_one() -> None:
     ):
         laws.check_step(step, start(), BATCH, split=split_of(mean_of_each_slice), compiled=False)
     assert {law for law, _, _ in MUTANTS} | {"split_step"} == set(laws.STEP_LAWS)
+
+
+def test_the_page_lists_every_law() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "testing.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
+    assert rows == [(law.name, law.sentence) for law in [*laws.LAWS.values(), *laws.STEP_LAWS.values()]]
