@@ -1,6 +1,6 @@
 """Wrong files by the thousand: each gives exact tensors or a CheckpointError, never anything else.
 
-    python benchmarks/fuzz.py [--files 100000] [--seed 0]
+    python benchmarks/fuzz.py [--files 100000] [--seed 0] [--guided]
 
 Five kinds of input take turns: anybody's safetensors file, a damaged checkpoint, a checkpoint whose damage its manifest
 vouches for (as somebody hostile would make it), a hub folder, and a model's folder of transformers. Counted are
@@ -9,7 +9,8 @@ vouches for (as somebody hostile would make it), a hub folder, and a model's fol
 - silent: something was loaded that is not what the bytes say: for safetensors, what the safetensors library says of
   the same file; for a checkpoint, what was saved.
 
-File i of a seed is always the same: `--first i --files 1` runs it alone.
+File i of a seed is always the same: `--first i --files 1` runs it alone. `--guided` takes the first kind alone,
+and lets atheris (pip install atheris) choose the bytes by what they reach in the parser, up to the first bad end.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from torch import Tensor
 
 from functrain import checkpoint, tree
 from functrain import random as keys
-from functrain.checkpoint import collect, document, manifest, tensors
+from functrain.checkpoint import collect, document, header, manifest, strict_json, tensors
 from functrain.checkpoint.stream import Record
 from functrain.models import gpt2
 
@@ -298,15 +299,55 @@ def run(corpus: Corpus, seed: int, first: int, files: int, say: Callable[[str], 
     }
 
 
+def guided(corpus: Corpus, seed: int, files: int) -> int:
+    """Read files that libFuzzer makes of the good ones, and return its exit code: 0 if nothing ended badly."""
+    pid = os.fork()  # libFuzzer ends its process, and somebody has to clean up
+    if pid == 0:
+        try:
+            _guided(corpus, seed, files)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _guided(corpus: Corpus, seed: int, files: int) -> None:
+    import atheris
+
+    parser = (header.read, header._check, header._entry, header._refuse_start, strict_json.loads)
+    for function in parser:
+        atheris.instrument_func(function)
+    seeds, path = corpus.folder / "seeds", corpus.folder / "guided.safetensors"
+    seeds.mkdir()
+    for i, text in enumerate(corpus.files):
+        (seeds / str(i)).write_bytes(text)
+
+    def read(text: bytes) -> None:
+        path.write_bytes(text)
+        try:
+            with _no_more_than(len(text)):
+                found = checkpoint.load_file(path)
+        except checkpoint.CheckpointError:
+            return
+        _as_the_library_reads(path, found)
+
+    words = [f"-runs={files}", f"-seed={seed + 1}", f"-timeout={SECONDS}", "-max_len=4096", str(seeds)]
+    atheris.Setup([sys.argv[0], *words], read)
+    atheris.Fuzz()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guided", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(dir=memory) as folder:
+        if options.guided:
+            return guided(Corpus(Path(folder)), options.seed, options.files)
         found = run(
             Corpus(Path(folder)), options.seed, options.first, options.files, lambda s: print(s, file=sys.stderr)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -45,3 +46,11 @@ BROKEN = {
 def test_the_search_finds_what_is_broken(name: str) -> None:
     code, found, _ = fuzz("--files", "1500", broken=BROKEN[name])
     assert code == 1 and found["crashes"] + found["silent"] > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs the package atheris")
+def test_bytes_that_coverage_chooses_end_well() -> None:
+    places = os.pathsep.join([str(FUZZ.parent.parent), os.environ.get("PYTHONPATH", "")])
+    words = [sys.executable, str(FUZZ), "--guided", "--files", "2000"]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": places})
+    assert done.returncode == 0 and "Done 2000 runs" in done.stderr, done.stderr[-4000:]
