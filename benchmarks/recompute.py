@@ -19,7 +19,7 @@ from step import peak_bytes
 
 import functrain as ft
 
-LAYERS, WIDTH, ROWS, TOKENS = 24, 64, 32, 128
+LAYERS, WIDTH, ROWS, TOKENS = 24, 64, 16, 128
 Run = Callable[[], Any]
 
 
