@@ -28,7 +28,9 @@ from functrain.transforms import (
     accumulate,
     autocast,
     compile,
+    ggnvp,
     grad,
+    hvp,
     loss_scale,
     mixed_precision,
     per_example_grad,
@@ -50,7 +52,7 @@ def __getattr__(name: str) -> ModuleType:
 
 __all__ = [
     "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "compile", "data", "fit", "from_module",
-    "generate", "grad", "init_state", "loss_scale", "losses", "mixed_precision", "models", "nn", "optim",
-    "per_example_grad", "random", "recompute", "recompute_layers", "schedules", "sweep", "testing", "to_module",
-    "train", "train_step", "transforms", "tree", "unroll", "value_and_grad", "vmap",
+    "generate", "ggnvp", "grad", "hvp", "init_state", "loss_scale", "losses", "mixed_precision", "models", "nn",
+    "optim", "per_example_grad", "random", "recompute", "recompute_layers", "schedules", "sweep", "testing",
+    "to_module", "train", "train_step", "transforms", "tree", "unroll", "value_and_grad", "vmap",
 ]  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from functrain import tree
-from functrain.transforms import engine, recompute
-from functrain.transforms.recompute import recomputed_layers
+from functrain.transforms import engine
+from functrain.transforms.recompute import recompute, recomputed_layers
 
 
 def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) -> Any:

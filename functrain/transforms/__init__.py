@@ -3,8 +3,11 @@
 from functrain.transforms import loss_scale
 from functrain.transforms.accumulation import accumulate
 from functrain.transforms.compilation import CompilerNotFoundError, Staged, compile
+from functrain.transforms.curvature import fisher_vp, ggnvp, hvp
 from functrain.transforms.donation import ConsumedError
 from functrain.transforms.gradient import grad, value_and_grad, vmap
+from functrain.transforms.implicit import implicit_grad, influence
+from functrain.transforms.krylov import Estimate, Solution, Spectrum, conjugate_gradients, hutchinson, lanczos
 from functrain.transforms.per_example import (
     GradientMoments,
     GradientNoise,
@@ -17,7 +20,9 @@ from functrain.transforms.precision import Policy, autocast, mixed_precision
 from functrain.transforms.recompute import recompute, recompute_layers
 
 __all__ = [
-    "CompilerNotFoundError", "ConsumedError", "GradientMoments", "GradientNoise", "Policy", "Staged", "accumulate",
-    "autocast", "compile", "grad", "gradient_moments", "gradient_noise", "loss_scale", "mixed_precision",
-    "per_example_grad", "per_example_value_and_grad", "recompute", "recompute_layers", "value_and_grad", "vmap",
+    "CompilerNotFoundError", "ConsumedError", "Estimate", "GradientMoments", "GradientNoise", "Policy", "Solution",
+    "Spectrum", "Staged", "accumulate", "autocast", "compile", "conjugate_gradients", "fisher_vp", "ggnvp", "grad",
+    "gradient_moments", "gradient_noise", "hutchinson", "hvp", "implicit_grad", "influence", "lanczos", "loss_scale",
+    "mixed_precision", "per_example_grad", "per_example_value_and_grad", "recompute", "recompute_layers",
+    "value_and_grad", "vmap",
 ]  # fmt: skip

@@ -1,0 +1,93 @@
+"""Products with the curvature matrices of a loss, without the matrices.
+
+The loss is the one that trains, `loss_fn(params, batch, key)`: a () tensor, or a `Loss`, of which the mean counts.
+n parameters in all, B examples; a vector over the parameters is a tree like them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functrain import tree
+from functrain.losses import Loss
+from functrain.transforms.gradient import grad
+from functrain.transforms.per_example import per_example_grad
+from functrain.tree import Batch, Params, Tree
+
+LossFn = Callable[..., Any]
+
+
+def hvp(loss_fn: LossFn, params: Params, batch: Batch, v: Tree, *, key: Tensor | None = None) -> Tree:
+    """Return the product of the mean loss's Hessian and v. Equals `jax.hessian` times v.
+
+    Raises: ValueError naming the paths where v is not like params.
+    """
+    tree.check_same_structure(params, v, what="hvp: v")
+    mean = _mean(loss_fn)
+    return grad(lambda p: tree.vdot(grad(mean)(p, batch, key), v))(params)
+
+
+def ggnvp(
+    outputs_fn: Callable[..., Tensor],
+    loss_of_outputs: Callable[[Tensor, Batch], Any],
+    params: Params,
+    batch: Batch,
+    v: Tree,
+    *,
+    key: Tensor | None = None,
+) -> Tree:
+    """Return the product of the mean loss's generalized Gauss-Newton matrix and v.
+
+    The matrix is J' H J, J of `outputs_fn(params, batch, key)` and H the Hessian of `loss_of_outputs(outputs, batch)`,
+    which is convex in the outputs for the usual losses, so that the matrix has no negative eigenvalue. Where the
+    outputs are linear in params it equals the Hessian.
+
+    Source: Schraudolph 2002, section 3; Martens 2014 (arXiv:1412.1193), section 8.
+    Raises: ValueError naming the paths where v is not like params.
+    """
+    tree.check_same_structure(params, v, what="ggnvp: v")
+    outputs = outputs_fn(params, batch, key)
+
+    def pull(u: Tensor) -> Tree:  # J' u
+        return grad(lambda p: torch.sum(outputs_fn(p, batch, key) * u))(params)
+
+    # J v, as the derivative of what is linear in u
+    push = grad(lambda u: tree.vdot(pull(u), v))(torch.zeros_like(outputs))
+    mean = _mean(lambda z, batch, key: loss_of_outputs(z, batch))
+    return pull(grad(lambda z: torch.sum(grad(mean)(z, batch, None) * push))(outputs))
+
+
+def fisher_vp(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    v: Tree,
+    *,
+    key: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tree:
+    """Return the product of the empirical Fisher matrix and v: the mean of g (g . v) over the examples' gradients g.
+
+    The loss is one for each example, as `per_example_grad` has it; the gradients are those of the totals.
+
+    Shapes: every batch leaf is (B, ...).
+    Raises: ValueError naming the paths where v is not like params.
+    """
+    tree.check_same_structure(params, v, what="fisher_vp: v")
+    grads = per_example_grad(loss_fn, chunk_size=chunk_size)(params, batch, key)  # (B, ...)
+    along: Any = sum(
+        torch.sum(g * d, tuple(range(1, g.dim()))) for g, d in zip(tree.leaves(grads), tree.leaves(v), strict=True)
+    )
+    return tree.map(lambda g: torch.tensordot(along.to(g.dtype), g, 1) / len(g), grads)
+
+
+def _mean(loss_fn: LossFn) -> Callable[..., Tensor]:
+    def mean(*args: Any) -> Tensor:
+        loss = loss_fn(*args)
+        return loss.total / loss.weight if isinstance(loss, Loss) else loss
+
+    return mean

@@ -1,0 +1,74 @@
+"""Derivatives of an optimum: how trained parameters answer to what they were trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functrain import tree
+from functrain.transforms.curvature import LossFn, hvp
+from functrain.transforms.gradient import grad
+from functrain.transforms.krylov import conjugate_gradients
+from functrain.transforms.per_example import per_example_grad
+from functrain.tree import Batch, Params, Tree
+
+
+def implicit_grad(
+    loss: Callable[[Params, Any], Tensor],
+    params: Params,
+    argument: Tree,
+    cotangent: Tree,
+    *,
+    steps: int,
+    damping: float | Tensor = 0.0,
+) -> Tree:
+    """Return the gradient in `argument` of a function of params, the optimum of `loss(params, argument)`.
+
+    `cotangent` is that function's gradient at params. By the implicit function theorem the result is minus its product
+    with the inverse Hessian and the mixed second derivative, however params were found; `steps` of conjugate gradients
+    solve for the inverse, of the Hessian plus `damping`.
+
+    Source: Bengio 2000; Lorraine et al. 2020 (arXiv:1911.02590), theorem 1.
+    Raises: ValueError naming the paths where the cotangent is not like params.
+    """
+
+    def product(v: Tree) -> Tree:
+        return hvp(lambda p, batch, key: loss(p, argument), params, None, v)
+
+    tree.check_same_structure(params, cotangent, what="implicit_grad: the cotangent")
+    solved = conjugate_gradients(product, cotangent, steps=steps, damping=damping).x
+    return grad(lambda a: -tree.vdot(grad(loss)(params, a), solved))(argument)
+
+
+def influence(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    test_grad: Tree,
+    *,
+    steps: int,
+    damping: float | Tensor = 0.0,
+    key: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Return for each example of `batch`, on whose mean loss params were trained, what its weight does to a test loss.
+
+    Element i is the derivative of the test loss, whose gradient at params is `test_grad`, by the weight of example i in
+    the sum of losses: negative for an example that helps. Minus it is, to first order, what leaving the example out
+    adds to the test loss.
+
+    Shapes: every batch leaf is (B, ...), the result (B,).
+    Source: Koh and Liang 2017 (arXiv:1703.04730), equation 2.
+    """
+    count = len(tree.leaves(batch)[0])
+
+    def product(v: Tree) -> Tree:  # of the sum over the examples
+        return tree.scale(float(count), hvp(loss_fn, params, batch, v, key=key))
+
+    solved = conjugate_gradients(product, test_grad, steps=steps, damping=damping).x
+    grads = per_example_grad(loss_fn, chunk_size=chunk_size)(params, batch, key)  # (B, ...)
+    pairs = zip(tree.leaves(grads), tree.leaves(solved), strict=True)
+    return -torch.stack([g.reshape(count, -1) @ torch.flatten(along) for g, along in pairs]).sum(0)

@@ -1,0 +1,182 @@
+"""Laws of curvature: products against explicit matrices, estimates and solutions against closed forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import functrain as ft
+from functrain import transforms, tree
+
+KEY = ft.random.key(0)
+CLOSE = {"rtol": 1e-9, "atol": 1e-11}  # float64: some thousand roundings
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def outputs(params: Any, batch: Any, key: Tensor | None = None) -> Tensor:
+    return torch.tanh(batch["x"] @ params["w"]) @ params["v"] + params["b"]  # (B, 2)
+
+
+def of_outputs(z: Tensor, batch: Any) -> ft.Loss:
+    losses = torch.logsumexp(z, -1) - z.gather(1, batch["y"][:, None])[:, 0]  # (B,)
+    return ft.Loss(losses.sum(), losses.new_full((), len(losses)), {})
+
+
+def loss_fn(params: Any, batch: Any, key: Tensor | None = None) -> ft.Loss:
+    return of_outputs(outputs(params, batch), batch)
+
+
+PARAMS = {"w": draw(0, 3, 2), "v": draw(1, 2, 2), "b": torch.tensor(0.3, dtype=torch.float64)}
+BATCH = {"x": draw(2, 6, 3), "y": torch.tensor([0, 1, 1, 0, 1, 0])}
+FLAT, STRUCTURE = tree.flatten(PARAMS)
+SIZES = [leaf.numel() for leaf in FLAT]
+
+
+def vector(t: Any) -> Tensor:
+    return torch.cat([leaf.reshape(-1) for leaf in tree.leaves(t)])
+
+
+def like(v: Tensor) -> Any:
+    parts = v.split(SIZES)
+    return tree.unflatten(STRUCTURE, [part.view(leaf.shape) for part, leaf in zip(parts, FLAT, strict=True)])
+
+
+def mean(v: Tensor) -> Tensor:
+    loss = loss_fn(like(v), BATCH)
+    return loss.total / loss.weight
+
+
+HESSIAN = torch.autograd.functional.hessian(mean, vector(PARAMS))
+V = like(draw(3, sum(SIZES)))
+
+
+def test_hvp_is_the_hessian_times_the_vector() -> None:
+    got = ft.hvp(loss_fn, PARAMS, BATCH, V)
+    torch.testing.assert_close(vector(got), HESSIAN @ vector(V), **CLOSE)
+    scalar = ft.hvp(lambda p, batch, key: mean(vector(p)), PARAMS, BATCH, V)
+    torch.testing.assert_close(vector(scalar), HESSIAN @ vector(V), **CLOSE)
+
+
+def test_ggnvp_is_the_explicit_matrix_times_the_vector() -> None:
+    jacobian = torch.autograd.functional.jacobian(lambda v: outputs(like(v), BATCH), vector(PARAMS))  # (B, 2, n)
+    p = torch.softmax(outputs(PARAMS, BATCH), -1)
+    curvature = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]  # (B, 2, 2)
+    matrix = torch.einsum("bin,bij,bjm->nm", jacobian, curvature, jacobian) / 6
+    got = ft.ggnvp(outputs, of_outputs, PARAMS, BATCH, V)
+    torch.testing.assert_close(vector(got), matrix @ vector(V), **CLOSE)
+    assert not torch.allclose(matrix, HESSIAN)
+
+
+def test_fisher_is_the_mean_of_outer_products() -> None:
+    g = ft.per_example_grad(loss_fn)(PARAMS, BATCH, None)
+    rows = torch.cat([leaf.reshape(6, -1) for leaf in tree.leaves(g)], 1)  # (B, n)
+    got = transforms.fisher_vp(loss_fn, PARAMS, BATCH, V, chunk_size=4)
+    torch.testing.assert_close(vector(got), rows.T @ rows @ vector(V) / 6, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["hessian", "gauss-newton"])
+def test_products_map_and_compile(kind: str) -> None:
+    many = torch.stack([draw(i, sum(SIZES)) for i in range(3)])
+
+    def product(v: Tensor) -> Tensor:
+        if kind == "hessian":
+            return vector(ft.hvp(loss_fn, PARAMS, BATCH, like(v)))
+        return vector(ft.ggnvp(outputs, of_outputs, PARAMS, BATCH, like(v)))
+
+    want = torch.stack([product(v) for v in many])
+    torch.testing.assert_close(ft.vmap(product)(many), want, **CLOSE)
+    torch.testing.assert_close(ft.compile(product)(many[0]), want[0], **CLOSE)
+
+
+def positive(n: int, seed: int = 5) -> Tensor:
+    a = draw(seed, n, n)
+    return a @ a.T + torch.eye(n, dtype=torch.float64)
+
+
+def product_with(matrix: Tensor) -> Any:
+    return lambda v: like(matrix @ vector(v))
+
+
+@pytest.mark.parametrize("damping", [0.0, 2.5])
+def test_conjugate_gradients_solve(damping: float) -> None:
+    n = sum(SIZES)
+    matrix, b = positive(n), draw(6, n)
+    found = transforms.conjugate_gradients(product_with(matrix), like(b), steps=4 * n, damping=damping, tolerance=1e-13)
+    want = torch.linalg.solve(matrix + damping * torch.eye(n, dtype=torch.float64), b)
+    torch.testing.assert_close(vector(found.x), want, rtol=1e-8, atol=1e-9)  # times the condition number, 100
+    assert float(found.residual_norm) <= 1e-13 * float(b.norm())
+    # solved in one step, and kept in the others
+    assert torch.equal(vector(transforms.conjugate_gradients(lambda v: v, like(b), steps=9).x), b)
+
+
+def test_lanczos_finds_the_spectrum() -> None:
+    n = sum(SIZES)
+    found = transforms.lanczos(lambda v: ft.hvp(loss_fn, PARAMS, BATCH, v), V, steps=n)
+    torch.testing.assert_close(found.values, torch.linalg.eigvalsh(HESSIAN), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(found.weights.sum(), torch.ones((), dtype=torch.float64), **CLOSE)
+    top = vector(tree.map(lambda leaf: leaf[-1], found.vectors))
+    torch.testing.assert_close(HESSIAN @ top, found.values[-1] * top, rtol=1e-7, atol=1e-9)
+    few = transforms.lanczos(lambda v: ft.hvp(loss_fn, PARAMS, BATCH, v), V, steps=5)
+    torch.testing.assert_close(few.values[-1], found.values[-1], rtol=0.05, atol=0.0)
+
+
+def test_hutchinson_is_exact_on_a_diagonal_and_close_elsewhere() -> None:
+    n = sum(SIZES)
+    diagonal = draw(7, n)
+    exact = transforms.hutchinson(lambda v: like(diagonal * vector(v)), PARAMS, KEY, samples=1)
+    torch.testing.assert_close(vector(exact.diagonal), diagonal, **CLOSE)
+    torch.testing.assert_close(exact.trace, diagonal.sum(), **CLOSE)
+    assert torch.isnan(exact.trace_error)
+    matrix = positive(n)
+    found = transforms.hutchinson(product_with(matrix), PARAMS, KEY, samples=400)
+    assert abs(float(found.trace - matrix.trace())) < 4 * float(found.trace_error)
+    off = matrix - torch.diag(torch.diag(matrix))
+    assert float(found.trace_error) == pytest.approx(float(torch.sqrt(2 * (off**2).sum() / 400)), rel=0.2)
+
+
+def test_an_optimum_of_ridge_regression_has_its_derivative() -> None:
+    x, y, strength = draw(8, 9, 4), draw(9, 9), torch.tensor(0.7, dtype=torch.float64)
+
+    def loss(w: Tensor, strength: Tensor) -> Tensor:
+        return torch.sum((x @ w - y) ** 2) + strength * torch.sum(w**2)
+
+    def optimum(strength: Tensor) -> Tensor:
+        return torch.linalg.solve(x.T @ x + strength * torch.eye(4, dtype=torch.float64), x.T @ y)
+
+    cotangent = draw(10, 4)
+    got = transforms.implicit_grad(loss, optimum(strength), strength, cotangent, steps=8)
+    want = ft.grad(lambda s: torch.dot(optimum(s), cotangent))(strength)
+    torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+def test_influence_is_the_derivative_by_an_examples_weight() -> None:
+    x, y, target = draw(11, 9, 4), draw(12, 9), draw(13, 4)
+
+    def optimum(weight: Tensor) -> Tensor:
+        return torch.linalg.solve(x.T @ (weight[:, None] * x), x.T @ (weight * y))
+
+    def of_examples(w: Tensor, batch: Any, key: Any) -> ft.Loss:
+        errors = batch["x"] @ w - batch["y"]
+        return ft.Loss(torch.sum(errors**2), errors.new_full((), len(errors)), {})
+
+    ones = torch.ones(9, dtype=torch.float64)
+    got = transforms.influence(of_examples, optimum(ones), {"x": x, "y": y}, target, steps=8)
+    want = ft.grad(lambda weight: torch.dot(optimum(weight), target))(ones)
+    torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="hvp: v"):
+        ft.hvp(loss_fn, PARAMS, BATCH, {"w": PARAMS["w"]})
+    with pytest.raises(ValueError, match="conjugate_gradients: expected steps of at least 1, came 0"):
+        transforms.conjugate_gradients(lambda v: v, PARAMS, steps=0)
+    with pytest.raises(ValueError, match="lanczos: expected at most 11 steps"):
+        transforms.lanczos(lambda v: v, PARAMS, steps=12)
+    with pytest.raises(ValueError, match="hutchinson: expected samples of at least 1"):
+        transforms.hutchinson(lambda v: v, PARAMS, KEY, samples=0)
