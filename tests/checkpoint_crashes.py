@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,7 +112,10 @@ def state(t: int, version: int) -> Any:
 
 
 def forked(work: Callable[[], None]) -> int:
-    pid = os.fork()
+    with warnings.catch_warnings():
+        # of jax, where another test of this process has imported it: fork and its threads; the child uses none
+        warnings.simplefilter("ignore", RuntimeWarning)
+        pid = os.fork()
     if pid == 0:
         try:
             work()

@@ -27,6 +27,7 @@ WHY = {
     "torch._functorch.config": "the backward lowered with the forward, no donated buffers in regions",
     "torch._guards.tracing": "a kernel compiled while another program is being compiled",
     "torch._inductor.async_compile.AsyncCompile": "kernels of several graphs compiled side by side",
+    "torch._inductor.codegen.cpp.CppScheduling": "a fusion that reads before a write is refused",
     "torch._inductor.compile_fx.compile_fx": "a traced graph compiled without Dynamo's guards, which cost 50 us a call",
     "torch._inductor.compile_fx.compile_fx_inner": "what compile_fx calls, wrapped for regions",
     "torch._inductor.config": "options of one compilation, scoped",

@@ -19,6 +19,7 @@ from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._inductor import config
+from torch._inductor.codegen.cpp import CppScheduling
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.exc import InvalidCxxCompiler
@@ -42,7 +43,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
     unstack_sums(graph.graph)
     compute_numbers_once(graph.graph)
     compiler_jobs.finish_checks()
-    with config.patch(_OPTIONS):
+    with config.patch(_OPTIONS), _writes_in_order():
         kernel: Any = compile_fx(graph, inputs)
     return kernel
 
@@ -61,7 +62,7 @@ def compile_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
         # the backward at once, not when it first runs: it is lowered while the forward's kernels are compiled
         compiler_jobs.finish_checks()
         settings = functorch_config.patch(donated_buffer=False, force_non_lazy_backward_lowering=True)
-        with settings, compiler_jobs.together(inputs):
+        with settings, _writes_in_order(), compiler_jobs.together(inputs):
             kernel: Any = compile_fx(graph, inputs, inner_compile=_compile_unshared, config_patches=options)
         return kernel
 
@@ -76,6 +77,30 @@ def compile_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _UNLIMITED = 2**31 - 1
+
+
+@contextmanager
+def _writes_in_order() -> Iterator[None]:
+    """Keep torch's compiler from reading a buffer before the scatter that is to write it.
+
+    torch 2.13 fuses a loop over (6, 2) with one over (12,), and forgets on the way that a buffer which the second reads
+    is written in place by a third (`SchedulerNode.recompute_size_and_body` drops the renamed dependencies): the fused
+    loop then runs too early, in silence. Loops that touch such a buffer are not fused this way.
+    """
+    scheduling: Any = CppScheduling
+    compatible = scheduling._can_fuse_nodes_with_compatible_ranges
+
+    def careful(self: Any, first: Any, second: Any) -> bool:
+        renamed = self.scheduler.mutation_renames
+        written = {*renamed, *renamed.values()}
+        names = {dep.name for node in (first, second) for dep in node.read_writes.reads_and_writes()}
+        return not names & written and compatible(self, first, second)
+
+    scheduling._can_fuse_nodes_with_compatible_ranges = careful
+    try:
+        yield
+    finally:
+        scheduling._can_fuse_nodes_with_compatible_ranges = compatible
 
 
 def _compile_unshared(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
