@@ -35,6 +35,10 @@ def of_examples(params: Any, seed: int) -> Any:
     return tree.map(lambda *leaves: torch.stack(leaves), *rows)
 
 
+def quartic(params: Any) -> Any:
+    return sum(torch.sum(leaf**4) for leaf in tree.leaves(params))
+
+
 # a second one in a chain would be given the mean instead of the examples
 OF_EXAMPLES = {"gradients": of_examples, "without": ["associative"]}
 # inner products of updates in bfloat16 have two digits, and are added in another order when mapped
@@ -58,9 +62,17 @@ OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "scale_by_lbfgs": (ours.scale_by_lbfgs(2), LONG_FLOATS),
     "scale_by_muon": (ours.scale_by_muon(), {"params": {"w": MATRIX["w"]}}),
     "scale_by_shape": (ours.scale_by_shape(), {"params": {"w": MATRIX["w"]}}),
+    "selective_transform": (
+        ours.selective_transform(ours.adam(0.1), freeze_mask={"w": True, "b": False}), {"params": MATRIX}
+    ),
     "skip_large_updates": (ours.MultiSteps(ours.adam(0.1), 2, should_skip_update_fn=SKIP_LARGE), {}),
     "skip_not_finite": (ours.MultiSteps(ours.adam(0.1), 2, should_skip_update_fn=ours.skip_not_finite), {}),
     "snapshot": (ours.snapshot("norm", tree.norm), {}),
+    # without a leaf its loss depends on nothing, which is an error
+    "sophia": (
+        ours.sophia(0.1, update_interval=2),
+        {"extra_args": lambda step: {"obj_fn": quartic}, "params": MATRIX, "without": ["masked_nowhere"]},
+    ),
     "stateless": (ours.stateless(lambda updates, params: tree.scale(2.0, updates)), {}),
     "stateless_with_tree_map": (ours.stateless_with_tree_map(lambda g, p: g * 2 if p is None else g + p), {}),
     "with_extra_args_support": (ours.with_extra_args_support(ours.trace(0.9)), {}),
