@@ -26,3 +26,18 @@ def test_a_sweep_finds_a_rate_that_learns() -> None:
     assert best.startswith(f"the best lane is {at}: ")
     # the mean square of sin is 1/2: the slowest rate is still there, the best is at a tenth
     assert losses[at] < 0.05 and min(losses[:4]) > 0.3
+
+
+def test_one_step_from_meta_trained_parameters_fits_a_sine() -> None:
+    fresh, before, after = [float(line.split()[-1]) for line in run("maml_sinusoids.py", "--steps", "600")]
+    assert after < 0.4 * before < 0.4 * fresh  # 0.76, 3.83 and 8.58
+
+
+def test_harmful_examples_are_those_with_wrong_labels() -> None:
+    found = int(run("influence_of_labels.py")[-1].split(", ")[1].split()[0])
+    assert found >= 24, "30 were found; 4 would be chance"
+
+
+def test_privacy_costs_accuracy() -> None:
+    strict, loose, open_ = [float(line.split()[-1]) for line in run("private_training.py")]
+    assert 0.9 < strict < loose < open_
