@@ -112,14 +112,8 @@ from functrain.optim.moments import (
 from functrain.optim.momentum import EmaState, TraceState, ema, sgd, trace
 from functrain.optim.momo import MomoAdamState, MomoState, momo, momo_adam
 from functrain.optim.monitoring import MonitorState, SnapshotState, measure_with_ema, monitor, snapshot
-from functrain.optim.muon import (
-    MuonDimensionNumbers,
-    MuonState,
-    muon,
-    orthogonalize_via_newton_schulz,
-    scale_by_muon,
-    scale_by_shape,
-)
+from functrain.optim.muon import MuonState, muon, scale_by_muon, scale_by_shape
+from functrain.optim.newton_schulz import MuonDimensionNumbers, orthogonalize_via_newton_schulz
 from functrain.optim.noise import AddNoiseState, add_noise, noisy_sgd
 from functrain.optim.normal import multi_normal
 from functrain.optim.novograd import ScaleByNovogradState, novograd, scale_by_novograd

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,12 +16,12 @@ from functrain.optim.decay import add_decayed_weights
 from functrain.optim.leafwise import leafwise
 from functrain.optim.masking import MaskOrFn
 from functrain.optim.moments import nesterov_factors, zero_moments
+from functrain.optim.newton_schulz import MuonDimensionNumbers, Preconditioning, dims_of, orthogonalize_all
 from functrain.optim.numerics import (
     add_scaled,
     device_of,
     lerp,
     like,
-    plus,
     working_dtype,
     zero_count,
 )
@@ -38,18 +37,9 @@ from functrain.optim.transformation import (
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.tree import Params, Tree
 
-
-class MuonDimensionNumbers(NamedTuple):
-    """Which dimensions of a weight are summed over, and which come out; any others are a batch of matrices."""
-
-    reduction_axis: Sequence[int] | int = 0
-    output_axis: Sequence[int] | int = 1
-
-
 # MuonDimensionNumbers for all leaves, a tree of them with None where Muon is not to be used, or what makes such a tree
 WeightDimNumOrFn: TypeAlias = MuonDimensionNumbers | Tree | Callable[[Params], Tree]
 Coefficients: TypeAlias = Sequence[Any]  # three numbers for all steps, or three for each
-Preconditioning: TypeAlias = Literal["frobenius", "spectral", "aol", "schatten"]
 
 _STANDARD = (3.4445, -4.7750, 2.0315)
 _DION = (
@@ -109,7 +99,7 @@ def scale_by_muon(
         averages, (mu,) = leafwise(average, updates, (state.mu,))
         leaves, structure = tree.flatten(averages)
         numbers = _numbers(weight_dimension_numbers, averages)
-        new = _orthogonalize_all(leaves, numbers, state.ns_coeffs, ns_steps, preconditioning, eps)
+        new = orthogonalize_all(leaves, numbers, state.ns_coeffs, ns_steps, preconditioning, eps)
         if adaptive:
             new = [torch.sum(old.conj() * leaf) * leaf for old, leaf in zip(leaves, new, strict=True)]
         return tree.unflatten(structure, new), MuonState(count, mu, state.ns_coeffs)
@@ -131,7 +121,7 @@ def scale_by_shape(
         if g.numel() == 0:
             return g
         inputs, outputs = [
-            math.prod([g.shape[dim] for dim in dims]) for dims in _dims(g, numbers or MuonDimensionNumbers())
+            math.prod([g.shape[dim] for dim in dims]) for dims in dims_of(g, numbers or MuonDimensionNumbers())
         ]
         if consistent_rms is None:
             return math.sqrt(max(1, outputs / inputs)) * g
@@ -208,107 +198,6 @@ def muon(
         nesterov=nesterov,
     )
     return partition({"muon": matrices, "adam": rest}, labels)
-
-
-def orthogonalize_via_newton_schulz(
-    x: Tensor,
-    ns_coeffs: Tensor,
-    ns_steps: int = 5,
-    preconditioning: Preconditioning = "frobenius",
-    eps: Scalar = 1e-8,
-    dimension_numbers: MuonDimensionNumbers | None = None,
-) -> Tensor:
-    """Push all singular values of a matrix towards 1: x to a * x + (b * x xᵀ + c * (x xᵀ)²) x, `ns_steps` times.
-
-    Before the first step they are brought below 1 by a norm, "frobenius" or "spectral", or within it by a bound, "aol"
-    or "schatten".
-
-    Source: Jordan et al. 2024, Muon; Boissin et al. 2025 (arXiv:2512.04632) for "aol";
-    Grishina et al. 2025 (arXiv:2506.10935) for "schatten".
-
-    Raises: ValueError for a tensor that is no matrix and has no dimension numbers.
-    """
-    return _orthogonalize_all([x], [dimension_numbers], ns_coeffs, ns_steps, preconditioning, eps)[0]
-
-
-def _orthogonalize_all(
-    leaves: Sequence[Tensor],
-    numbers: Sequence[MuonDimensionNumbers | None],
-    coefficients: Tensor,
-    steps: int,
-    preconditioning: str,
-    eps: Scalar,
-) -> list[Tensor]:
-    """Orthogonalize each leaf, those of one shape as one batch: a compiler takes as long over a batch as over a matrix.
-
-    The same as each by itself, to rounding.
-    """
-    if preconditioning not in ("frobenius", "spectral", "aol", "schatten"):
-        raise ValueError(f"newton_schulz: unknown preconditioning {preconditioning!r}; see the docstring for the four")
-    layouts = [_Matrices(leaf, of) for leaf, of in zip(leaves, numbers, strict=True)]
-    alike: dict[Any, list[int]] = defaultdict(list)
-    for i, (leaf, layout) in enumerate(zip(leaves, layouts, strict=True)):
-        alike[layout.rows, layout.columns, leaf.dtype, leaf.device].append(i)
-    done: dict[int, Tensor] = {}
-    for group in alike.values():
-        batches = [layouts[i].take(leaves[i]) for i in group]
-        joined = torch.cat(batches) if len(batches) > 1 else batches[0]
-        new = joined
-        if joined.numel():
-            new = _newton_schulz(joined, coefficients.to(joined.dtype), steps, preconditioning, eps)
-        parts = new.split([batch.shape[0] for batch in batches])
-        done.update({i: layouts[i].put_back(part) for i, part in zip(group, parts, strict=True)})
-    return [done[i] for i in range(len(leaves))]
-
-
-class _Matrices:
-    """How a leaf is a batch of matrices that are not higher than wide."""
-
-    def __init__(self, x: Tensor, numbers: MuonDimensionNumbers | None) -> None:
-        if x.dim() != 2 and numbers is None:
-            raise ValueError(f"newton_schulz: {tuple(x.shape)} is no matrix; pass MuonDimensionNumbers for it")
-        inputs, outputs = _dims(x, MuonDimensionNumbers() if numbers is None or x.dim() == 2 else numbers)
-        batch = [dim for dim in range(x.dim()) if dim not in (*inputs, *outputs)]
-        self.batch = math.prod([x.shape[dim] for dim in batch])
-        size_in, size_out = [math.prod([x.shape[dim] for dim in dims]) for dims in (inputs, outputs)]
-        self.rows, self.columns = min(size_in, size_out), max(size_in, size_out)
-        # a high matrix is taken as its transpose
-        self.order = [*batch, *inputs, *outputs] if size_in <= size_out else [*batch, *outputs, *inputs]
-        self.moved = [x.shape[dim] for dim in self.order]
-
-    def take(self, x: Tensor) -> Tensor:
-        return x.permute(self.order).reshape(self.batch, self.rows, self.columns)  # (B, rows, columns)
-
-    def put_back(self, matrices: Tensor) -> Tensor:
-        back = [self.order.index(dim) for dim in range(len(self.order))]
-        return matrices.reshape(self.moved).permute(back)
-
-
-def _newton_schulz(x: Tensor, coefficients: Tensor, steps: int, preconditioning: str, eps: Scalar) -> Tensor:
-    if preconditioning in ("frobenius", "spectral"):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # torch has no norm of a bfloat16 matrix
-        size = torch.linalg.matrix_norm(wide, "fro" if preconditioning == "frobenius" else 2, keepdim=True)
-        x = x / plus(size, eps).to(x.dtype)
-    rows = coefficients.unbind() if coefficients.dim() == 2 else [coefficients] * steps
-    for i, (a, b, c) in enumerate(row.unbind() for row in rows):
-        gram = x @ x.mT.conj()  # (B, n, n)
-        if i == 0 and preconditioning in ("aol", "schatten"):
-            aol = preconditioning == "aol"
-            size = gram.abs().sum(-1, keepdim=True) if aol else torch.linalg.matrix_norm(gram, keepdim=True)
-            root = torch.rsqrt(torch.clamp(size, min=eps))  # (B, n, 1) or (B, 1, 1)
-            x, gram = x * root, gram * root * root.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x
-
-
-def _dims(x: Tensor, numbers: MuonDimensionNumbers) -> tuple[list[int], list[int]]:
-    """Return the dimensions that are summed over and those that come out, counted from the front."""
-    if x.dim() < 2:
-        raise ValueError(f"muon: a weight needs two dimensions, came {tuple(x.shape)}; give it to AdamW")
-    inputs, outputs = [[dim % x.dim() for dim in ([dims] if isinstance(dims, int) else dims)] for dims in numbers]
-    if set(inputs) & set(outputs):
-        raise ValueError(f"muon: {numbers} uses one dimension of {tuple(x.shape)} twice")
-    return inputs, outputs
 
 
 def _numbers(spec: WeightDimNumOrFn | None, updates: Updates) -> list[MuonDimensionNumbers | None]:
