@@ -27,6 +27,20 @@ class SkipLossSpikesState(NamedTuple):
     inner_state: OptState
 
 
+def stands_out(loss: Tensor, losses: Tensor, count: Tensor, deviations: Scalar) -> Tensor:
+    """Tell whether a loss is more than so many standard deviations above the mean of a window of losses, ().
+
+    Of `losses` (window,) the first `count` are there, all where `count` is more. None stands out before half a window,
+    and two losses, are there.
+    """
+    window = len(losses)
+    seen, number = torch.arange(window, device=losses.device) < count, torch.clamp(count, max=window)
+    mean = torch.sum(torch.where(seen, losses, 0.0)) / torch.clamp(number, min=1)
+    square = torch.sum(torch.where(seen, (losses - mean) ** 2, 0.0)) / torch.clamp(number - 1, min=1)
+    far = loss - mean > like(deviations, square) * torch.sqrt(square)
+    return (count >= max(2, window // 2)) & far
+
+
 def skip_loss_spikes(
     inner: GradientTransformation, window: int = 128, sigma_factor: Scalar = 6.0
 ) -> GradientTransformationExtraArgs:
@@ -61,12 +75,8 @@ def skip_loss_spikes(
         losses, count = state.losses, state.count
         loss = torch.as_tensor(value, dtype=losses.dtype, device=losses.device)
         places = torch.arange(window, device=losses.device)
-        seen, number = places < count, torch.clamp(count, max=window)
-        mean = torch.sum(torch.where(seen, losses, 0.0)) / torch.clamp(number, min=1)
-        square = torch.sum(torch.where(seen, (losses - mean) ** 2, 0.0)) / torch.clamp(number - 1, min=1)
-        spike = (count >= max(2, window // 2)) & ((loss - mean) ** 2 > like(sigma_factor, square) ** 2 * square)
         finite = torch.isfinite(loss)
-        act = finite & ~(spike & (loss > mean))
+        act = finite & ~stands_out(loss, losses, count, sigma_factor)
         new, inner_state = inner.update(updates, state.inner_state, params, value=value, **extra_args)
         return tree.map(lambda u: torch.where(act, u, 0.0), new), SkipLossSpikesState(
             count + finite,

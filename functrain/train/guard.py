@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from functrain.optim.spikes import stands_out
 from functrain.tree import Tree
 
 
@@ -66,11 +67,7 @@ def skip_spikes(window: int = 128, deviations: float = 6.0) -> Guard:
 
     def judge(state: SpikeState, loss: Tensor, good: Tensor) -> tuple[Tensor, SpikeState]:
         places = torch.arange(window, device=loss.device)
-        seen, number = places < state.count, state.count.clamp(max=window)
-        mean = state.losses.sum() / number.clamp(min=1)
-        squares = torch.where(seen, (state.losses - mean) ** 2, 0.0).sum() / (number - 1).clamp(min=1)
-        spike = (state.count >= max(2, window // 2)) & (loss.float() - mean > deviations * squares.sqrt())
-        keep = good & ~spike
+        keep = good & ~stands_out(loss.float(), state.losses, state.count, deviations)
         losses = torch.where((places == state.count % window) & keep, loss.float(), state.losses)
         return keep, SpikeState(*_counts(state, keep), state.count + keep, losses)
 
