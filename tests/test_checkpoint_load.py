@@ -11,7 +11,9 @@ import pytest
 import torch
 from checkpoint_trees import Moments, assert_same, small
 
+import functrain as ft
 from functrain import checkpoint, tree
+from functrain.checkpoint import registry
 
 
 def model(seed: int) -> Any:
@@ -128,6 +130,39 @@ def test_a_type_with_a_name_of_its_own_may_move(tmp_path: Path) -> None:
         checkpoint.register(Other, name="averages")
     assert_same(checkpoint.load(folder), Old(torch.ones(2)))
     assert checkpoint.register(Moments) is Moments
+
+
+def test_a_type_may_have_grown_by_fields_with_a_default(tmp_path: Path) -> None:
+    class Old(NamedTuple):
+        mu: Any
+
+    class New(NamedTuple):
+        mu: Any
+        nu: Any = None
+
+    class Other(NamedTuple):
+        mu: Any
+        nu: Any
+
+    checkpoint.register(name="grown")(Old)
+    folder = checkpoint.save(tmp_path / "c", Old(torch.ones(2)))
+    # a later program, in which the name stands for the type as it is then
+    registry._REGISTERED["grown"] = New
+    assert_same(checkpoint.load(folder), New(torch.ones(2)))
+    registry._REGISTERED["grown"] = Other
+    with pytest.raises(checkpoint.UnknownTypeError, match="fields .'mu'."):
+        checkpoint.load(folder)
+
+
+def test_a_run_saved_before_states_had_guards_is_loaded_with_and_without_like() -> None:
+    """The folder was written by the functrain before that commit: its TrainState has six fields."""
+    folder = Path(__file__).parent / "saved" / "before-guards"
+    optimizer = ft.optim.adamw(1e-2)
+    like = ft.init_state({"w": torch.zeros(3)}, optimizer, key=ft.random.key(1))
+    for state in (checkpoint.load(folder), checkpoint.load(folder, like=like)):
+        assert type(state) is ft.TrainState and state.guard is None and int(state.step) == 3
+        step = ft.train_step(lambda params, batch, key: torch.mean((batch @ params["w"]) ** 2), optimizer)
+        assert float(step(state, torch.ones(2, 3))[1]["loss"]) == pytest.approx((3 * 0.9850) ** 2, abs=1e-3)
 
 
 def test_what_like_cannot_be_is_told(folder: Path) -> None:

@@ -83,7 +83,7 @@ def build(node: Node, leaf: Callable[[Node], Any], where: str, path: str = "") -
         return defaultdict(factory, zip(keys, made, strict=True))
     cls = _find(node["type"])
     static = dict(node.get("static", []))
-    if cls is None or is_namedtuple(cls) != (kind == "namedtuple") or set(_fields(cls)) != {*keys, *static}:
+    if cls is None or is_namedtuple(cls) != (kind == "namedtuple") or not _fit(cls, {*keys, *static}):
         raise _unknown(where, path, f"{kind} {node['type']} with fields {[*keys, *static]}")
     if any(value["kind"] == "other" for value in static.values()):
         raise _unknown(where, path, f"static fields of {node['type']} that JSON cannot keep")
@@ -91,8 +91,15 @@ def build(node: Node, leaf: Callable[[Node], Any], where: str, path: str = "") -
     return cls(**dict(zip(keys, made, strict=True)), **fixed)
 
 
-def _fields(cls: type) -> list[str]:
-    return list(cls._fields) if is_namedtuple(cls) else [f.name for f in dataclasses.fields(cls)]  # type: ignore
+def _fit(cls: type, saved: set[str]) -> bool:
+    """Tell whether these are the fields of a type, but for those with a default: it may have grown since it saved."""
+    if is_namedtuple(cls):
+        fields, required = set(cls._fields), set(cls._fields) - set(cls._field_defaults)  # type: ignore[attr-defined]
+    else:
+        all_fields = dataclasses.fields(cls)
+        fields = {f.name for f in all_fields}
+        required = {f.name for f in all_fields if f.default is f.default_factory is dataclasses.MISSING}
+    return required <= saved <= fields
 
 
 def _find(name: str) -> type | None:
