@@ -10,6 +10,7 @@ from torch import Tensor
 
 import functrain as ft
 from functrain import transforms, tree
+from functrain.transforms.compilation import interpret
 
 KEY = ft.random.key(0)
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}  # float64: some thousand roundings
@@ -190,3 +191,106 @@ def test_wrong_arguments_are_named() -> None:
         transforms.lanczos(lambda v: v, PARAMS, steps=12)
     with pytest.raises(ValueError, match="hutchinson: expected samples of at least 1"):
         transforms.hutchinson(lambda v: v, PARAMS, KEY, samples=0)
+
+
+# ---- edges --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("diagonal", [[1.0, 1, 2, 2, 3, 3], [5.0] * 6, [0.0] * 6, [0.0, 0, 0, 0, 0, -7]])
+def test_lanczos_goes_on_where_the_krylov_space_ends(diagonal: list[float]) -> None:
+    d = torch.tensor(diagonal, dtype=torch.float64)
+    start = draw(20, 6)
+    found = transforms.lanczos(lambda v: d * v, start, steps=6)
+    torch.testing.assert_close(found.values, torch.sort(d).values, **CLOSE)
+    torch.testing.assert_close(found.vectors @ found.vectors.T, torch.eye(6, dtype=torch.float64), **CLOSE)
+    # the weight of an eigenvalue is the part of the start in its eigenspace, however many vectors span it
+    for value in torch.unique(d):
+        weight = found.weights[torch.isclose(found.values, value, atol=1e-9)].sum()
+        torch.testing.assert_close(weight, torch.sum(start[d == value] ** 2) / torch.sum(start**2), **CLOSE)
+
+
+def test_conjugate_gradients_stop_where_the_curvature_is_not_positive() -> None:
+    d, b = torch.tensor([3.0, 1.0, -1.0], dtype=torch.float64), torch.tensor([1.0, 1.0, 1e-3], dtype=torch.float64)
+    found = transforms.conjugate_gradients(lambda v: d * v, b, steps=9)
+    assert not found.positive and torch.isfinite(found.x).all()
+    before = transforms.conjugate_gradients(lambda v: d * v, b, steps=2)
+    assert before.positive and torch.equal(found.x, before.x)  # the third direction is the negative one
+    assert transforms.conjugate_gradients(lambda v: d * v, b, steps=9, damping=1.5).positive
+    zero = transforms.conjugate_gradients(lambda v: 0 * v, torch.zeros_like(b), steps=2)
+    assert zero.positive and torch.equal(zero.x, torch.zeros_like(b))
+    assert torch.isnan(transforms.conjugate_gradients(lambda v: v * torch.nan, b, steps=2).x).all()
+    # a solution is kept in the steps that are left, though the recurrence goes on far below rounding
+    d = torch.tensor([1e-3, 1.0, 1e3])
+    kept = transforms.conjugate_gradients(lambda v: d * v, torch.ones(3), steps=300)
+    assert kept.positive
+    torch.testing.assert_close(kept.x, 1 / d, rtol=1e-3, atol=0.0)  # float32 times the condition number, 1e6, and less
+
+
+def saddle(params: Any, strength: Tensor) -> Tensor:
+    return params[0] ** 2 - params[1] ** 2 + strength * torch.sum(params)
+
+
+def test_a_hessian_that_is_no_optimums_is_an_error_or_nan() -> None:
+    p, strength, v = draw(21, 2), draw(22), torch.ones(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="implicit_grad: expected a positive definite Hessian"):
+        transforms.implicit_grad(saddle, p, strength, v, steps=4)
+    with pytest.raises(ValueError, match="influence: expected a positive definite Hessian"):
+        transforms.influence(lambda p, batch, key: saddle(p, batch.mean()), p, draw(23, 3), v, steps=4)
+    assert torch.isfinite(transforms.implicit_grad(saddle, p, strength, v, steps=4, damping=2.5))
+    of = lambda s: transforms.implicit_grad(saddle, p, s, v, steps=4)  # noqa: E731
+    assert torch.isnan(ft.vmap(of)(strength[None])).all() and torch.isnan(interpret(of)(strength))
+
+
+def test_a_loss_without_curvature_has_the_product_zero() -> None:
+    zero = ft.hvp(lambda p, batch, key: torch.sum(p["w"]) + p["b"], PARAMS, BATCH, V)
+    assert torch.equal(vector(zero), torch.zeros(sum(SIZES), dtype=torch.float64))
+    zero = ft.ggnvp(outputs, lambda z, batch: torch.sum(z), PARAMS, BATCH, V)
+    assert torch.equal(vector(zero), torch.zeros(sum(SIZES), dtype=torch.float64))
+    with pytest.raises(ValueError, match="does not depend on any leaf"):
+        ft.hvp(lambda p, batch, key: torch.sum(p["w"].detach()), PARAMS, BATCH, V)
+
+
+def test_a_loss_with_metrics_is_the_loss() -> None:
+    def with_metrics(params: Any, batch: Any, key: Tensor | None = None) -> Any:
+        loss = loss_fn(params, batch)
+        return loss.total / loss.weight, {"loss": loss.total}
+
+    assert tree.allclose(ft.hvp(with_metrics, PARAMS, BATCH, V), ft.hvp(loss_fn, PARAMS, BATCH, V), 1e-12)
+    fisher = transforms.fisher_vp(with_metrics, PARAMS, BATCH, V)
+    assert tree.allclose(fisher, transforms.fisher_vp(loss_fn, PARAMS, BATCH, V), 1e-12)
+    found, want = (transforms.influence(f, PARAMS, BATCH, V, steps=5, damping=99.0) for f in (with_metrics, loss_fn))
+    torch.testing.assert_close(found, want, **CLOSE)
+
+
+def test_half_precision_is_kept_outside_and_float32_inside() -> None:
+    low = tree.cast(V, torch.bfloat16)
+    half = lambda v: tree.scale(0.5, v)  # noqa: E731  exact in bfloat16, of which it gets and gives
+    assert tree.allclose(transforms.conjugate_gradients(half, low, steps=1).x, tree.scale(2.0, low), 0.0, 0.0)
+    ones = transforms.hutchinson(lambda v: v, low, KEY, samples=300)  # a bfloat16 sum of ones ends at 256
+    assert tree.allclose(ones.diagonal, tree.ones_like(low), 0.0, 0.0)
+    spectrum = transforms.lanczos(half, low, steps=4)
+    # a basis of bfloat16 vectors would be orthogonal to 2 digits
+    torch.testing.assert_close(spectrum.values, torch.full((4,), 0.5), rtol=5e-3, atol=0.0)
+    for product in (
+        ft.hvp(loss_fn, tree.cast(PARAMS, torch.bfloat16), tree.cast(BATCH, torch.bfloat16), low),
+        ft.ggnvp(outputs, of_outputs, tree.cast(PARAMS, torch.bfloat16), tree.cast(BATCH, torch.bfloat16), low),
+        transforms.fisher_vp(loss_fn, tree.cast(PARAMS, torch.bfloat16), tree.cast(BATCH, torch.bfloat16), low),
+    ):
+        assert all(leaf.dtype == torch.bfloat16 for leaf in tree.leaves(product))
+
+
+def test_one_scalar_is_a_tree_of_parameters() -> None:
+    p, v, batch = draw(24), draw(25), draw(26, 5)
+    square = lambda p, batch, key: torch.mean((p * batch) ** 2)  # noqa: E731
+    want = 2 * torch.mean(batch**2) * v
+    torch.testing.assert_close(ft.hvp(square, p, batch, v), want, **CLOSE)
+    z = lambda p, batch, key: p * batch  # noqa: E731
+    torch.testing.assert_close(ft.ggnvp(z, lambda z, batch: torch.mean(z**2), p, batch, v), want, **CLOSE)
+    gradients = 2 * p * batch**2
+    torch.testing.assert_close(transforms.fisher_vp(square, p, batch, v), torch.mean(gradients**2) * v, **CLOSE)
+    product = lambda v: ft.hvp(square, p, batch, v)  # noqa: E731
+    torch.testing.assert_close(transforms.conjugate_gradients(product, want, steps=1).x, v, **CLOSE)
+    torch.testing.assert_close(transforms.lanczos(product, v, steps=1).values[0], want / v, **CLOSE)
+    torch.testing.assert_close(transforms.hutchinson(product, p, KEY, samples=1).trace, want / v, **CLOSE)
+    got = transforms.influence(square, p, batch, v, steps=1)
+    torch.testing.assert_close(got, -gradients * v / (5 * want / v), **CLOSE)

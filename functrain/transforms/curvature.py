@@ -1,7 +1,7 @@
 """Products with the curvature matrices of a loss, without the matrices.
 
-The loss is the one that trains, `loss_fn(params, batch, key)`: a () tensor, or a `Loss`, of which the mean counts.
-n parameters in all, B examples; a vector over the parameters is a tree like them.
+The loss is the one that trains, `loss_fn(params, batch, key)`: a `Loss`, of which the mean counts, a () tensor, or
+`(tensor, metrics)`. n parameters in all, B examples; a vector over the parameters is a tree like them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def hvp(loss_fn: LossFn, params: Params, batch: Batch, v: Tree, *, key: Tensor |
     Raises: ValueError naming the paths where v is not like params.
     """
     tree.check_same_structure(params, v, what="hvp: v")
-    mean = _mean(loss_fn)
-    return grad(lambda p: tree.vdot(grad(mean)(p, batch, key), v))(params)
+    mean = mean_of(loss_fn)
+    return grad(lambda p: tree.vdot(grad(mean)(p, batch, key), v) + _zero(p))(params)
 
 
 def ggnvp(
@@ -57,8 +57,8 @@ def ggnvp(
 
     # J v, as the derivative of what is linear in u
     push = grad(lambda u: tree.vdot(pull(u), v))(torch.zeros_like(outputs))
-    mean = _mean(lambda z, batch, key: loss_of_outputs(z, batch))
-    return pull(grad(lambda z: torch.sum(grad(mean)(z, batch, None) * push))(outputs))
+    mean = mean_of(loss_of_outputs)
+    return pull(grad(lambda z: torch.sum(grad(mean)(z, batch) * push) + _zero(z))(outputs))
 
 
 def fisher_vp(
@@ -78,16 +78,41 @@ def fisher_vp(
     Raises: ValueError naming the paths where v is not like params.
     """
     tree.check_same_structure(params, v, what="fisher_vp: v")
-    grads = per_example_grad(loss_fn, chunk_size=chunk_size)(params, batch, key)  # (B, ...)
-    along: Any = sum(
-        torch.sum(g * d, tuple(range(1, g.dim()))) for g, d in zip(tree.leaves(grads), tree.leaves(v), strict=True)
-    )
-    return tree.map(lambda g: torch.tensordot(along.to(g.dtype), g, 1) / len(g), grads)
+    grads = per_example_grad(total_of(loss_fn), chunk_size=chunk_size)(params, batch, key)  # (B, ...)
+    along: Any = sum([_rows(g) @ _rows(d[None])[0] for g, d in zip(tree.leaves(grads), tree.leaves(v), strict=True)])
+    return tree.map(lambda g: (along @ _rows(g) / len(g)).view(g.shape[1:]).to(g.dtype), grads)
 
 
-def _mean(loss_fn: LossFn) -> Callable[..., Tensor]:
+def mean_of(loss_fn: LossFn) -> Callable[..., Tensor]:
+    """Make the function that returns the mean loss, of a `Loss`, a tensor or `(tensor, metrics)`."""
+
     def mean(*args: Any) -> Tensor:
         loss = loss_fn(*args)
-        return loss.total / loss.weight if isinstance(loss, Loss) else loss
+        return loss.total / loss.weight if isinstance(loss, Loss) else tensor_of(loss)
 
     return mean
+
+
+def total_of(loss_fn: LossFn) -> Callable[..., Tensor]:
+    """Make the function that returns the sum of the losses; of a tensor, which is a mean, for a batch of one only."""
+
+    def total(*args: Any) -> Tensor:
+        loss = loss_fn(*args)
+        return loss.total if isinstance(loss, Loss) else tensor_of(loss)
+
+    return total
+
+
+def tensor_of(loss: Any) -> Any:
+    """Return the tensor of a loss that is no `Loss`."""
+    return loss[0] if isinstance(loss, tuple) and len(loss) == 2 and isinstance(loss[1], dict) else loss
+
+
+def _zero(params: Tree) -> Tensor:
+    # a gradient that does not depend on params has the derivative zero; without this term it would be an error
+    return 0 * tree.sum(tree.leaves(params)[:1])
+
+
+def _rows(g: Tensor) -> Tensor:
+    # float32: a product of bfloat16 rows would be summed in bfloat16
+    return g.reshape(len(g), -1).to(torch.promote_types(g.dtype, torch.float32))  # (B, n)

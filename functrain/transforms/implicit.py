@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from functrain import tree
-from functrain.transforms.curvature import LossFn, hvp
+from functrain.losses import Loss
+from functrain.transforms import engine
+from functrain.transforms.curvature import LossFn, hvp, tensor_of, total_of
 from functrain.transforms.gradient import grad
 from functrain.transforms.krylov import conjugate_gradients
 from functrain.transforms.per_example import per_example_grad
@@ -32,14 +34,15 @@ def implicit_grad(
     solve for the inverse, of the Hessian plus `damping`.
 
     Source: Bengio 2000; Lorraine et al. 2020 (arXiv:1911.02590), theorem 1.
-    Raises: ValueError naming the paths where the cotangent is not like params.
+    Raises: ValueError naming the paths where the cotangent is not like params; for a Hessian that is not positive
+    definite, which is no optimum's (inside of `ft.compile` and `ft.vmap` the result is NaN).
     """
 
     def product(v: Tree) -> Tree:
         return hvp(lambda p, batch, key: loss(p, argument), params, None, v)
 
     tree.check_same_structure(params, cotangent, what="implicit_grad: the cotangent")
-    solved = conjugate_gradients(product, cotangent, steps=steps, damping=damping).x
+    solved = _solved("implicit_grad", product, cotangent, steps, damping)
     return grad(lambda a: -tree.vdot(grad(loss)(params, a), solved))(argument)
 
 
@@ -58,17 +61,32 @@ def influence(
 
     Element i is the derivative of the test loss, whose gradient at params is `test_grad`, by the weight of example i in
     the sum of losses: negative for an example that helps. Minus it is, to first order, what leaving the example out
-    adds to the test loss.
+    adds to the test loss. `damping` is added to the Hessian of that sum: of a `Loss` its total, else the mean times B.
 
     Shapes: every batch leaf is (B, ...), the result (B,).
     Source: Koh and Liang 2017 (arXiv:1703.04730), equation 2.
+    Raises: ValueError naming the paths where `test_grad` is not like params; for a Hessian that is not positive
+    definite, as far from an optimum (inside of `ft.compile` and `ft.vmap` the result is NaN).
     """
+    tree.check_same_structure(params, test_grad, what="influence: test_grad")
     count = len(tree.leaves(batch)[0])
 
-    def product(v: Tree) -> Tree:  # of the sum over the examples
-        return tree.scale(float(count), hvp(loss_fn, params, batch, v, key=key))
+    def of_sum(*args: Any) -> Any:
+        loss = loss_fn(*args)
+        return loss.total if isinstance(loss, Loss) else count * tensor_of(loss)
 
-    solved = conjugate_gradients(product, test_grad, steps=steps, damping=damping).x
-    grads = per_example_grad(loss_fn, chunk_size=chunk_size)(params, batch, key)  # (B, ...)
+    solved = _solved("influence", lambda v: hvp(of_sum, params, batch, v, key=key), test_grad, steps, damping)
+    grads = per_example_grad(total_of(loss_fn), chunk_size=chunk_size)(params, batch, key)  # (B, ...)
     pairs = zip(tree.leaves(grads), tree.leaves(solved), strict=True)
     return -torch.stack([g.reshape(count, -1) @ torch.flatten(along) for g, along in pairs]).sum(0)
+
+
+def _solved(what: str, product: Callable[[Tree], Tree], b: Tree, steps: int, damping: float | Tensor) -> Tree:
+    """Solve with the Hessian, which must be positive definite: else the linear equations are not about an optimum."""
+    x, _, positive = conjugate_gradients(product, b, steps=steps, damping=damping)
+    if not (engine.nested() or engine.tracing or torch.compiler.is_compiling()) and not bool(positive):
+        raise ValueError(
+            f"{what}: expected a positive definite Hessian, came a direction without positive curvature; train params "
+            "to an optimum first, or give a damping above the most negative eigenvalue"
+        )
+    return tree.map(lambda leaf: torch.where(positive, leaf, torch.nan), x)

@@ -21,6 +21,7 @@ Matvec = Callable[[Tree], Tree]
 class Solution(NamedTuple):
     x: Tree  # like b
     residual_norm: Tensor  # (): norm of b - A x, as the recurrence has it
+    positive: Tensor  # (), bool: no direction was met in which the matrix has no positive curvature
 
 
 def conjugate_gradients(
@@ -28,24 +29,33 @@ def conjugate_gradients(
 ) -> Solution:
     """Solve (A + damping) x = b for a positive definite matrix, from x = 0.
 
-    A solution whose residual is at most `tolerance` times the norm of b stays as it is in the steps that are left.
+    A solution whose residual is at most `tolerance` times the norm of b stays as it is in the steps that are left. So
+    does one from which the next direction p has p' (A + damping) p <= 0, and `positive` is then false: the matrix is
+    not positive definite, and x is no solution, but the best one in the directions before, as a truncated Newton step
+    wants it. Vectors are at least float32 between the products.
 
-    Source: Hestenes and Stiefel 1952; `jax.scipy.sparse.linalg.cg`.
+    Source: Hestenes and Stiefel 1952; `jax.scipy.sparse.linalg.cg`; Steihaug 1983 for what is not positive.
     Raises: ValueError for steps < 1.
     """
     _check_steps("conjugate_gradients", steps)
-    x, r, p = tree.zeros_like(b), b, b
-    square = start = tree.norm(b, squared=True)
+    r = p = _wide(b)
+    x = tree.zeros_like(r)
+    square = start = tree.norm(r, squared=True)
+    # below eps**2 the recurrence has left the residual far behind, and its squares come near to underflow
+    limit = max(tolerance, torch.finfo(square.dtype).eps ** 2) ** 2 * start
+    positive = torch.ones_like(square, dtype=torch.bool)
     for _ in range(steps):
-        done = square <= tolerance**2 * start
-        product = tree.add_scale(matvec(p), damping, p)
+        product = tree.add_scale(_wide(matvec(tree.cast_like(p, b))), damping, p)
+        curvature = tree.vdot(p, product)
+        positive = positive & ~((curvature <= 0) & (square > limit))  # NaN goes on into x
+        done = (square <= limit) | ~positive
         # where it is done, divisors may be zero
-        alpha = torch.where(done, 0.0, square / torch.where(done, 1.0, tree.vdot(p, product)))
+        alpha = torch.where(done, 0.0, square / torch.where(done, 1.0, curvature))
         x, r = tree.add_scale(x, alpha, p), tree.add_scale(r, -alpha, product)
         new = tree.norm(r, squared=True)
         p = tree.add_scale(r, torch.where(done, 0.0, new / torch.where(done, 1.0, square)), p)
         square = torch.where(done, square, new)
-    return Solution(x, torch.sqrt(square))
+    return Solution(tree.cast_like(x, b), torch.sqrt(square), positive)
 
 
 class Spectrum(NamedTuple):
@@ -55,38 +65,47 @@ class Spectrum(NamedTuple):
 
 
 def lanczos(matvec: Matvec, start: Tree, *, steps: int) -> Spectrum:
-    """Return the Ritz values and vectors of the matrix in the Krylov space of `start`.
+    """Return the Ritz values and vectors of the matrix in the Krylov space of `start`, which is not zero.
 
-    With as many steps as there are parameters they are its eigenvalues and eigenvectors. Each new vector is made
-    orthogonal to all before it, twice, so that no eigenvalue comes again by rounding: `steps` vectors are kept.
+    With as many steps as there are parameters they are its eigenvalues, as often as each occurs, and eigenvectors:
+    where the Krylov space ends before, a new one begins with a vector orthogonal to it, and has no weight. Each new
+    vector is made orthogonal to all before it, twice, so that no eigenvalue comes again by rounding: `steps` vectors
+    are kept, at least in float32.
 
     Source: Golub and Van Loan, Matrix Computations, 4th edition, section 10.3; Ghorbani et al. 2019 (arXiv:1901.10159).
     Raises: ValueError for steps < 1 or more than the elements of start.
     """
     _check_steps("lanczos", steps)
-    if steps > tree.size(start):
-        raise ValueError(f"lanczos: expected at most {tree.size(start)} steps, one an element of start, came {steps}")
-    basis = [tree.scale(1 / tree.norm(start), start)]
+    first = _flat(start)  # (n,)
+    if steps > len(first):
+        raise ValueError(f"lanczos: expected at most {len(first)} steps, one an element of start, came {steps}")
+    basis = (first / torch.linalg.vector_norm(first))[None]  # (steps so far, n)
     diagonal: list[Tensor] = []
     beside: list[Tensor] = []
+    size = torch.zeros_like(first[0])  # of the matrix
     for i in range(steps):
-        w = matvec(basis[i])
-        diagonal.append(tree.vdot(basis[i], w))
+        product = matvec(_like(basis[i], start))
+        tree.check_same_structure(start, product, what="lanczos: a product")
+        w = _flat(product).to(first.dtype)
+        diagonal.append(torch.dot(basis[i], w))
         if i + 1 == steps:
             break
-        for _ in range(2):
-            for v in basis:
-                w = tree.add_scale(w, -tree.vdot(v, w), v)
-        norm = tree.norm(w)
-        beside.append(norm)
-        basis.append(tree.scale(1 / norm, w))
+        size = torch.maximum(size, torch.linalg.vector_norm(w))
+        w = _orthogonal(w, basis)
+        norm = torch.linalg.vector_norm(w)
+        # what is left is rounding, and no direction: the coordinate that the basis covers least has at least 1 - i / n
+        ended = norm <= 10 * torch.finfo(first.dtype).eps * size
+        least = torch.argmin(torch.sum(basis**2, 0))
+        other = _orthogonal((torch.arange(len(first), device=first.device) == least).to(first.dtype), basis)
+        beside.append(torch.where(ended, 0.0, norm))
+        w = torch.where(ended, other, w)
+        basis = torch.cat([basis, (w / torch.linalg.vector_norm(w))[None]])
     t = torch.diag(torch.stack(diagonal))
     if beside:
         t = t + torch.diag(torch.stack(beside), 1) + torch.diag(torch.stack(beside), -1)
     values, rotation = torch.linalg.eigh(t)  # (steps,), (steps, steps)
-    stacked = tree.map(lambda *leaves: torch.stack(leaves, -1), *basis)  # (..., steps)
-    vectors = tree.map(lambda leaf: (leaf @ rotation.to(leaf.dtype)).movedim(-1, 0), stacked)
-    return Spectrum(values, rotation[0] ** 2, vectors)
+    vectors = [_like(vector, start) for vector in torch.unbind(rotation.T @ basis)]
+    return Spectrum(values, rotation[0] ** 2, tree.map(lambda *leaves: torch.stack(leaves), *vectors))
 
 
 class Estimate(NamedTuple):
@@ -98,7 +117,8 @@ class Estimate(NamedTuple):
 def hutchinson(matvec: Matvec, like: Tree, key: Tensor, *, samples: int) -> Estimate:
     """Estimate the matrix's trace and diagonal, both without bias, from random vectors of signs.
 
-    Exact in one sample for a diagonal matrix.
+    Exact in one sample for a diagonal matrix. The variance of one sample is twice the sum of the squares off the
+    diagonal for the trace, and for element i of the diagonal the sum of those in row i.
 
     Source: Hutchinson 1989; Bekas et al. 2007 for the diagonal.
     Raises: ValueError for samples < 1.
@@ -113,13 +133,35 @@ def hutchinson(matvec: Matvec, like: Tree, key: Tensor, *, samples: int) -> Esti
             (2 * random.bernoulli(k, 0.5, leaf.shape).to(leaf.dtype) - 1) for k, leaf in zip(keys, leaves, strict=True)
         ]
         probe = tree.unflatten(structure, signs)
-        diagonal = tree.mul(probe, matvec(probe))
+        diagonal = tree.mul(_wide(probe), _wide(matvec(probe)))
         traces.append(tree.sum(diagonal))
         total = tree.add(total, diagonal)
     found = torch.stack(traces)
     # a sum of squares divided by zero is NaN, which is what one sample says about its error
     spread = torch.sum((found - found.mean()) ** 2) / torch.full_like(found[0], samples - 1)
-    return Estimate(found.mean(), torch.sqrt(spread / samples), tree.scale(1 / samples, total))
+    return Estimate(found.mean(), torch.sqrt(spread / samples), tree.cast_like(tree.scale(1 / samples, total), like))
+
+
+def _wide(t: Tree) -> Tree:
+    # float32: sums of many bfloat16 vectors keep two digits, and a basis of them is not orthogonal
+    return tree.map(lambda leaf: leaf.to(torch.promote_types(leaf.dtype, torch.float32)), t)
+
+
+def _flat(t: Tree) -> Tensor:
+    return torch.cat([leaf.reshape(-1) for leaf in tree.leaves(_wide(t))])  # (n,)
+
+
+def _like(vector: Tensor, t: Tree) -> Tree:
+    leaves, structure = tree.flatten(t)
+    parts = torch.split(vector, [leaf.numel() for leaf in leaves])
+    shaped = [part.view(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+    return tree.unflatten(structure, shaped)
+
+
+def _orthogonal(w: Tensor, basis: Tensor) -> Tensor:
+    for _ in range(2):
+        w = w - (basis @ w) @ basis
+    return w
 
 
 def _check_steps(what: str, steps: int, name: str = "steps") -> None:
