@@ -151,6 +151,6 @@ def test_a_folder_that_holds_something_is_never_overwritten(tmp_path: Path) -> N
 
 def test_a_tensor_that_safetensors_lacks_writes_nothing(tmp_path: Path) -> None:
     for tensor in (torch.zeros(1, dtype=torch.complex128), torch.zeros(1, device="meta")):
-        with pytest.raises(checkpoint.UnsupportedError, match="'w': expected values of a dtype of safetensors"):
+        with pytest.raises(checkpoint.UnsupportedError, match="'w': expected a (dtype of bool|tensor with values)"):
             checkpoint.save_folder(tmp_path / "m", {"w": tensor}, {}, max_file_bytes=1)
     assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ def collect(tree: Tree, where: str) -> tuple[Node, dict[str, Tensor]]:
     names: dict[Any, str] = {}
 
     def tensor_node(path: str, tensor: Tensor) -> Node:
-        _check(path, tensor, where)
+        check_tensor(path, tensor, where)
         name = names.setdefault(_identity(tensor), _file_name(path))
         tensors.setdefault(name, tensor)
         node = {"kind": "tensor", "tensor": name, **shape_and_dtype(tensor)}
@@ -52,11 +52,15 @@ def _identity(tensor: Tensor) -> Any:
     return (tensor.device, tensor.data_ptr(), *layout)
 
 
-def _check(path: str, tensor: Tensor, where: str) -> None:
+def check_tensor(path: str, tensor: Tensor, where: str) -> None:
+    """Return when the tensor has values that a file keeps. Raises: UnsupportedError naming `where` and the path."""
     if not is_text(path):
         raise unsupported(where, path, "keys in Unicode", "a lone surrogate", "rename the key")
-    if tensor.layout != torch.strided:  # first: of a donated tensor even this raises its own, clearer error
-        raise unsupported(where, path, "a dense tensor", f"layout {tensor.layout}", "save its indices and values")
+    if (
+        tensor.layout != torch.strided or tensor.is_nested
+    ):  # first: of a donated tensor even this raises its own, clearer error
+        came = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+        raise unsupported(where, path, "a dense tensor", came, "save the dense tensors that it is made of")
     if type(tensor) not in (Tensor, torch.nn.Parameter):
         raise unsupported(where, path, "a plain tensor", type_name(type(tensor)), "convert it")
     if tensor.device.type == "meta":
@@ -69,3 +73,7 @@ def _check(path: str, tensor: Tensor, where: str) -> None:
         tensor.data_ptr()
     except RuntimeError as error:  # traced, vmapped or differentiated by torch.func: there is no value to save
         raise unsupported(where, path, "a tensor with values", str(error), "save outside the transform") from error
+    steps = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    last = tensor.storage_offset() + steps
+    if tensor.numel() and (last + 1) * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise unsupported(where, path, "a tensor with values", "one whose memory was freed", "gather it first")

@@ -23,7 +23,7 @@ from functrain.tree import Tree
 Node = dict[str, Any]
 FACTORIES = {"list": list, "dict": dict, "int": int, "float": float, "str": str, "set": set, "tuple": tuple}
 MAX_LEVELS = 100  # far below what overflows the stack of any reader
-_MAX_INT_BITS = 10_000  # Python itself refuses to read a number of more than 4300 digits
+MAX_INT_BITS = 10_000  # Python itself refuses to read a number of more than 4300 digits
 
 
 def describe(tree: Tree, tensor_node: Callable[[str, Tensor], Node], where: str) -> Node:
@@ -42,10 +42,18 @@ def describe(tree: Tree, tensor_node: Callable[[str, Tensor], Node], where: str)
             raise unsupported(where, path, "dictionary keys that make paths", str(error), "rename the key") from error
         if below is None:
             return tensor_node(path, node) if isinstance(node, Tensor) else _scalar(node, path, where)
+        if not _is_known(node):
+            came, way_out = type_name(type(node)), "make it a list, tuple, dict, NamedTuple or tree.dataclass"
+            raise unsupported(where, path, "a container that a file can name", came, way_out)
         rows = [(name, visit(child, f"{path}/{name}" if path else name, level + 1)) for name, child in below]
         return _container(node, rows)
 
     return visit(tree, "")
+
+
+def _is_known(node: Tree) -> bool:
+    plain = (type(None), dict, OrderedDict, defaultdict, list, tuple)
+    return type(node) in plain or is_namedtuple(type(node)) or dataclasses.is_dataclass(node)
 
 
 def _container(node: Tree, rows: list[tuple[str, Node]]) -> Node:
@@ -84,8 +92,8 @@ def _scalar(value: Any, path: str, where: str) -> Node:
     if type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
         if kind == "str" and not is_text(value):
             raise unsupported(where, path, "text in Unicode", f"a lone surrogate in {value!a:.60}", "drop it")
-        if kind == "int" and value.bit_length() > _MAX_INT_BITS:
-            raise unsupported(where, path, f"an int of {_MAX_INT_BITS} bits", "a longer one", "save it as a str")
+        if kind == "int" and value.bit_length() > MAX_INT_BITS:
+            raise unsupported(where, path, f"an int of {MAX_INT_BITS} bits", "a longer one", "save it as a str")
         return {"kind": kind, "value": value}
     if type(value) is float:
         return {"kind": "float", "bits": struct.pack(">d", value).hex()}  # inf and every NaN, which JSON lacks

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import torch
 
 from functrain.checkpoint import grammar, strict_json
-from functrain.checkpoint.description import Node, unsupported
+from functrain.checkpoint.description import MAX_INT_BITS, MAX_LEVELS, Node, unsupported
 from functrain.checkpoint.errors import IntegrityError
 from functrain.checkpoint.stream import Record, Source
+
+_MAX_BYTES = 1_000_000_000  # of tree.json: millions of leaves
 
 
 class Document(NamedTuple):
@@ -56,11 +58,16 @@ def _version() -> str:
 def write(node: Node, metadata: Mapping[str, Any], where: str, run: str | None = None) -> bytes:
     """Return the text of tree.json.
 
-    Raises: UnsupportedError naming the key of metadata that would not come back from JSON as it is.
+    Raises: UnsupportedError naming the key of metadata that would not come back from JSON as it is, or for a text that
+    is too long to be read again.
     """
     check_metadata(metadata, where)
     table = {"tree": node, "metadata": dict(metadata), "environment": environment(), "run": run}
-    return strict_json.dumps(table) + b"\n"
+    text = strict_json.dumps(table) + b"\n"
+    if len(text) > _MAX_BYTES:
+        expected, came = f"a description of at most {_MAX_BYTES} bytes", f"{len(text)}"
+        raise unsupported(where, "", expected, came, "save long texts and many scalars as tensors")
+    return text
 
 
 def read(path: Path, record: Record) -> Document:
@@ -74,6 +81,8 @@ def read(path: Path, record: Record) -> Document:
         return IntegrityError(path, path=key, expected=expected, came=came, way_out=way_out)
 
     with Source(path, links=False, record=record) as source:
+        if source.size_bytes > _MAX_BYTES:
+            raise refuse(f"at most {_MAX_BYTES} bytes", f"{source.size_bytes}", None)
         text = source.take(source.size_bytes)
         source.finish()
     table = strict_json.loads(text, refuse)
@@ -96,17 +105,23 @@ def is_run(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{32}", value) is not None
 
 
-def _check_plain(value: Any, path: str, where: str) -> None:
+def _check_plain(value: Any, path: str, where: str, level: int = 0) -> None:
+    if level > MAX_LEVELS:
+        raise unsupported(
+            where, path[:40], f"at most {MAX_LEVELS} levels", "more, or a list inside itself", "flatten it"
+        )
     if isinstance(value, Mapping):
         for key, child in value.items():
             if not isinstance(key, str) or not strict_json.is_text(key):
                 raise unsupported(where, path, "keys that are str", f"{key!r}", "write the key as text")
-            _check_plain(child, f"{path}/{key}", where)
+            _check_plain(child, f"{path}/{key}", where, level + 1)
     elif type(value) is list:
         for i, child in enumerate(value):
-            _check_plain(child, f"{path}/{i}", where)
+            _check_plain(child, f"{path}/{i}", where, level + 1)
     elif not (value is None or type(value) in (bool, int, float, str)):
         raise unsupported(where, path, "what JSON keeps", f"{type(value).__name__}", "make it a str, list or dict")
+    elif type(value) is int and value.bit_length() > MAX_INT_BITS:
+        raise unsupported(where, path, f"an int of {MAX_INT_BITS} bits", "a longer one", "write it as a str")
     elif type(value) is float and not math.isfinite(value):
         raise unsupported(where, path, "a finite number", f"{value}", "write it as a str")
     elif type(value) is str and not strict_json.is_text(value):

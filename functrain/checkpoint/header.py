@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
 from functrain.checkpoint import strict_json
-from functrain.checkpoint.errors import HeaderError
+from functrain.checkpoint.errors import HeaderError, UnsupportedError
 
 ITEM_BYTES = {
     **{"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8},
@@ -43,6 +43,7 @@ def write(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: dict[st
     """Return the header for tensors (name, dtype, shape) that follow in this order.
 
     Equals what `read` reads; padded with spaces so that the tensors begin at a multiple of 8.
+    Raises: UnsupportedError for a header that is too long to be read again.
     """
     table: dict[str, Any] = {_METADATA: metadata}
     offset = 0
@@ -52,7 +53,15 @@ def write(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: dict[st
         offset = end
     text = strict_json.dumps(table)
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        expected, came = f"names of at most {MAX_HEADER_BYTES} bytes in one file", f"a header of {len(text)}"
+        raise UnsupportedError("safetensors", expected=expected, came=came, way_out="give them shorter names")
     return len(text).to_bytes(8, "little") + text
+
+
+def row_bytes(name: str, dims: int) -> int:
+    """Return how many bytes a tensor of this name takes in a header at most."""
+    return len(strict_json.dumps({name: 0})) + 100 + 20 * dims
 
 
 def read(take: Callable[[int], bytes], size_bytes: int, where: str) -> Header:
@@ -67,6 +76,10 @@ def read(take: Callable[[int], bytes], size_bytes: int, where: str) -> Header:
     text = take(length)
     if not text.startswith(b"{"):
         _refuse_start(start + text[:64], length, size_bytes, where)
+    # a tensor has 3 brackets in some 60 bytes; `[[],[],...` would become 25 times its size of Python's lists
+    brackets = text.count(b"[") + text.count(b"{") if length > 1_000_000 else 0
+    if brackets > length // 8:
+        raise _broken(where, "a table of tensors", f"{brackets} brackets in {length} bytes of header")
 
     def refuse(expected: str, came: str, key: str | None) -> HeaderError:
         return _broken(where, expected, came, key)

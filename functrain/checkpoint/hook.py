@@ -48,6 +48,10 @@ def every(
         raise ValueError(f"checkpoint.every: expected n of at least 1 step, came {n!r}; to save now, call hook.save")
     rules = Rules(keep_last, keep_every, keep_best)
     rules.check()
+    writing.check_max(max_file_bytes)
+    ours = sorted({"step", "metrics"} & {*(metadata or ())})
+    if ours:
+        raise ValueError(f"checkpoint.every: expected metadata without {ours[0]!r}, which the hook writes; rename it")
     return Every(n, Path(run), rules, dict(metadata or {}), max_file_bytes, asynchronous=asynchronous)
 
 
@@ -64,8 +68,7 @@ class Every:
         try:
             staging.make_folder(self._folder)
             staging.probe(self._folder)
-            self._lock = lock.hold(self._folder)
-            self._name = run.identity(self._folder)
+            self._own(None)
         except OSError as error:
             way_out = "choose a run folder that can be made and written"
             came = str(error)
@@ -77,7 +80,7 @@ class Every:
 
     def __call__(self, t: int, state: Tree, metrics: Mapping[str, Any] | None = None) -> None:
         if t % self._n == 0:
-            self._begin(t, state, metrics)
+            self._begin(operator.index(t), state, metrics)
 
     def save(self, t: int, state: Tree, metrics: Mapping[str, Any] | None = None) -> Path:
         """Save the state as that of step t, whatever n is, apply retention, and return the checkpoint's path.
@@ -86,7 +89,8 @@ class Every:
         loop may fall on an n-th step.
         Raises: CheckpointError, also that of an earlier asynchronous save.
         """
-        if operator.index(t) < 0:
+        t = operator.index(t)  # of a tensor or a number of numpy too
+        if t < 0:
             raise ValueError(f"checkpoint.every: expected a number of steps done, came {t}")
         if t != self._saved:
             self._begin(t, state, metrics)
@@ -127,25 +131,53 @@ class Every:
         return job
 
     def _write(self, target: Path, drafted: writing.Draft) -> None:
-        staging.remove_leftovers(self._folder, locked=True)
+        try:
+            self._replace(target, drafted)
+        except OSError as error:
+            raise staging.told(error, target) from error
+
+    def _own(self, name: str | None) -> None:
+        """Lock the run, which if it is new gets this name or a random one."""
+        self._lock = lock.hold(self._folder)
+        self._name = run.identity(self._folder, name)
+        # an earlier process may have been killed before it brought its names to the disk
+        for folder in (self._folder, self._folder.parent, self._folder.parent.parent):
+            staging.fsync_folder(folder)
+
+    def _keep(self) -> None:
+        if self._lock.is_there():
+            self._lock.renew()
+            return
+        _log.warning("%s: moved or removed while it was in use; the run goes on in a new folder there", self._folder)
+        staging.make_folder(self._folder)
+        self._own(self._name)
+
+    def _replace(self, target: Path, drafted: writing.Draft) -> None:
+        self._keep()
+        staging.remove_leftovers(self._folder, locked=run.OWN)
         new = target.with_name(target.name + NEW)
         self._settle(target, new)
-        if not os.path.lexists(target):
-            writing.write(target, drafted)
-            self._leave_other_history(target)
-        elif not self._holds(target, drafted):
+        if os.path.lexists(target) and self._holds(target, drafted):
+            staging.fsync_folder(self._folder)  # whoever saved it may have been killed before
+        elif os.path.lexists(target) or self._later(target):
             writing.write(new, drafted)
             self._settle(target, new)
-            self._leave_other_history(target)
+        else:
+            writing.write(target, drafted)
         retain(self._root, self._rules, self._name, self._known)
 
     def _settle(self, target: Path, new: Path) -> None:
-        """Bring `new`, when it is whole, to the place of `target`; killed at any instant, one of them is whole."""
+        """Bring `new`, when it is whole, to the place of `target`, and set later ones aside: this run went back.
+
+        Killed at any instant, one of them is whole; and as long as `new` has this name, a next call makes an end of it.
+        """
         for path in (target, new):
             found = run.fault(path) if os.path.lexists(path) else None
             if found is not None:
                 self._set_aside(path, f"broken-{path.name}", str(found))
         if os.path.lexists(new):
+            for path in self._later(target):
+                self._set_aside(path, f"abandoned-{path.name}", f"the run went back to {target.name}")
             if os.path.lexists(target):
                 staging.remove(target)
             os.rename(new, target)
@@ -165,11 +197,10 @@ class Every:
             raise ExistsError(target, expected="none, or one of this run", came=came, way_out="move it elsewhere")
         return False
 
-    def _leave_other_history(self, target: Path) -> None:
-        """Set aside later checkpoints of this run: it went back and does not come to them, or not as they were."""
-        for path in run.list(self._root):
-            if run.step_of(path) > run.step_of(target) and _is_of(path, self._name):
-                self._set_aside(path, f"abandoned-{path.name}", f"the run went back to {target.name}")
+    def _later(self, target: Path) -> list[Path]:
+        """Return whole checkpoints of this run after `target`, the last one last: it is the newest until it goes."""
+        step = run.step_of(target)
+        return [path for path in run.list(self._root) if run.step_of(path) > step and _is_of(path, self._name)]
 
 
 def _is_of(path: Path, name: str) -> bool:

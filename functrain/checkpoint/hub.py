@@ -15,9 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from functrain.checkpoint import staging, strict_json
+from functrain.checkpoint.collect import check_tensor
 from functrain.checkpoint.errors import CheckpointError, ExistsError, IntegrityError, MissingError, UnsupportedError
-from functrain.checkpoint.stream import Sink, Source
-from functrain.checkpoint.tensors import NAMES, scan, write_file
+from functrain.checkpoint.stream import Sink, Source, is_there
+from functrain.checkpoint.tensors import divide, scan, write_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -48,14 +49,14 @@ def scan_folder(
     """Read a folder as `load_folder` does, and give `take(name, tensor)` each tensor as soon as it is read."""
     path = Path(folder)
     single, index = path / SINGLE, path / INDEX
-    if single.exists():
+    if is_there(single):
         _warn_of_others(path, {SINGLE})
         scan(single, take, wanted=wanted, links=True)
         return
-    if not index.exists():
+    if not is_there(index):
         raise _nothing_to_read(path)
     where = _read_index(index)
-    absent = sorted({file for file in where.values() if not (path / file).exists()})
+    absent = sorted({file for file in where.values() if not is_there(path / file)})
     if absent:
         raise _broken(index, "the shards that it names", f"no {', '.join(absent)}", None)
     _warn_of_others(path, set(where.values()))
@@ -83,8 +84,13 @@ def save_folder(
     _check_free(target)
     for name, tensor in tensors.items():
         _check(folder, name, tensor)
-    with staging.staged(target) as stage:
-        groups = group(tensors, max_file_bytes)
+    for file in texts:
+        if os.path.basename(file) != file or not file or file.endswith(".safetensors") or file == INDEX:
+            expected = "the name of a file beside the tensors"
+            raise UnsupportedError(folder, expected=expected, came=f"{file!r}", way_out="choose another name")
+    need_bytes = sum(tensor.nbytes for tensor in tensors.values()) + sum(map(len, texts.values()))
+    with staging.staged(target, need_bytes) as stage:
+        groups = divide(tensors, max_file_bytes)
         names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
         for file, part in zip(names if len(groups) > 1 else [SINGLE], groups, strict=True):
             write_file(stage / file, part)
@@ -109,19 +115,6 @@ def load_json(path: Folder) -> dict[str, Any]:
             raise _broken(path, f"at most {_MAX_JSON_BYTES} bytes of JSON", f"{source.size_bytes}", None)
         text = source.take(source.size_bytes)
     return strict_json.loads(text, lambda expected, came, key: _broken(path, expected, came, key))
-
-
-def group(tensors: Mapping[str, Tensor], max_file_bytes: int) -> list[dict[str, Tensor]]:
-    """Divide tensors, in their order, into groups of at most so many bytes; a larger tensor is a group alone."""
-    groups: list[dict[str, Tensor]] = [{}]
-    filled = 0
-    for name, tensor in tensors.items():
-        if groups[-1] and filled + tensor.nbytes > max_file_bytes:
-            groups.append({})
-            filled = 0
-        groups[-1][name] = tensor
-        filled += tensor.nbytes
-    return groups
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -176,9 +169,9 @@ def _check_free(target: Path) -> None:
 
 
 def _check(folder: Folder, name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in NAMES or tensor.device.type == "meta":
-        expected, came = "values of a dtype of safetensors", f"{tensor.dtype} on {tensor.device}"
-        raise UnsupportedError(folder, path=name, expected=expected, came=came, way_out="cast it first")
+    if name == "__metadata__":  # the header keeps its own strings there, and no reader would find the tensor
+        raise UnsupportedError(folder, path=name, expected="another name", came="this one", way_out="rename it")
+    check_tensor(name, tensor, str(folder))
 
 
 def _write_text(path: Path, text: bytes) -> None:

@@ -11,6 +11,8 @@ from functrain.checkpoint import strict_json
 from functrain.checkpoint.errors import IntegrityError
 from functrain.checkpoint.stream import Record, Source
 
+_MAX_BYTES = 1_000_000_000
+
 
 def write(files: Mapping[str, Mapping[str, Tensor]]) -> bytes:
     """Return the text of the index of these files."""
@@ -31,6 +33,8 @@ def check(path: Path, record: Record, held: Mapping[str, str]) -> None:
         return IntegrityError(path, path=key, expected=expected, came=came, way_out=way_out)
 
     with Source(path, links=False, record=record) as source:
+        if source.size_bytes > _MAX_BYTES:
+            raise refuse(f"at most {_MAX_BYTES} bytes", f"{source.size_bytes}", None)
         text = source.take(source.size_bytes)
         source.finish()
     where = strict_json.loads(text, refuse).get("weight_map")

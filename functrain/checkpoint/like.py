@@ -6,8 +6,11 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from functrain.checkpoint.collect import shape_and_dtype
-from functrain.checkpoint.description import Node, describe, named_items, scalar
+from functrain.checkpoint.description import Node, describe, named_items, scalar, type_name, unsupported
 from functrain.checkpoint.errors import MismatchError
 from functrain.checkpoint.tensors import DTYPE_NAMES
 from functrain.tree import Tree
@@ -21,7 +24,16 @@ def describe_like(like: Tree) -> Node:
 
     Raises: UnsupportedError naming the path of a leaf that no checkpoint holds.
     """
-    return describe(like, lambda path, tensor: {"kind": "tensor", **shape_and_dtype(tensor)}, "like=")
+
+    def node(path: str, tensor: Tensor) -> Node:
+        if tensor.layout != torch.strided or tensor.is_nested or type(tensor) not in (Tensor, torch.nn.Parameter):
+            # of a DTensor the whole would come back, and on one device
+            way_out = "pass a plain tensor, on the meta device if it has no values"
+            came = f"{type_name(type(tensor))} of layout {tensor.layout}"
+            raise unsupported("like=", path, "a plain tensor, which is what load gives", came, way_out)
+        return {"kind": "tensor", **shape_and_dtype(tensor)}
+
+    return describe(like, node, "like=")
 
 
 def check(

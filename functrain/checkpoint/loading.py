@@ -45,15 +45,18 @@ def load(
 
     Peak memory: the result, and one tensor on its way to a device, a dtype or an order of dimensions.
     Raises: MissingError, VersionError, IntegrityError, HeaderError, StorageError, MismatchError, UnknownTypeError;
-    ValueError for `rename` or `cast` without `like`.
+    UnsupportedError for a `like` with tensors that are not plain; ValueError for `rename` or `cast` without `like`, and
+    for the meta device.
     """
     if like is None and (rename is not None or cast):
         raise ValueError("load: rename= and cast= say how the checkpoint becomes like=; pass like= too")
+    to = None if device is None else torch.device(device)
+    if to is not None and to.type == "meta":
+        raise ValueError("load: expected a device that holds values, came device='meta'; see checkpoint.contents")
     path, where = Path(folder), str(folder)
     _, root, files = opened(path)
     node = _descend(root, at, where)
     saved = leaves(node)
-    to = None if device is None else torch.device(device)
     if like is None:
         chosen = choose(only, saved, where)
         placing = Placing({p: saved[p] for p in chosen}, {}, to or torch.device("cpu"), cast=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from functrain.checkpoint.errors import LockedError, StorageError
 
+_WAY_OUT = "put the run where this user may write, on a file system with locks"
 _held: weakref.WeakValueDictionary[tuple[str, int], Lock] = weakref.WeakValueDictionary()
 
 
@@ -20,24 +21,39 @@ class Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        way_out = "put the run where this user may write, on a file system with locks"
+        self._path = path
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise StorageError(path, expected="a lock file", came=str(error), way_out=way_out) from error
+            raise StorageError(path, expected="a lock file", came=str(error), way_out=_WAY_OUT) from error
+        weakref.finalize(self, os.close, self._fd)
+        self.renew()
+
+    def renew(self) -> None:
+        """Take the lock again: the system drops it when any code of this process closes the file, such as a copy of the
+        whole folder.
+
+        Raises: LockedError when another process took it meanwhile.
+        """
         try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            holder = os.read(fd, 200).decode(errors="replace").strip() or "another process"
-            os.close(fd)
+            holder = os.pread(self._fd, 200, 0).decode(errors="replace").strip() or "another process"
             wait, came = "wait for it, stop it, or choose another run folder", f"a lock by {holder}"
-            raise LockedError(path.parent, expected="no other writer", came=came, way_out=wait) from None
+            raise LockedError(self._path.parent, expected="no other writer", came=came, way_out=wait) from None
         except OSError as error:
-            os.close(fd)
-            raise StorageError(path, expected="a lock on this file", came=str(error), way_out=way_out) from error
-        os.ftruncate(fd, 0)
-        os.write(fd, f"host {socket.gethostname()}, process {os.getpid()}\n".encode())
-        weakref.finalize(self, os.close, fd)
+            raise StorageError(self._path, expected="a lock on this file", came=str(error), way_out=_WAY_OUT) from error
+        holder = f"host {socket.gethostname()}, process {os.getpid()}\n"
+        if os.pread(self._fd, 200, 0) != holder.encode():
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, holder.encode(), 0)
+
+    def is_there(self) -> bool:
+        """Tell whether the file that is locked still stands at its path: a run folder may be moved or removed."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except OSError:
+            return False
 
 
 def hold(folder: Path) -> Lock:
@@ -48,7 +64,7 @@ def hold(folder: Path) -> Lock:
     # closing any descriptor of a file drops the process's record locks on it: so one descriptor per process
     key = (str(folder.resolve()), os.getpid())
     lock = _held.get(key)
-    if lock is None:
+    if lock is None or not lock.is_there():
         lock = Lock(folder / ".lock")
         _held[key] = lock
     return lock

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from functrain.checkpoint import strict_json
 from functrain.checkpoint.errors import IntegrityError, MissingError, VersionError
-from functrain.checkpoint.stream import Record, Source
+from functrain.checkpoint.stream import Record, Source, is_there
 
 NAME = "manifest.json"
 TREE = "tree.json"
@@ -37,7 +37,7 @@ def read(folder: Path) -> dict[str, Record]:
     Raises: MissingError, VersionError, IntegrityError.
     """
     path = folder / NAME
-    if not path.exists():
+    if not is_there(path):
         came = "no such folder" if not folder.is_dir() else f"a folder without {NAME}"
         way_out = "name a folder that functrain.checkpoint.save made"
         raise MissingError(folder, expected="a checkpoint folder", came=came, way_out=way_out)

@@ -23,6 +23,7 @@ from functrain.checkpoint.description import (
 )
 from functrain.checkpoint.errors import UnknownTypeError
 from functrain.tree import Tree
+from functrain.tree.nodes import is_registered
 
 T = TypeVar("T")
 _REGISTERED: dict[str, type] = {}
@@ -40,13 +41,16 @@ def register(cls: type[T] | None = None, *, name: str | None = None) -> Any:
     """Let `load` without `like=` build this NamedTuple or tree dataclass again; returns it, so it decorates too.
 
     In files the type has this `name`, or its module and qualified name; with a name of its own it can move.
-    functrain's own types need no registration.
+    functrain's own types need no registration. `load` puts a dataclass together without `__init__`, as trees do.
     Raises: TypeError for another kind of type; ValueError for a name that stands for another type.
     """
     if cls is None:
         return functools.partial(register, name=name)
-    if not (is_namedtuple(cls) or dataclasses.is_dataclass(cls)):
-        raise TypeError(f"register: expected a NamedTuple or dataclass, came {cls!r}; other types cannot be tree nodes")
+    if not _is_node(cls):
+        raise TypeError(
+            f"register: expected a NamedTuple or dataclass that is a tree node, came {cls!r}; "
+            "use functrain.tree.dataclass"
+        )
     if name is not None:
         before = _REGISTERED.get(name, cls)
         if before is not cls and type_name(before) == name and _qualified(before) != _qualified(cls):
@@ -83,31 +87,53 @@ def build(node: Node, leaf: Callable[[Node], Any], where: str, path: str = "") -
         return defaultdict(factory, zip(keys, made, strict=True))
     cls = _find(node["type"])
     static = dict(node.get("static", []))
-    if cls is None or is_namedtuple(cls) != (kind == "namedtuple") or not _fit(cls, {*keys, *static}):
+    if cls is None or is_namedtuple(cls) != (kind == "namedtuple"):
         raise _unknown(where, path, f"{kind} {node['type']} with fields {[*keys, *static]}")
+    if not _fit(cls, {*keys, *static}):
+        expected, came = f"{node['type']} with fields {_fields(cls)}, as it is here", f"{[*keys, *static]}"
+        way_out = "pass like=, with only= for the fields that were saved and rename= for those that have another name"
+        raise UnknownTypeError(where, path=path, expected=expected, came=came, way_out=way_out)
     if any(value["kind"] == "other" for value in static.values()):
         raise _unknown(where, path, f"static fields of {node['type']} that JSON cannot keep")
     fixed = {name: None if value["kind"] == "none" else scalar(value) for name, value in static.items()}
-    return cls(**dict(zip(keys, made, strict=True)), **fixed)
+    values = {**_defaults(cls), **dict(zip(keys, made, strict=True)), **fixed}
+    if kind == "namedtuple":
+        return cls(**values)
+    # without __init__ and __post_init__, which are code that a file must not start, and may refuse what a tree holds
+    new: Any = object.__new__(cls)
+    for name, value in values.items():
+        object.__setattr__(new, name, value)  # the class may be frozen
+    return new
+
+
+def _is_node(cls: type) -> bool:
+    return is_namedtuple(cls) or (dataclasses.is_dataclass(cls) and is_registered(cls))
 
 
 def _fit(cls: type, saved: set[str]) -> bool:
     """Tell whether these are the fields of a type, but for those with a default: it may have grown since it saved."""
+    fields = set(_fields(cls))
+    return fields - set(_defaults(cls)) <= saved <= fields
+
+
+def _fields(cls: type) -> list[str]:
+    return list(cls._fields) if is_namedtuple(cls) else [f.name for f in dataclasses.fields(cls)]  # type: ignore
+
+
+def _defaults(cls: type) -> dict[str, Any]:
     if is_namedtuple(cls):
-        fields, required = set(cls._fields), set(cls._fields) - set(cls._field_defaults)  # type: ignore[attr-defined]
-    else:
-        all_fields = dataclasses.fields(cls)
-        fields = {f.name for f in all_fields}
-        required = {f.name for f in all_fields if f.default is f.default_factory is dataclasses.MISSING}
-    return required <= saved <= fields
+        return dict(cls._field_defaults)  # type: ignore[attr-defined]
+    missing, fields = dataclasses.MISSING, dataclasses.fields(cls)
+    made = {f.name: f.default_factory() for f in fields if f.default_factory is not missing}
+    return {**made, **{f.name: f.default for f in fields if f.default is not missing}}
 
 
 def _find(name: str) -> type | None:
     """A registered type, or a node type that functrain itself has defined; nothing is imported for a file's sake."""
     module, _, attribute = name.rpartition(".")
     if name not in _REGISTERED and module.split(".")[0] == "functrain" and module in sys.modules:
-        cls = getattr(sys.modules[module], attribute, None)
-        if isinstance(cls, type) and type_name(cls) == name and (is_namedtuple(cls) or dataclasses.is_dataclass(cls)):
+        cls = vars(sys.modules[module]).get(attribute)  # getattr would run a module's __getattr__, which may import
+        if isinstance(cls, type) and type_name(cls) == name and _is_node(cls):
             return cls
     return _REGISTERED.get(name)
 

@@ -16,15 +16,22 @@ from functrain.checkpoint.stream import Source
 
 Run = str | os.PathLike[str]
 NEW = ".new"  # ends the name of a checkpoint that is about to replace that of the same step
+OWN = re.compile(r"step-\d{8,}(\.new)?|run\.json|probe")  # what only the holder of the run's lock writes
 _STEP = re.compile(rf"step-(?P<step>\d{{8,}})(?P<new>{re.escape(NEW)})?")
 _IDENTITY = "run.json"
 _log = logging.getLogger(__name__)
 
 
 def list(run: Run) -> builtins.list[Path]:
-    """Return the run's checkpoint folders, oldest step first, without looking inside."""
+    """Return the run's checkpoint folders, oldest step first, without looking inside. Raises: StorageError."""
     folder = Path(run) / "checkpoints"
-    found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)] if folder.is_dir() else []
+    try:
+        found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        way_out = "check the name and the rights"
+        raise StorageError(folder, expected="a folder to read", came=str(error), way_out=way_out) from error
     return sorted(found, key=lambda path: (step_of(path), path.name.endswith(NEW)))
 
 
@@ -41,13 +48,18 @@ def latest(run: Run) -> Path | None:
     Newer ones that do not verify are passed over, each with a message through `logging` (on stderr unless configured).
     Raises: IntegrityError when there are checkpoints and none verifies: a run must not silently start over.
     """
-    faults = []
-    for path in reversed(list(run)):
-        found = fault(path)
-        if found is None:
-            return path
-        faults.append(found)
-        _log.warning("passed over a checkpoint: %s", found)
+    faults: builtins.list[CheckpointError] = []
+    there: builtins.list[Path] = []
+    while (now := list(run)) != there:
+        # another process may train: what was listed is removed while it is read here, and newer ones have come
+        there, faults = now, []
+        for path in reversed(there):
+            found = fault(path)
+            if found is None:
+                return path
+            if os.path.lexists(path):
+                faults.append(found)
+                _log.warning("passed over a checkpoint: %s", found)
     if not faults:
         return None
     raise IntegrityError(
@@ -68,14 +80,14 @@ def fault(path: Path) -> CheckpointError | None:
     return None
 
 
-def identity(folder: Path) -> str:
-    """Return the run's own random name, which its checkpoints carry; made when a run first saves.
+def identity(folder: Path, new: str | None = None) -> str:
+    """Return the run's own name, which its checkpoints carry: made when a run first saves, `new` or a random one.
 
     The caller holds the run's lock. Raises: IntegrityError, StorageError.
     """
     path = folder / _IDENTITY
     if not path.exists():
-        name = secrets.token_hex(16)
+        name = new or secrets.token_hex(16)
         staging.write_file(path, strict_json.dumps({"run": name}) + b"\n")
         return name
 

@@ -28,7 +28,11 @@ def staged(target: Path, need_bytes: int = 0) -> Iterator[Path]:
     Raises: StorageError before anything is made where less than `need_bytes` are free, or with what the system said;
     ExistsError when the target has come into being.
     """
-    free_bytes = shutil.disk_usage(next(parent for parent in target.parents if parent.is_dir())).free
+    _check_name(target)
+    try:
+        free_bytes = shutil.disk_usage(next(parent for parent in target.parents if parent.is_dir())).free
+    except OSError as error:
+        raise told(error, target) from error
     if need_bytes > free_bytes:
         raise _full(target, f"need {_size(need_bytes)}, free {_size(free_bytes)}")
     stage = _beside(target)
@@ -44,10 +48,15 @@ def staged(target: Path, need_bytes: int = 0) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
         if isinstance(error, OSError):
-            raise _told(error, target) from error
+            raise told(error, target) from error
         raise
     finally:
         _live.discard(stage.name)
+
+
+def _check_name(folder: Path) -> None:
+    if "\0" in str(folder):
+        raise StorageError(folder, expected="the name of a folder", came="one with a zero byte", way_out="rename it")
 
 
 def _beside(target: Path) -> Path:
@@ -99,18 +108,20 @@ def write_file(path: Path, text: bytes) -> None:
         _live.discard(stage.name)
 
 
-def _told(error: OSError, target: Path) -> ExistsError | StorageError:
+def told(error: OSError, target: Path) -> ExistsError | StorageError:
+    """Return the error that says what the system said of writing `target`."""
     taken = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # what rename says of a target that has come into being
     if error.errno in taken and os.path.lexists(target):
         return ExistsError(target, expected="no such folder yet", came="one that exists", way_out="choose another name")
     if error.errno == errno.ENOSPC:
         return _full(target, f"{error}, free {_size(shutil.disk_usage(target.parent).free)}")
-    way_out = "check the disk and the rights"
+    way_out = "check the disk, the rights and the name"
     return StorageError(target, expected="a folder that can be written", came=str(error), way_out=way_out)
 
 
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents, and bring each new name to the disk."""
+    _check_name(folder)
     new = [p for p in (folder, *folder.parents) if not p.exists()]
     for path in reversed(new):
         path.mkdir(exist_ok=True)
@@ -129,22 +140,32 @@ def fsync_folder(folder: Path) -> None:
 def remove(folder: Path) -> None:
     """Remove a folder so that, killed half way, what is left no longer has its name."""
     dying = _beside(folder)
-    os.rename(folder, dying)
-    fsync_folder(folder.parent)  # or a power cut gives the name back to what was half removed
-    shutil.rmtree(dying)
+    _live.add(dying.name)
+    try:
+        os.rename(folder, dying)
+        fsync_folder(folder.parent)  # or a power cut gives the name back to what was half removed
+        if dying.is_symlink():
+            dying.unlink()  # what it leads to is somebody else's
+        else:
+            shutil.rmtree(dying)
+    finally:
+        _live.discard(dying.name)
 
 
-def remove_leftovers(parent: Path, name: str | None = None, *, locked: bool = False) -> None:
+def remove_leftovers(parent: Path, name: str | None = None, *, locked: re.Pattern[str] | None = None) -> None:
     """Remove staging folders, of target `name` or of all, whose process is dead.
 
-    Another host's are left alone, unless the caller holds the run's lock (`locked`): then nobody else can be writing.
+    Another host's are left alone, unless they are of targets that `locked` fits: those of a run whose lock the caller
+    holds, so that nobody else can be writing them.
     """
     for path in parent.glob(".*.staging-*"):
         match = _LEFTOVER.fullmatch(path.name)
         if match is None or path.name in _live or name not in (None, match["name"]):
             continue
-        if locked or (match["host"] == socket.gethostname() and not _is_alive(int(match["pid"]))):
-            if path.is_dir():
+        if (locked is not None and locked.fullmatch(match["name"])) or (
+            match["host"] == socket.gethostname() and not _is_alive(int(match["pid"]))
+        ):
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)

@@ -169,6 +169,26 @@ class Source:
             raise changed(self._path, f"sha256 {self._record.sha256}", self._digest.hex())
 
 
+def is_there(path: Path) -> bool:
+    """Tell whether there is such a file or folder.
+
+    Raises: StorageError when the system will not say, which is not "no": of a folder that may not be searched, say.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            return False
+        raise _unreadable(path, str(error)) from error
+    return True
+
+
+def _unreadable(path: Path, came: str) -> StorageError:
+    return StorageError(path, expected="a readable file or folder", came=came, way_out="check the name and the rights")
+
+
 def _open(path: Path, *, links: bool) -> int:
     # O_NONBLOCK: opening a pipe that nobody writes must not wait for ever
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
@@ -176,9 +196,11 @@ def _open(path: Path, *, links: bool) -> int:
         fd = os.open(path, flags)
     except FileNotFoundError:
         raise changed(path, "a file", "none") from None
-    except OSError as error:
-        came = "a symbolic link" if error.errno == errno.ELOOP else str(error)
-        raise StorageError(path, expected="a readable file", came=came, way_out="put the file itself there") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            came, way_out = "a symbolic link", "put the file itself there"
+            raise StorageError(path, expected="a readable file", came=came, way_out=way_out) from error
+        raise _unreadable(path, str(error)) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise StorageError(path, expected="a regular file", came="a folder, pipe or device", way_out="name a file")

@@ -1,8 +1,9 @@
-"""JSON with one meaning: UTF-8, every key once, no NaN, no depth that overflows a stack."""
+"""JSON with one meaning: UTF-8, every key once, no NaN or inf, no depth that overflows a stack."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -24,12 +25,20 @@ def loads(text: bytes, refuse: Refuse) -> dict[str, Any]:
     def constant(name: str) -> NoReturn:
         raise refuse("JSON numbers", name, None)
 
+    def number(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise refuse("JSON numbers", digits[:40], None)  # Python would make it inf
+        return value
+
     try:
-        table = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+        table = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant, parse_float=number)
     except CheckpointError:
         raise
     except RecursionError:
         raise refuse("a JSON object", "JSON nested too deeply", None) from None
+    except MemoryError:
+        raise refuse("a JSON object", "more JSON than memory holds", None) from None
     except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
         raise refuse("a JSON object in UTF-8", str(error), None) from None
     if not isinstance(table, dict):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from functrain.checkpoint import header
+from functrain.checkpoint.errors import StorageError
 from functrain.checkpoint.stream import Record, Sink, Source
 
 DTYPES = {
@@ -55,6 +56,24 @@ def memory(tensor: Tensor) -> memoryview:
     return memoryview(view)
 
 
+def divide(tensors: Mapping[str, Tensor], max_file_bytes: int) -> list[dict[str, Tensor]]:
+    """Divide tensors, in their order, into files of at most so many bytes, whose headers can be read again.
+
+    A tensor that is longer alone is a file of its own.
+    """
+    found: list[dict[str, Tensor]] = [{}]
+    filled = head = 0
+    for name, tensor in tensors.items():
+        row = header.row_bytes(name, tensor.dim())
+        if found[-1] and (filled + tensor.nbytes > max_file_bytes or head + row > header.MAX_HEADER_BYTES - 1000):
+            found.append({})
+            filled = head = 0
+        found[-1][name] = tensor
+        filled += tensor.nbytes
+        head += row
+    return found
+
+
 def read_file(
     path: Path, *, wanted: Callable[[str], bool] | None = None, record: Record | None = None, links: bool = False
 ) -> tuple[list[header.Entry], dict[str, Tensor]]:
@@ -82,10 +101,19 @@ def scan(
         entries = header.read(source.take, source.size_bytes, str(path)).entries
         for entry in entries:
             if wanted is None or wanted(entry.name):
-                tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+                tensor = _room(path, entry)
                 source.fill(memory(tensor))
                 take(entry.name, tensor)
             else:
                 source.skip(entry.end - entry.begin)
         source.finish()
     return entries
+
+
+def _room(path: Path, entry: header.Entry) -> Tensor:
+    try:
+        return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+    except RuntimeError as error:  # the file has these bytes: a hole in a file takes no room on the disk
+        expected, came = f"memory for {entry.end - entry.begin} bytes", str(error).partition("\n")[0]
+        way_out = "load a part, or on a machine with more memory"
+        raise StorageError(path, path=entry.name, expected=expected, came=came, way_out=way_out) from error

@@ -15,7 +15,7 @@ from functrain.checkpoint.description import Node
 from functrain.checkpoint.errors import ExistsError, MissingError
 from functrain.checkpoint.reading import verify
 from functrain.checkpoint.stream import Record, Sink
-from functrain.checkpoint.tensors import write_file
+from functrain.checkpoint.tensors import divide, write_file
 from functrain.tree import Tree
 
 Folder = str | os.PathLike[str]
@@ -58,15 +58,20 @@ def draft(tree: Tree, where: str, metadata: Mapping[str, Any], run: str | None, 
 
     Raises: UnsupportedError naming `where` and a leaf.
     """
-    if type(max_file_bytes) is not int or max_file_bytes < 1:
-        raise ValueError(f"max_file_bytes: expected at least 1 byte, came {max_file_bytes!r}")
+    check_max(max_file_bytes)
     node, tensors = collect(tree, where)
     files: dict[str, Part] = {manifest.TREE: document.write(node, metadata, where, run)}
-    groups = _groups(tensors, max_file_bytes)
+    groups = divide(tensors, max_file_bytes)
     if len(groups) == 1:
         return Draft({"tensors.safetensors": groups[0], **files}, node)
     parts = {f"tensors-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
     return Draft({**parts, manifest.INDEX: index.write(parts), **files}, node)
+
+
+def check_max(max_file_bytes: int) -> None:
+    """Return when files may be so long. Raises: ValueError."""
+    if type(max_file_bytes) is not int or max_file_bytes < 1:
+        raise ValueError(f"max_file_bytes: expected at least 1 byte, came {max_file_bytes!r}")
 
 
 def write(target: Path, drafted: Draft) -> None:
@@ -86,18 +91,6 @@ def holds(folder: Path, drafted: Draft) -> bool:
     here = {name: _write(None, part) for name, part in drafted.files.items() if manifest.is_tensors(name)}
     node = document.read(folder / manifest.TREE, files[manifest.TREE]).tree
     return there == here and strict_json.dumps(node) == strict_json.dumps(drafted.node)
-
-
-def _groups(tensors: dict[str, Tensor], max_file_bytes: int) -> list[dict[str, Tensor]]:
-    groups: list[dict[str, Tensor]] = [{}]
-    filled = 0
-    for name, tensor in tensors.items():
-        if groups[-1] and filled + tensor.nbytes > max_file_bytes:
-            groups.append({})
-            filled = 0
-        groups[-1][name] = tensor
-        filled += tensor.nbytes
-    return groups
 
 
 def _size(part: Part) -> int:
@@ -129,3 +122,7 @@ def _check_same(target: Path, drafted: Draft) -> None:
         came = "another tree, metadata or environment"
         raise ExistsError(target, expected="no folder, or one with this tree", came=came, way_out=way_out)
     verify(target)
+    try:
+        staging.fsync_folder(target.parent)  # whoever saved it may have been killed before
+    except OSError as error:
+        raise staging.told(error, target) from error

@@ -82,6 +82,11 @@ def signature(node: Tree) -> tuple[Any, ...] | None:
     return (kind, len(inside), _registered(kind).flatten_func(node)[1])
 
 
+def is_registered(kind: type) -> bool:
+    """Tell whether a class is a node because `register_dataclass`, or optree, was told so."""
+    return _registered(kind) is not None
+
+
 def _registered(kind: type) -> Any:
     return optree.register_pytree_node.get(kind, namespace=NAMESPACE)
 
