@@ -137,6 +137,9 @@ def test_a_head_and_masks_that_are_written_out_are_the_tied_ones(tmp_path: Path)
     older |= {"lm_head.weight": state["transformer.wte.weight"].clone(), "h.0.attn.bias": torch.ones(1, 1, 12, 12)}
     save_file(older, folder / "model.safetensors")
     assert bits(tree.select(gpt2.from_hf(folder)[0], "**")) == bits(tree.select(PARAMS, "**"))
+    nans = {name: tensor * torch.nan for name, tensor in older.items()}  # a model that diverged is still tied
+    save_file(nans, folder / "model.safetensors")
+    assert gpt2.from_hf(folder)[0]["wte"].isnan().all()
     save_file(older | {"lm_head.weight": older["wte.weight"] + 1}, folder / "model.safetensors")
     with pytest.raises(checkpoint.UnsupportedError, match="'lm_head.weight': expected the same values as .*wte"):
         gpt2.from_hf(folder)
@@ -168,6 +171,7 @@ def damaged(folder: Path, config: dict[str, Any] | None = None, drop: str = "", 
         ({"n_layer": True}, "'n_layer': expected a number such as 12, came True"),
         ({"n_positions": 2**62}, "'n_positions': expected at most 268435456, came 4611686018427387904"),
         ({"n_layer": 10**8}, "'layers': expected at most the 28 layers that so many tensors can be, came 100000000"),
+        ({"layer_norm_epsilon": -1.0}, "expected eps in .0, 1., came -1.0"),
         ({"n_head": 3}, "width 8 does not divide into 3 heads"),
         ({"model_type": "bert"}, "'model_type': expected 'gpt2', came 'bert'; load it with the module of that model"),
         ({"quantization_config": {"bits": 4}}, "'quantization_config': expected plain tensors"),
@@ -212,6 +216,8 @@ def test_a_config_or_tree_that_transformers_lacks_writes_nothing(tmp_path: Path)
     mixed = tree.set_at(PARAMS, "wte", PARAMS["wte"].half())
     with pytest.raises(checkpoint.UnsupportedError, match="'wte': expected torch.float32 as of .*, came torch.float16"):
         gpt2.to_hf(tmp_path / "model", mixed, CONFIG)
+    with pytest.raises(checkpoint.UnsupportedError, match="expected a floating dtype, came torch.int32"):
+        gpt2.to_hf(tmp_path / "model", tree.map(lambda leaf: leaf.int(), PARAMS), CONFIG)
     assert list(tmp_path.iterdir()) == []
     gpt2.to_hf(tmp_path / "model", PARAMS, CONFIG)
     with pytest.raises(checkpoint.ExistsError, match="choose another name"):

@@ -58,6 +58,8 @@ class Config:
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"gpt2.Config: expected {name} in [0, 1), came {getattr(self, name)}")
+        if not 0.0 <= self.eps < 1.0:
+            raise ValueError(f"gpt2.Config: expected eps in [0, 1), came {self.eps}")
         if self.attention not in ("fused", "math"):
             raise ValueError(f"gpt2.Config: expected attention 'fused' or 'math', came {self.attention!r}")
         if self.attention == "fused" and self.attention_dropout > 0.0:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from functrain import tree
 from functrain.checkpoint import MissingError, UnsupportedError, hub, strict_json
+from functrain.checkpoint.stream import is_there
 from functrain.models.names import Names, from_state_dict, to_state_dict
 from functrain.tree import Params
 
@@ -65,7 +66,7 @@ def read(folder: Folder, layout: Layout) -> tuple[Params, Any]:
     shapes that are not the config's, HeaderError, IntegrityError.
     """
     path = Path(folder) / "config.json"
-    if not path.exists():
+    if not is_there(path):
         came = "none" if path.parent.is_dir() else "no such folder"
         raise MissingError(path, expected="a config.json", came=came, way_out="name the folder of a model")
     config = read_config(hub.load_json(path), layout, str(path))
@@ -81,7 +82,7 @@ def read(folder: Folder, layout: Layout) -> tuple[Params, Any]:
     tied = {name: state.pop(name) for name in layout.tied if name in state}
     params = from_state_dict(state, like=like, names=layout.names, where=str(folder))
     for name, tensor in tied.items():
-        if not torch.equal(tensor, tree.at(params, layout.tied[name])):
+        if not _same_bits(tensor, tree.at(params, layout.tied[name])):
             expected = f"the same values as {layout.names.of(layout.tied[name])!r}, to which it is tied"
             way_out = "load it with a model whose head is its own"
             raise UnsupportedError(folder, path=name, expected=expected, came="others", way_out=way_out)
@@ -181,6 +182,11 @@ _SILENT = {
 }
 
 
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    # bits: two NaNs are not equal
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
 def _is_like(value: Any, default: Any) -> bool:
     if isinstance(default, float):
         return type(value) in (int, float)
@@ -193,6 +199,11 @@ def _regex(prefix: str, pattern: str) -> str:
 
 def _dtype(params: Params, folder: Folder) -> str:
     first, *others = tree.items(params)
+    if not first[1].is_floating_point():
+        way_out = "cast the parameters to the dtype of the model"
+        raise UnsupportedError(
+            folder, path=first[0], expected="a floating dtype", came=f"{first[1].dtype}", way_out=way_out
+        )
     for path, leaf in others:
         if leaf.dtype != first[1].dtype:
             # transformers loads a model in one dtype, and would round the others in silence
