@@ -35,7 +35,8 @@ def every(
     """Return a hook `(t, state, metrics)` that saves the state after every n-th step as RUN/checkpoints/step-%08d.
 
     After a save, checkpoints of this run older than the newest `keep_last` that verify are removed (None: nothing is),
-    but not those of steps that are multiples of `keep_every`, nor the `keep_best` by a metric.
+    but not those of steps that are multiples of `keep_every`, nor the `keep_best` by a metric, nor the newest of an
+    n-th step: however often a run is stopped in between, that is where it goes back to.
 
     Asynchronous, the hook copies the state and returns, and a thread saves: the state may change at once. A save that
     fails is raised by the next one, by `wait`, or ends the program with code 1; at most two copies exist, and a third
@@ -61,7 +62,7 @@ class Every:
     def __init__(
         self, n: int, root: Path, rules: Rules, metadata: dict[str, Any], max_file_bytes: int, *, asynchronous: bool
     ) -> None:
-        self._n, self._root, self._rules, self._metadata = n, root, rules, metadata
+        self.n, self._root, self._rules, self._metadata = n, root, rules, metadata
         self._max_file_bytes = max_file_bytes
         self._folder = root.absolute() / "checkpoints"
         document.check_metadata(metadata, str(self._folder))
@@ -79,7 +80,7 @@ class Every:
         self._snapshots = Snapshots()
 
     def __call__(self, t: int, state: Tree, metrics: Mapping[str, Any] | None = None) -> None:
-        if t % self._n == 0:
+        if t % self.n == 0:
             self._begin(operator.index(t), state, metrics)
 
     def save(self, t: int, state: Tree, metrics: Mapping[str, Any] | None = None) -> Path:
@@ -96,6 +97,21 @@ class Every:
             self._begin(t, state, metrics)
         self.wait()
         return self._root / "checkpoints" / f"step-{t:08d}"
+
+    def rewind(self, step: int) -> Path | None:
+        """Return the run's newest whole checkpoint of an n-th step up to `step`, and set later checkpoints aside.
+
+        None where there is none, and nothing is set aside. What was saved in between, because the run was stopped
+        there, is passed over: a run that was not stopped has no such checkpoint, and goes back to the same one.
+        """
+        self.wait()
+        for path in reversed(run.list(self._root)):
+            at = run.step_of(path)
+            if at <= step and at % self.n == 0 and _is_of(path, self._name):
+                self._leave_later(path)
+                self._saved = None
+                return path
+        return None
 
     def wait(self) -> None:
         """Return when all saves are on the disk. Raises: what an asynchronous save raised."""
@@ -164,7 +180,7 @@ class Every:
             self._settle(target, new)
         else:
             writing.write(target, drafted)
-        retain(self._root, self._rules, self._name, self._known)
+        retain(self._root, self._rules, self.n, self._name, self._known)
 
     def _settle(self, target: Path, new: Path) -> None:
         """Bring `new`, when it is whole, to the place of `target`, and set later ones aside: this run went back.
@@ -176,12 +192,15 @@ class Every:
             if found is not None:
                 self._set_aside(path, f"broken-{path.name}", str(found))
         if os.path.lexists(new):
-            for path in self._later(target):
-                self._set_aside(path, f"abandoned-{path.name}", f"the run went back to {target.name}")
+            self._leave_later(target)
             if os.path.lexists(target):
                 staging.remove(target)
             os.rename(new, target)
             staging.fsync_folder(self._folder)
+
+    def _leave_later(self, target: Path) -> None:
+        for path in self._later(target):
+            self._set_aside(path, f"abandoned-{path.name}", f"the run went back to {target.name}")
 
     def _set_aside(self, path: Path, name: str, why: str) -> None:
         aside = path.with_name(f"{name}-{secrets.token_hex(4)}")

@@ -98,8 +98,10 @@ def _signature(path: Path) -> tuple[Any, ...]:
     return tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)
 
 
-def retain(root: Path, rules: Rules, name: str, known: Known) -> None:
+def retain(root: Path, rules: Rules, n: int, name: str, known: Known) -> None:
     """Remove what `rules` do not keep of the checkpoints that run `name` saved; no other's counts or goes.
+
+    The newest of a step that is a multiple of `n` stays too.
 
     Raises: StorageError.
     """
@@ -108,16 +110,17 @@ def retain(root: Path, rules: Rules, name: str, known: Known) -> None:
     paths = run.list(root)
     known.forget_all_but(paths)
     # one too broken to say whose it is stays too: it may be somebody's only copy
-    rest = [path for path in paths if (facts := known.facts(path)) is not None and facts.run == name]
-    if len(rest) <= rules.keep_last:
+    own = [path for path in paths if (facts := known.facts(path)) is not None and facts.run == name]
+    if len(own) <= rules.keep_last:
         return
-    kept = 0
+    rest, kept = list(own), 0
     while rest and kept < rules.keep_last:
         kept += known.is_whole(rest.pop())
-    best = _best(rest, rules.keep_best, known)
+    planned = (path for path in reversed(own) if run.step_of(path) % n == 0 and known.is_whole(path))
+    stay = _best(rest, rules.keep_best, known) | {next(planned, None)}
     for path in rest:
         marked = rules.keep_every is not None and run.step_of(path) % rules.keep_every == 0
-        if path not in best and not (marked and known.is_whole(path)):
+        if path not in stay and not (marked and known.is_whole(path)):
             try:
                 staging.remove(path)
             except OSError as error:

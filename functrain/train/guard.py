@@ -1,7 +1,7 @@
 """Steps that must not count: which ones leave the state as it was, and when too many in a row end the run.
 
 A guard is a pair of pure functions and its state a tree of tensors, as an optimizer is: `ft.train_step(..., guard=g)`
-and `ft.init_state(..., guard=g)`. Nothing is read back to the host but by the hook `stop_after`.
+and `ft.init_state(..., guard=g)`. Nothing is read back to the host but by the hooks `stop_after` and `roll_back`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from functrain.tree import Tree
 
 
 class Guard(NamedTuple):
-    """`init(device) -> state`, and `judge(state, loss, good) -> (keep, state)` after each step."""
+    """`init(device) -> state`, and `judge(state, loss, good) -> (keep, state)` after each step.
+
+    The state has the fields of `SkipState`.
+    """
 
     init: Callable[..., Any]
     judge: Callable[[Any, Tensor, Tensor], tuple[Tensor, Any]]
@@ -26,11 +29,15 @@ class Guard(NamedTuple):
 class SkipState(NamedTuple):
     skipped: Tensor  # (), int64: steps skipped in all
     in_row: Tensor  # (), int64: of them, the last ones without one between that was taken
+    rolled_back: Tensor  # (), int64: times that the run went back to a checkpoint
+    left_out: Tensor  # (), int64: batches that it left out by that: step t reads batch t + left_out
 
 
 class SpikeState(NamedTuple):
     skipped: Tensor  # (), int64: steps skipped in all
     in_row: Tensor  # (), int64: of them, the last ones without one between that was taken
+    rolled_back: Tensor  # (), int64: times that the run went back to a checkpoint
+    left_out: Tensor  # (), int64: batches that it left out by that: step t reads batch t + left_out
     count: Tensor  # type: ignore[assignment]  # (), int64: steps taken
     losses: Tensor  # (window,), float32: the losses of the last of them, in a ring
 
@@ -39,10 +46,10 @@ def skip_nonfinite() -> Guard:
     """Skip a step whose loss or gradient holds an infinity or a NaN."""
 
     def init(device: torch.device | str | None = None) -> SkipState:
-        return SkipState(_zero(device), _zero(device))
+        return SkipState(*_zeros(4, device))
 
     def judge(state: SkipState, loss: Tensor, good: Tensor) -> tuple[Tensor, SkipState]:
-        return good, SkipState(*_counts(state, good))
+        return good, state._replace(**_counts(state, good))
 
     return Guard(init, judge)
 
@@ -62,34 +69,35 @@ def skip_spikes(window: int = 128, deviations: float = 6.0) -> Guard:
         raise ValueError(f"skip_spikes: expected positive deviations, came {deviations!r}")
 
     def init(device: torch.device | str | None = None) -> SpikeState:
+        skipped, in_row, rolled_back, left_out, count = _zeros(5, device)
         losses = torch.zeros(window, dtype=torch.float32, device=device)
-        return SpikeState(_zero(device), _zero(device), _zero(device), losses)
+        return SpikeState(skipped, in_row, rolled_back, left_out, count, losses)
 
     def judge(state: SpikeState, loss: Tensor, good: Tensor) -> tuple[Tensor, SpikeState]:
         places = torch.arange(window, device=loss.device)
         keep = good & ~stands_out(loss.float(), state.losses, state.count, deviations)
         losses = torch.where((places == state.count % window) & keep, loss.float(), state.losses)
-        return keep, SpikeState(*_counts(state, keep), state.count + keep, losses)
+        return keep, state._replace(**_counts(state, keep), count=state.count + keep, losses=losses)
 
     return Guard(init, judge)
 
 
-def _zero(device: torch.device | str | None) -> Tensor:
-    return torch.zeros((), dtype=torch.int64, device=device)
+def _zeros(count: int, device: torch.device | str | None) -> list[Tensor]:
+    return [torch.zeros((), dtype=torch.int64, device=device) for _ in range(count)]
 
 
-def _counts(state: SkipState | SpikeState, keep: Tensor) -> tuple[Tensor, Tensor]:
-    return state.skipped + ~keep, torch.where(keep, 0, state.in_row + 1)
+def _counts(state: SkipState | SpikeState, keep: Tensor) -> dict[str, Tensor]:
+    return {"skipped": state.skipped + ~keep, "in_row": torch.where(keep, 0, state.in_row + 1)}
 
 
 class Diverged(ArithmeticError):
     """Too many steps in a row were skipped; `state` is the last one, whose params no skipped step has touched."""
 
-    def __init__(self, step: int, in_row: int, state: Any) -> None:
+    def __init__(self, step: int, in_row: int, state: Any, why: str = "") -> None:
         self.step, self.in_row, self.state = step, in_row, state
         super().__init__(
-            f"step {step}: {in_row} steps in a row were skipped, as not finite or as spikes; try a smaller learning "
-            "rate or another precision, and go on from the last checkpoint"
+            f"step {step}: {in_row} steps in a row were skipped, as not finite or as spikes{why}; try a smaller "
+            "learning rate or another precision, and go on from the last checkpoint"
         )
 
 

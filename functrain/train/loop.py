@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any, TypeAlias
 
-import torch
-
 from functrain import data
+from functrain.train.guard import Diverged
+from functrain.train.signals import Signals
 from functrain.train.state import TrainState
 from functrain.tree import Batch
 
 Metrics: TypeAlias = dict[str, Any]
 Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Hook: TypeAlias = Callable[[int, TrainState, Metrics], None]
-
-STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(SystemExit):
@@ -47,27 +42,36 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
     The states of an `ft.sweep` are a state here, with a step for each lane.
 
     Where a hook has a method `save`, as that of `checkpoint.every` has, `hook.save(t, state)` is called when the loop
-    stops, after all steps or after a signal. On SIGINT or SIGTERM the running step ends, its hooks and `save` run, and
-    `Interrupted` is raised. A second SIGINT in the same step gives that step up (KeyboardInterrupt, the last checkpoint
+    stops, after all steps or after a signal. Where one has a method `go_back`, as that of `roll_back` has, and a hook
+    raises `Diverged`, the loop goes on from the state `hook.go_back(diverged)`. Step t of a state that has left out
+    batches, as its guard says, reads `batches[t + state.guard.left_out]`.
+
+    On SIGINT or SIGTERM the running step ends, its hooks and `save` run, and `Interrupted` is raised. A second SIGINT
+    in the same step, or while it waits for its batch, gives that step up (KeyboardInterrupt, the last checkpoint
     stands); while hooks run, every further signal waits. Handlers are set in the main thread only, and put back.
 
-    Raises: Interrupted; ValueError if the state is past `steps`, or the batches are fewer.
+    Raises: Interrupted; Diverged; ValueError if the state is past `steps`, or the batches are fewer.
     """
-    start = _done(state)
+    start = t = _done(state)
     if start > steps:
         raise ValueError(f"fit: the state has done {start} steps, more than steps={steps}; ask for at least {start}")
-    t, metrics = start, dict[str, Any]()
-    with _Signals() as signals, _read(batches, start, steps, state.key.device) as source:
+    with Signals() as signals, _Reader(batches, state, steps) as reader:
         while t < steps and signals.first is None:
-            batch = next(source, _END)
-            if batch is _END or signals.first is not None:
-                break
             with signals.second_sigint_raises():
+                batch = reader.next()
+                if batch is _END:
+                    break
                 state, metrics = step(state, batch)
             t += 1
-            for hook in every:
-                hook(t, state, metrics)
-        if t > start:
+            try:
+                for hook in every:
+                    hook(t, state, metrics)
+            except Diverged as found:
+                state = _go_back(found, every)
+                reader.seek(state, steps)
+                # no step that was saved holds this state, whatever its number
+                start, t = -1, _done(state)
+        if t != start:
             for hook in every:
                 if hasattr(hook, "save"):
                     hook.save(t, state)
@@ -79,7 +83,8 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
 
 
 def every(n: int, fn: Hook) -> Hook:
-    """Return a hook that calls `fn` when the number of steps done is a multiple of `n`; a method `save` is kept.
+    """Return a hook that calls `fn` when the number of steps done is a multiple of `n`; a method `save` or `go_back`
+    is kept.
 
     Raises: ValueError if `n` is not positive.
     """
@@ -90,8 +95,9 @@ def every(n: int, fn: Hook) -> Hook:
         if t % n == 0:
             fn(t, state, metrics)
 
-    if hasattr(fn, "save"):
-        hook.save = fn.save  # type: ignore[attr-defined]
+    for method in ("save", "go_back"):
+        if hasattr(fn, method):
+            setattr(hook, method, getattr(fn, method))
     return hook
 
 
@@ -102,52 +108,53 @@ def _done(state: TrainState) -> int:
     return int(state.step.reshape(-1)[0])  # the lanes of a sweep have all done as many
 
 
-@contextmanager
-def _read(batches: Any, start: int, stop: int, device: torch.device) -> Generator[Iterator[Batch]]:
-    if not hasattr(batches, "__getitem__"):
-        # the caller's own iterator: it stays open, a next call goes on from it
-        yield iter(batches)
-        return
-    if hasattr(batches, "__len__") and len(batches) < stop:
-        raise ValueError(f"fit: {len(batches)} batches for steps={stop}; give more, or ask for fewer")
-    source = data.prefetch(batches, start, stop, device=None if device.type == "cpu" else device)
-    try:
-        yield source
-    finally:
-        if isinstance(source, Generator):
-            source.close()  # ends the thread
+def _left_out(state: TrainState) -> int:
+    return 0 if state.guard is None else int(state.guard.left_out.reshape(-1)[0])
 
 
-class _Signals:
-    """Remember the first stopping signal while the block runs, in the main thread; elsewhere do nothing."""
+def _go_back(found: Diverged, every: Sequence[Hook]) -> TrainState:
+    for hook in every:
+        if hasattr(hook, "go_back"):
+            state: TrainState = hook.go_back(found)
+            return state
+    raise found
 
-    def __init__(self) -> None:
-        self.first: int | None = None
-        self._in_step = False
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for signum in STOPPING_SIGNALS:
-                self._before[signum] = signal.signal(signum, self._note)
+class _Reader:
+    """The batches of the steps from a state on: read ahead in a thread, or of an iterator, which only goes forward."""
+
+    def __init__(self, batches: Any, state: TrainState, steps: int) -> None:
+        self._indexed = hasattr(batches, "__getitem__")
+        self._batches = batches if self._indexed else iter(batches)
+        self._position = _done(state) + _left_out(state)
+        self._source: Iterator[Batch] = iter(())
+        self.seek(state, steps)
+
+    def __enter__(self) -> _Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for signum, handler in self._before.items():
-            # None stands for a handler that C code set, which Python cannot put back
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        self._close()
 
-    @contextmanager
-    def second_sigint_raises(self) -> Generator[None]:
-        self._in_step = True
-        try:
-            yield
-        finally:
-            self._in_step = False
+    def next(self) -> Any:
+        self._position += 1
+        return next(self._source, _END)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        # SIGTERM twice is one wish: a process group and its `make` both deliver it
-        if self._in_step and self.first == signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.first is None:
-            self.first = signum
+    def seek(self, state: TrainState, steps: int) -> None:
+        left_out, device = _left_out(state), state.key.device
+        first, last = _done(state) + left_out, steps + left_out
+        if not self._indexed:
+            self._source = self._batches
+            while self._position < first and self.next() is not _END:
+                pass
+            return
+        if hasattr(self._batches, "__len__") and len(self._batches) < last:
+            more = f" after {left_out} that are left out" if left_out else ""
+            raise ValueError(f"fit: {len(self._batches)} batches for steps={steps}{more}; give more, or ask for fewer")
+        self._close()
+        self._source = data.prefetch(self._batches, first, last, device=None if device.type == "cpu" else device)
+
+    def _close(self) -> None:
+        # the caller's own iterator stays open: a next call of `fit` goes on from it
+        if self._indexed and isinstance(self._source, Generator):
+            self._source.close()  # ends the thread

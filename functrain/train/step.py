@@ -62,7 +62,7 @@ def train_step(
 
     Metrics: "loss" (total / weight), "weight", "grad_norm" (before the optimizer), and each of the loss's own divided
     by weight; with `loss_scale` also the "loss_scale" of this step; with either, "skipped", 0 or 1; with `guard`,
-    "skipped_in_row" and "skipped_in_all". All are () tensors.
+    "skipped_in_row", "skipped_in_all" and "rolled_back". All are () tensors.
 
     Raises: TypeError for a loss that is no Loss where slices are added, since the mean of each slice would count as
     much however few of its rows count; ValueError for a state made with other options.
@@ -148,6 +148,7 @@ def train_step(
             good, judged = guard.judge(state.guard, metrics["loss"], good & torch.isfinite(metrics["loss"]))
             new = new._replace(guard=judged)
             metrics |= {"skipped_in_row": judged.in_row.clone(), "skipped_in_all": judged.skipped.clone()}
+            metrics["rolled_back"] = judged.rolled_back.clone()
         kept = tree.where(good, (new.params, opt_state, new_buffers), (state.params, state.opt_state, state.buffers))
         new = new._replace(params=kept[0], opt_state=kept[1], buffers=kept[2])
         return new, metrics | {"skipped": (~good).float()}

@@ -1,0 +1,92 @@
+"""Going back: a run that skips step after step starts again from its last checkpoint, past the batches since."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from functrain import checkpoint
+from functrain.train.guard import Diverged, stop_after
+from functrain.train.state import TrainState
+
+_log = logging.getLogger(__name__)
+
+
+class Saves(Protocol):
+    """The part of `checkpoint.every` that is used here."""
+
+    n: int
+
+    def __call__(self, t: int, state: Any, metrics: Any, /) -> None: ...
+
+    def save(self, t: int, state: Any, /) -> Any: ...
+
+    def rewind(self, step: int, /) -> Path | None: ...
+
+
+def roll_back(saves: Saves, *, after: int = 10, times: int = 3, skip: int = 0, read_every: int = 1) -> RollBack:
+    """Return a hook for `fit` that saves, and that goes back once `after` steps in a row were skipped by the guard.
+
+    It saves as `saves`, a hook of `checkpoint.every`, does, but no state within a row of skipped steps. After such a
+    row, `fit` goes on from the newest checkpoint before it of an n-th step, with the batch after the row, or `skip`
+    batches later. Equals a run whose data had none of the batches in between: step numbers, keys and learning rates are
+    as there, and `state.guard.left_out` says by how much batches are ahead of steps. As it is in the state, so is it in
+    every checkpoint: killed at any instant and started again, the run has the same bits.
+
+    `times` is how often in all, `state.guard.rolled_back`. The row after that ends the run with `Diverged`, as does one
+    with no checkpoint before it: for a way back from the first steps, `saves.save(0, state)` before `fit`. Each time is
+    a warning through `logging`. Counts are read as by `stop_after(after, read_every=read_every)`.
+
+    Source: the loss spikes of PaLM (arXiv:2204.02311, section 5.1), which went back 100 steps and left out 200 to 500
+    batches.
+
+    Raises: ValueError for numbers that cannot be; from the hook, Diverged, and ValueError for a step without a guard.
+    """
+    for name, value in (("times", times), ("skip", skip)):
+        if type(value) is not int or value < 0:
+            raise ValueError(f"roll_back: expected {name} of at least 0, came {value!r}")
+    return RollBack(saves, after, times, skip, read_every)
+
+
+class RollBack:
+    """The hook that `roll_back` returns."""
+
+    def __init__(self, saves: Saves, after: int, times: int, skip: int, read_every: int) -> None:
+        self._saves, self._times, self._skip = saves, times, skip
+        self._stop = stop_after(after, read_every=read_every)
+
+    def __call__(self, t: int, state: TrainState, metrics: Any) -> None:
+        self._stop(t, state, metrics)
+        if t % self._saves.n == 0 and not int(metrics["skipped_in_row"]):
+            self._saves(t, state, metrics)
+
+    def save(self, t: int, state: TrainState) -> None:
+        if not int(state.guard.in_row):
+            self._saves.save(t, state)
+
+    def go_back(self, found: Diverged) -> TrainState:
+        """Return the state to go on from.
+
+        Raises: Diverged.
+        """
+        guard, t = found.state.guard, found.step
+        before = int(guard.rolled_back)
+        if before >= self._times:
+            why = f", after going back {before} times" if before else ""
+            raise Diverged(t, found.in_row, found.state, why)
+        path = self._saves.rewind(t - found.in_row)
+        if path is None:
+            raise Diverged(t, found.in_row, found.state, ", with no checkpoint before them to go back to")
+        state: TrainState = checkpoint.load(path, like=found.state)
+        start = int(state.step)
+        left_out = t + int(guard.left_out) + self._skip - start
+        _log.warning(
+            "step %d: %d steps in a row were skipped; going back to step %d, from batch %d on (%d of %d times)",
+            *(t, found.in_row, start, start + left_out, before + 1, self._times),
+        )
+        counts = {"rolled_back": torch.full_like(guard.rolled_back, before + 1)}
+        counts["left_out"] = torch.full_like(guard.left_out, left_out)
+        return state._replace(guard=state.guard._replace(**counts))
