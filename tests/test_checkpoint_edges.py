@@ -59,6 +59,11 @@ def test_names_too_long_for_one_header_make_several_files(tmp_path: Path, monkey
 def test_json_that_would_fill_the_memory_is_refused_unread(tmp_path: Path) -> None:
     bomb = b'{"a":[' + b"[]," * 400_000 + b"[]]}"
     (tmp_path / "bomb").write_bytes(len(bomb).to_bytes(8, "little") + bomb)
+    with open(tmp_path / "long", "wb") as file:
+        file.write((100_000_001).to_bytes(8, "little") + b"{")
+        file.truncate(10**12)  # a hole: no block on the disk
+    with pytest.raises(checkpoint.HeaderError, match="header length of 100000001 in a file of 1000000000000"):
+        checkpoint.load_file(tmp_path / "long")
     begun = time.monotonic()
     with pytest.raises(checkpoint.HeaderError, match="400003 brackets in"):
         checkpoint.load_file(tmp_path / "bomb")
