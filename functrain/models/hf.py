@@ -1,7 +1,8 @@
 """Models in and out of the folders of Hugging Face transformers: config.json beside safetensors.
 
 A model adds a `Layout`, which is data: its names, which matrices lie transposed, and what its config's fields are
-called. It names no file, and these functions know no model.
+called. It names no file, and these functions know no model. A model whose tensors lie in another order here than there,
+as the heads of a rotary model may, needs a function beside it.
 """
 
 from __future__ import annotations
