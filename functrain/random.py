@@ -314,8 +314,10 @@ def _threefry(key: Tensor, high: int, low: Tensor) -> tuple[Tensor, Tensor]:
         for r in _ROTATIONS[i % 2]:
             x0, x1 = _once(x0), _once(x1)
             x0 = x0 + x1
-            # rotate left by r: the high bits move down without their sign, the low ones up by a product that wraps
-            x1 = (x1 >> (32 - r)).bitwise_and_((1 << r) - 1).add_(x1, alpha=1 << r).bitwise_xor_(x0)
+            # rotate left by r: the high bits move down without their sign, the low ones up by a product that wraps,
+            # which in eager is one pass with the sum; compiled, a product of vectors costs twice a shift
+            moved = (x1 >> (32 - r)).bitwise_and_((1 << r) - 1)
+            x1 = ((moved | (x1 << r)) if _compiling() else moved.add_(x1, alpha=1 << r)).bitwise_xor_(x0)
         x0.add_(add0)
         x1.add_(add1 + (i + 1))
     return x0, x1

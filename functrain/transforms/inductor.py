@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -27,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from functrain.losses import chunked, cross_entropy
-from functrain.transforms import compiler_jobs, regions
+from functrain.transforms import compiler_jobs, redrawing, regions
 
 aten = torch.ops.aten
 Kernel = Callable[..., Sequence[Any]]  # takes the graph's inputs, returns its outputs
@@ -54,7 +54,7 @@ def compile_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
     # code is all in these files, and their hash is part of the key
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in (chunked, cross_entropy))
     known = {"functrain.losses.chunked.total_of_chunks": hashlib.sha256(code).hexdigest()}
-    options: dict[str, Any] = {"unsafe_marked_cacheable_functions": known}
+    options: dict[str, Any] = {"unsafe_marked_cacheable_functions": known, "joint_custom_post_pass": _Redraw("mark")}
 
     def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
         # without donated buffers: torch 2.13 numbers them by the whole graph's inputs and looks them up by a region's,
@@ -187,7 +187,11 @@ def unstack_sums(graph: fx.Graph) -> None:
 
 def has_products(graph: fx.Graph) -> bool:
     """Tell whether a graph multiplies matrices, or calls anything else that is no loop of ours."""
-    return any(node.target in _PRODUCTS or "convolution" in str(node.target) for node in graph.nodes)
+    return any(_is_product(node) for node in graph.nodes)
+
+
+def _is_product(node: fx.Node) -> bool:
+    return node.target in _PRODUCTS or "convolution" in str(node.target)
 
 
 _PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.mv.default}
@@ -259,7 +263,25 @@ class _Unfuse(CustomGraphPass):
 
 _SMALL = 2**16
 
+
+class _Redraw(CustomGraphPass):
+    """A pass of `redrawing`, over the graph of both passes: to `mark`, or to draw "again" where nobody partitions."""
+
+    def __init__(self, what: Literal["mark", "again"]) -> None:
+        self.what = what
+
+    def __call__(self, graph: fx.Graph) -> None:
+        if self.what == "mark":
+            redrawing.mark(graph)
+        else:
+            redrawing.draw_again(graph, _is_product)
+
+    def uuid(self) -> Any:
+        return get_hash_for_files((__file__, redrawing.__file__), self.what)
+
+
 _OPTIONS: dict[str, Any] = {
+    "joint_custom_post_pass": _Redraw("again"),
     "post_grad_custom_post_pass": _Unfuse(),
     "size_asserts": False,  # 0.5 us an input; whoever calls has compared the shapes
 }
