@@ -6,6 +6,7 @@ import copy
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -229,3 +230,66 @@ def test_a_step_compiled_in_pieces_equals_eager(monkeypatch: pytest.MonkeyPatch)
     assert_close(compiled(state, batch), step(state, batch))
     matrix_products = [[n for n in g.graph.nodes if "mm" in str(n.target)] for g in graphs]
     assert any(matrix_products), "the gradients of the examples were not compiled"
+
+
+def test_the_metrics_are_mccandlish_in_numpy() -> None:
+    params, batch = problem(7)
+    batch["mask"] = torch.tensor([1.0, 1, 0, 1, 1, 0, 1], dtype=torch.float64)  # two padded rows, one in each chunk
+    optimizer = optim.sgd(0.1)
+    step = ft.train.noise_scale_step(without_key, optimizer, chunk_size=4)
+    _, metrics = step(ft.init_state(params, optimizer, key=KEY), batch)
+
+    x, y, mask = (batch[name].numpy() for name in ("x", "y", "mask"))
+    w, b = params["a"]["w"].numpy(), params["b"].numpy()
+    grads = []
+    for i in np.flatnonzero(mask):
+        h = np.tanh(x[i] @ w)
+        slope = 2 * (h @ b - y[i])
+        grads.append(np.concatenate([np.outer(x[i], slope * b * (1 - h**2)).ravel(), slope * h]))
+    size, mean = len(grads), np.mean(grads, 0)
+    small, big = np.mean([g @ g for g in grads]), mean @ mean
+    variance = (small - big) / (1 - 1 / size)
+    squared = (size * big - small) / (size - 1)
+    for name, want in {"variance": variance, "squared_norm": squared, "noise_scale": variance / squared}.items():
+        np.testing.assert_allclose(metrics[f"gradient_{name}"].numpy(), want, rtol=1e-12)
+
+
+def test_one_example_of_some_weight_tells_no_variance() -> None:
+    params, batch = problem(3)
+    step = ft.train.noise_scale_step(without_key, optim.sgd(0.1))
+    state = ft.init_state(params, optim.sgd(0.1), key=KEY)
+    _, metrics = step(state, batch | {"mask": torch.tensor([0.0, 2, 0], dtype=torch.float64)})
+    assert all(metrics[f"gradient_{name}"].isnan() for name in ("variance", "squared_norm", "noise_scale"))
+    assert metrics["grad_norm"].isfinite()
+    with pytest.raises(ValueError, match="expected two examples or more, came one"):
+        step(state, problem(1)[1])
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optim.polyak_sgd(),
+        optim.momo(0.1),
+        optim.chain(optim.sgd(0.1), optim.reduce_on_plateau(patience=0, accumulation_size=1)),
+    ],
+)
+def test_an_optimizer_that_takes_the_loss_gets_it(optimizer: Any) -> None:
+    params, batch = problem(4)
+    states = [ft.init_state(params, optimizer, key=KEY)] * 2
+    steps = [ft.train.noise_scale_step(without_key, optimizer), ft.train_step(without_key, optimizer)]
+    for _ in range(3):
+        states = [step(state, batch)[0] for step, state in zip(steps, states, strict=True)]
+    assert_close(*states, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("make", [ft.train.noise_scale_step, ft.train.private_step])
+@pytest.mark.parametrize(
+    "kept",
+    [{"guard": ft.train.skip_nonfinite()}, {"loss_scale": ft.loss_scale.dynamic()}, {"buffers": {"n": torch.ones(1)}}],
+)
+def test_what_a_step_does_not_update_is_refused(make: Any, kept: Any) -> None:
+    params, batch = problem(2)
+    optimizer = optim.sgd(0.1)
+    state = ft.init_state(params, optimizer, key=KEY, **kept)
+    with pytest.raises(ValueError, match=f"expected a state without {next(iter(kept))}, which this step does not"):
+        make(without_key, optimizer)(state, batch)

@@ -65,7 +65,8 @@ def test_a_weight_scales_no_examples_own_mean() -> None:
     tree.map(lambda a, b: torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12), heavy, light)
 
 
-def test_clipped_sum_equals_opacus() -> None:
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_steps_without_noise_equal_opacus(momentum: float | None) -> None:
     """Opacus' optimizer with noise 0 leaves the sum of clipped gradients, divided by the expected batch size."""
     params, batch = problem(6)
     with warnings.catch_warnings():
@@ -78,15 +79,76 @@ def test_clipped_sum_equals_opacus() -> None:
             module.weight.copy_(params["w"][None])
             module.bias.copy_(params["b"][None])
         hooked = GradSampleModule(module, loss_reduction="sum")
-        inner = torch.optim.SGD(module.parameters(), lr=0.1)
+        inner = torch.optim.SGD(module.parameters(), lr=0.1, momentum=momentum or 0.0)
         theirs = DPOptimizer(inner, noise_multiplier=0.0, max_grad_norm=0.7, expected_batch_size=6)
-        torch.sum((hooked(batch["x"])[:, 0] - batch["y"]) ** 2).backward()
-        theirs.step()
-    got, metrics = stepped(params, batch, optim.dpsgd(0.1, l2_norm_clip=0.7, noise_multiplier=0.0, seed=0))
-    # opacus divides by norm + 1e-6: a clipped gradient of norm over 0.7 changes by less than 0.7 * 1e-6 / 0.7
-    torch.testing.assert_close(got["w"], module.weight.detach()[0], rtol=0, atol=1e-6)
-    torch.testing.assert_close(got["b"], module.bias.detach()[0], rtol=0, atol=1e-6)
-    assert metrics["gradient_norm_mean"] > 0.7
+        for _ in range(5):
+            theirs.zero_grad()
+            torch.sum((hooked(batch["x"])[:, 0] - batch["y"]) ** 2).backward()
+            theirs.step()
+    optimizer = optim.dpsgd(0.1, l2_norm_clip=0.7, noise_multiplier=0.0, seed=0, momentum=momentum)
+    step, state = ft.train.private_step(loss_fn, optimizer), ft.init_state(params, optimizer, key=KEY)
+    for _ in range(5):
+        state, metrics = step(state, batch)
+        assert metrics["gradient_norm_mean"] > 0.7
+    # opacus divides by norm + 1e-6: a clipped gradient is shorter by 0.7 * 1e-6 / norm < 1e-6, a step by 0.1 of that
+    # over 1 - momentum
+    bound = 5 * 0.1 * 1e-6 / (1 - (momentum or 0.0))
+    torch.testing.assert_close(state.params["w"], module.weight.detach()[0], rtol=0, atol=bound)
+    torch.testing.assert_close(state.params["b"], module.bias.detach()[0], rtol=0, atol=bound)
+
+
+def test_a_batch_of_nothing_moves_by_noise_alone() -> None:
+    params, batch = problem(4)
+    absent = batch | {"mask": torch.zeros_like(batch["mask"])}
+    optimizer = optim.dpsgd(1.0, l2_norm_clip=2.0, noise_multiplier=0.5, seed=3)
+    got, metrics = stepped(params, absent, optimizer)
+    aggregate = optim.differentially_private_aggregate(2.0, 0.5, seed=3)
+    zeros = tree.map(lambda p: torch.zeros((4, *p.shape), dtype=p.dtype), params)
+    noise, _ = aggregate.update(zeros, aggregate.init(params), params)
+    tree.map(lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=1e-15), got, tree.sub(params, noise))
+    assert metrics["loss"] == metrics["weight"] == metrics["gradient_norm_mean"] == 0 and tree.norm(noise) > 0
+
+
+def test_padded_rows_do_not_count_in_the_mean_norm() -> None:
+    params, batch = problem(4)
+    optimizer = optim.dpsgd(1.0, l2_norm_clip=1.0, noise_multiplier=0.0, seed=0)
+    _, alone = stepped(params, tree.map(lambda leaf: leaf[:2], batch), optimizer)
+    _, padded = stepped(params, batch | {"mask": torch.tensor([1.0, 1, 0, 0], dtype=torch.float64)}, optimizer)
+    assert torch.equal(alone["gradient_norm_mean"], padded["gradient_norm_mean"])
+    _, one = stepped(params, tree.map(lambda leaf: leaf[:1], batch), optimizer)
+    assert one["gradient_norm_mean"] > 0
+
+
+def test_bfloat16_gradients_are_clipped_and_added_in_float32() -> None:
+    grads = draw(5, 64, 1000).bfloat16()
+    aggregate = optim.differentially_private_aggregate(0.5, 0.25, seed=0)
+    params = torch.zeros(1000, dtype=torch.bfloat16)
+    got, _ = aggregate.update(grads, aggregate.init(params), params)
+    want, _ = aggregate.update(grads.float(), aggregate.init(params), params)
+    assert got.dtype == torch.bfloat16 and torch.equal(got, want.bfloat16())
+    summed, _ = optim.per_example_global_norm_clip(grads, 0.5)
+    wide, _ = optim.per_example_global_norm_clip(grads.float(), 0.5)
+    assert torch.equal(summed, wide.bfloat16())
+
+
+@pytest.mark.parametrize("last", [optim.reduce_on_plateau(), optim.polyak_sgd(), optim.momo()])
+def test_an_optimizer_that_takes_the_loss_is_refused(last: Any) -> None:
+    params, batch = problem(3)
+    optimizer = optim.chain(optim.differentially_private_aggregate(1.0, 1.0, seed=0), last)
+    with pytest.raises(TypeError, match="takes the loss of the batch as value=, which is not private"):
+        stepped(params, batch, optimizer)
+
+
+def test_a_loaded_run_draws_the_noise_that_was_to_come(tmp_path: Any) -> None:
+    params, batch = problem(4)
+    optimizer = optim.dpsgd(0.1, l2_norm_clip=1.0, noise_multiplier=1.0, seed=0, momentum=0.9)
+    step, state = ft.train.private_step(loss_fn, optimizer), ft.init_state(params, optimizer, key=KEY)
+    state, _ = step(state, batch)
+    ft.checkpoint.save(tmp_path / "one", state)
+    loaded = ft.checkpoint.load(tmp_path / "one", like=state)
+    ends = [step(step(begin, batch)[0], batch)[0] for begin in (state, loaded)]
+    assert all(tree.leaves(tree.map(torch.equal, *ends)))
+    assert tree.norm(tree.sub(ends[0].params, step(state, batch)[0].params)) > 0
 
 
 # ---- the accountant ---------------------------------------------------------------------------------------------
@@ -111,6 +173,11 @@ def test_epsilon_is_near_opacus() -> None:
     prv.history = rdp.history = [(1.1, 256 / 60000, 1000)]
     # opacus' estimate is an upper bound with an error of 0.01; Renyi's is looser
     assert ours <= prv.get_epsilon(1e-5) <= ours + 0.02 and ours < rdp.get_epsilon(1e-5)
+    # the event that we account for is opacus': Renyi's divergences of the same orders are the same closed form
+    accounting, orders = privacy._accounting(), list(range(2, 64))
+    renyi = accounting.rdp.RdpAccountant(orders)
+    renyi.compose(privacy._event(accounting, 1.1, 256 / 60000, 1000))
+    assert renyi.get_epsilon(1e-5) == pytest.approx(rdp.get_epsilon(1e-5, alphas=orders), rel=1e-6)
 
 
 def test_the_noise_multiplier_is_the_inverse_of_epsilon() -> None:

@@ -14,7 +14,7 @@ from functrain.optim.numerics import (
     add_scaled,
     device_of,
 )
-from functrain.optim.per_example_clipping import per_example_global_norm_clip
+from functrain.optim.per_example_clipping import clipped_sums
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import (
     GradientTransformation,
@@ -35,6 +35,9 @@ def differentially_private_aggregate(
 ) -> GradientTransformation:
     """Average gradients of single examples, each clipped, with normal noise of l2_norm_clip * noise_multiplier.
 
+    B is the number of rows, padded ones too, since how many were drawn is not to be told. Clips, adds and draws in
+    float32 at least, and returns the dtype of the gradients.
+
     Shapes: every leaf of updates is (B, ...), of the new updates (...).
 
     Source: Abadi et al. 2016 (arXiv:1607.00133), algorithm 1; the numbers are optax's.
@@ -54,12 +57,14 @@ def differentially_private_aggregate(
     ) -> tuple[Updates, DifferentiallyPrivateAggregateState]:
         if not tree.leaves(updates):  # a mask may hide all
             return updates, state
-        clipped, _ = per_example_global_norm_clip(updates, l2_norm_clip)
-        leaves, structure = tree.flatten(clipped)
+        sums, _ = clipped_sums(updates, l2_norm_clip)
+        leaves, structure = tree.flatten(sums)
+        dtypes = [g.dtype for g in tree.leaves(updates)]
         size = len(tree.leaves(updates)[0])
         rng_key, *keys = random.split(state.rng_key, len(leaves) + 1).unbind()
         noise = [random.normal(k, tuple(g.shape), g.dtype) for k, g in zip(keys, leaves, strict=True)]
         noisy = [add_scaled(g, l2_norm_clip * noise_multiplier, n) / size for g, n in zip(leaves, noise, strict=True)]
+        noisy = [g.to(dtype) for g, dtype in zip(noisy, dtypes, strict=True)]
         return tree.unflatten(structure, noisy), DifferentiallyPrivateAggregateState(rng_key)
 
     return GradientTransformation(init, update)

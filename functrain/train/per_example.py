@@ -1,19 +1,29 @@
-"""Steps that look at the gradient of every example: differential privacy, and the noise of the gradient."""
+"""Steps that look at the gradient of every example: differential privacy, and the noise of the gradient.
+
+B examples in a batch.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from functrain import random, transforms, tree
 from functrain.losses import Loss
-from functrain.optim import GradientTransformation, apply_updates
+from functrain.optim import GradientTransformation, apply_updates, with_extra_args_support
 from functrain.train.state import TrainState
 from functrain.train.step import LossFn, Metrics
 from functrain.train.step import _loss as as_loss
+from functrain.transforms.loss_scale import wide
 from functrain.tree import Batch, Params, Tree
+
+
+class _Found(NamedTuple):
+    loss: Loss  # of the whole batch
+    counted: Tensor  # (B,), bool: which examples have a weight
+    grads: Tree  # each leaf (B, ...)
 
 
 def private_step(
@@ -23,28 +33,42 @@ def private_step(
 
     That is what `optim.dpsgd`, and any chain that begins with `optim.differentially_private_aggregate`, expect. An
     example's loss is its own `total / weight`, so that no example's gradient depends on another one; an example of
-    weight 0 (a padded row) has gradient 0. Example i draws from `fold_in(fold_in(state.key, step), i)`.
+    weight 0 (a padded row) has gradient 0. Example i draws from `fold_in(fold_in(state.key, step), i)`. The optimizer
+    divides by B, padded rows included; a batch of padded rows alone, which sampling may draw, moves params by noise.
 
     Metrics: "loss" (total / weight over the batch, before noise: not private), "weight", "gradient_norm_mean" of single
-    examples, from which to choose the clip, and the loss's own divided by weight.
+    examples of some weight, from which to choose the clip, and the loss's own divided by weight. Where no example has a
+    weight they are 0.
+    Raises: TypeError for an optimizer that takes the loss as `value=`, because the loss is not private; ValueError for
+    a state with a loss scale, a guard or buffers.
     """
 
     def own_mean(params: Params, example: Batch, key: Tensor) -> tuple[Tensor, Loss]:
         loss = as_loss(loss_fn(params, example, key), False)
-        return loss.total / torch.where(loss.weight == 0, 1.0, loss.weight), loss
+        return loss.total / _divisor(loss), loss
 
     of_examples = transforms.per_example_value_and_grad(own_mean, has_aux=True, chunk_size=chunk_size)
 
-    def gradients(state: TrainState, batch: Batch) -> tuple[Loss, Tree]:
+    def gradients(state: TrainState, batch: Batch) -> _Found:
+        _check_state("private_step", state)
         (_, losses), grads = of_examples(state.params, batch, random.fold_in(state.key, state.step))
-        return tree.map(lambda leaf: torch.sum(leaf, 0), losses), grads
+        return _Found(tree.map(lambda leaf: torch.sum(leaf, 0), losses), losses.weight != 0, grads)
 
-    def update(state: TrainState, found: tuple[Loss, Tree]) -> tuple[TrainState, Metrics]:
-        loss, grads = found
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        squares = [torch.sum(leaf.reshape(len(leaf), -1) ** 2, 1) for leaf in tree.leaves(grads)]
+    def update(state: TrainState, found: _Found) -> tuple[TrainState, Metrics]:
+        loss, counted, grads = found
+        try:
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        except TypeError as error:
+            if "'value'" not in str(error):
+                raise
+            raise TypeError(
+                "private_step: the optimizer takes the loss of the batch as value=, which is not private: updates that "
+                "depend on it have no epsilon; use a schedule, or a loss measured on public data"
+            ) from error
+        squares = [torch.sum(wide(leaf).reshape(len(leaf), -1) ** 2, 1) for leaf in tree.leaves(grads)]
         norms = torch.sqrt(torch.stack(squares).sum(0))  # (B,)
-        return _next(state, updates, opt_state), _metrics(loss) | {"gradient_norm_mean": torch.mean(norms)}
+        mean = torch.sum(torch.where(counted, norms, 0.0)) / torch.clamp(torch.sum(counted), min=1)
+        return _next(state, updates, opt_state), _metrics(loss) | {"gradient_norm_mean": mean}
 
     return transforms.Staged(gradients, update)
 
@@ -59,25 +83,33 @@ def noise_scale_step(
 
     Metrics: those of `train_step`, "gradient_variance" (trace of the covariance of one example's gradient),
     "gradient_squared_norm" (of the true gradient, without bias) and "gradient_noise_scale", their ratio: the batch size
-    beyond which more examples help little; see `transforms.gradient_noise`.
-    Raises: ValueError for a batch of one example, whose variance nothing tells.
+    beyond which more examples help little; see `transforms.gradient_noise`. Examples of weight 0 are none; of a single
+    one the three are NaN.
+    Raises: ValueError for a batch of one row, whose variance nothing tells, and for a state with a loss scale, a guard
+    or buffers.
     """
+    tx = with_extra_args_support(optimizer)
 
-    def sums(params: Params, example: Batch, key: Tensor) -> Loss:
-        return as_loss(loss_fn(params, example, key), True)
+    def sums(params: Params, example: Batch, key: Tensor) -> tuple[Loss, Tensor]:
+        loss = as_loss(loss_fn(params, example, key), True)
+        return loss, (loss.weight != 0).to(torch.int64)
 
-    moments_of = transforms.gradient_moments(sums, chunk_size=chunk_size)
+    moments_of = transforms.gradient_moments(sums, has_aux=True, chunk_size=chunk_size)
 
     def gradients(state: TrainState, batch: Batch) -> transforms.GradientMoments:
-        return moments_of(state.params, batch, random.fold_in(state.key, state.step))
+        _check_state("noise_scale_step", state)
+        moments = moments_of(state.params, batch, random.fold_in(state.key, state.step))
+        if moments.examples < 2:
+            raise ValueError("noise_scale_step: expected two examples or more, came one, whose variance nothing tells")
+        return moments
 
     def update(state: TrainState, found: transforms.GradientMoments) -> tuple[TrainState, Metrics]:
-        loss, size = found.result, found.examples
+        loss, count = found.result
         share = 1 / loss.weight
         grads = tree.map(lambda grad: grad * share.to(grad.dtype), found.grads)
         norm = tree.norm(grads)
-        noise = transforms.gradient_noise(found.squared_norm * size * share**2, norm**2, 1, size)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        noise = transforms.gradient_noise(found.squared_norm * count * share**2, norm**2, 1, count)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss.total / loss.weight)
         measured = {
             "grad_norm": norm,
             "gradient_variance": noise.variance,
@@ -95,5 +127,19 @@ def _next(state: TrainState, updates: Tree, opt_state: Tree) -> TrainState:
 
 
 def _metrics(loss: Loss) -> dict[str, Any]:
-    own = {name: value / loss.weight for name, value in loss.metrics.items()}
-    return own | {"loss": loss.total / loss.weight, "weight": loss.weight}
+    divisor = _divisor(loss)
+    own = {name: value / divisor for name, value in loss.metrics.items()}
+    return own | {"loss": loss.total / divisor, "weight": loss.weight}
+
+
+def _divisor(loss: Loss) -> Tensor:
+    return torch.where(loss.weight == 0, 1.0, loss.weight)
+
+
+def _check_state(what: str, state: TrainState) -> None:
+    for name in ("loss_scale", "guard", "buffers"):
+        if tree.leaves(getattr(state, name)):
+            raise ValueError(
+                f"{what}: expected a state without {name}, which this step does not update, came one with; make it "
+                f"with init_state without {name}, or pass state._replace({name}=None)"
+            )

@@ -60,18 +60,20 @@ def per_example_grad(
 
 
 class GradientMoments(NamedTuple):
-    result: Any  # what fn returned, summed over the examples
+    result: Any  # what fn returned, with has_aux a pair, summed over the examples
     grads: Tree  # like params: sum of the examples' gradients
     squared_norm: Tensor  # (): sum of the squared norms of the examples' gradients
     examples: int
 
 
-def gradient_moments(fn: Callable[..., Any], *, chunk_size: int | None = None) -> Callable[..., GradientMoments]:
+def gradient_moments(
+    fn: Callable[..., Any], *, has_aux: bool = False, chunk_size: int | None = None
+) -> Callable[..., GradientMoments]:
     """Make a function `(params, batch, key)` that adds the gradients of single examples, and their squared norms.
 
     Equals sums of `per_example_value_and_grad`, of which only `chunk_size` gradients exist at a time.
     """
-    mapped = _mapped(fn, False)
+    mapped = _mapped(fn, has_aux)
 
     def sums(params: Any, part: Any, index: Tensor, *key: Any) -> tuple[Any, Tree, Tensor]:
         result, grads = mapped(params, part, index, *key)
@@ -101,21 +103,25 @@ class GradientNoise(NamedTuple):
     scale: Tensor  # (): examples in a batch whose noise is as large as the gradient; inf where there is no gradient
 
 
-def gradient_noise(small: Tensor, big: Tensor, small_size: int, big_size: int) -> GradientNoise:
+def gradient_noise(small: Tensor, big: Tensor, small_size: int, big_size: int | Tensor) -> GradientNoise:
     """Estimate the gradient's variance and noise scale from squared norms of gradients of batches of two sizes.
 
     `small` is the mean squared norm of gradients over `small_size` examples (1: single examples), `big` that of the
     mean gradient over `big_size`; both estimates are without bias. The scale is a ratio: average variance and squared
     norm over steps before dividing them, one step's ratio is noisy.
 
+    A () tensor `big_size` is not read; at `small_size` or below nothing can be told, and the estimates are NaN.
+
     Source: McCandlish et al. 2018 (arXiv:1812.06162), equation 2.9 and appendix A.1.
     Raises: ValueError unless 1 <= small_size < big_size.
     """
-    if not 1 <= small_size < big_size:
+    if isinstance(big_size, Tensor):
+        big_size = torch.where(big_size > small_size, big_size.to(big.dtype), torch.nan)
+    elif not 1 <= small_size < big_size:
         raise ValueError(f"gradient_noise: expected 1 <= small_size < big_size, came {small_size} and {big_size}")
     variance = (small - big) / (1 / small_size - 1 / big_size)
     squared_norm = (big_size * big - small_size * small) / (big_size - small_size)
-    scale = torch.where(squared_norm > 0, variance / squared_norm, torch.inf)
+    scale = torch.where(squared_norm <= 0, torch.inf, variance / squared_norm)
     return GradientNoise(variance, squared_norm, scale)
 
 
