@@ -41,3 +41,18 @@ def test_harmful_examples_are_those_with_wrong_labels() -> None:
 def test_privacy_costs_accuracy() -> None:
     strict, loose, open_ = [float(line.split()[-1]) for line in run("private_training.py")]
     assert 0.9 < strict < loose < open_
+
+
+def test_intervals_of_a_laplace_approximation_hold_what_they_say() -> None:
+    lines = [line.replace(",", "").split() for line in run("laplace.py")[3:]]
+    found = {line[0]: (float(line[-3]), float(line[-1])) for line in lines}  # parts inside of 90 % intervals
+    assert found["noise"][1] < 0.4  # 0.16: between the data the network errs, and does not know
+    for name in ("all", "last"):
+        near, between = found[name]
+        # of 80 points, a tenth outside: 3.4 % of deviation, times 2
+        assert abs(near - 0.9) < 0.07 and between > 0.9  # 0.91 and 0.90; 1.00 and 0.98
+
+
+def test_a_learned_loss_is_not_misled_by_wrong_targets() -> None:
+    squared, learned = [float(line.split()[-1]) for line in run("learned_loss.py", "--steps", "150")]
+    assert learned < 0.2 * squared

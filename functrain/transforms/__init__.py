@@ -1,6 +1,6 @@
 """Functions that take a function and return one."""
 
-from functrain.transforms import loss_scale
+from functrain.transforms import laplace, loss_scale
 from functrain.transforms.accumulation import accumulate
 from functrain.transforms.compilation import CompilerNotFoundError, Staged, compile
 from functrain.transforms.curvature import fisher_vp, ggnvp, hvp
@@ -22,7 +22,7 @@ from functrain.transforms.recompute import recompute, recompute_layers
 __all__ = [
     "CompilerNotFoundError", "ConsumedError", "Estimate", "GradientMoments", "GradientNoise", "Policy", "Solution",
     "Spectrum", "Staged", "accumulate", "autocast", "compile", "conjugate_gradients", "fisher_vp", "ggnvp", "grad",
-    "gradient_moments", "gradient_noise", "hutchinson", "hvp", "implicit_grad", "influence", "lanczos", "loss_scale",
-    "mixed_precision", "per_example_grad", "per_example_value_and_grad", "recompute", "recompute_layers",
+    "gradient_moments", "gradient_noise", "hutchinson", "hvp", "implicit_grad", "influence", "lanczos", "laplace",
+    "loss_scale", "mixed_precision", "per_example_grad", "per_example_value_and_grad", "recompute", "recompute_layers",
     "value_and_grad", "vmap",
 ]  # fmt: skip

@@ -32,6 +32,11 @@ def nested() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def concrete() -> bool:
+    """Tell whether tensors are numbers that can be looked at, for an error where there would be a NaN."""
+    return not (nested() or tracing or torch.compiler.is_compiling())
+
+
 @contextmanager
 def compiling_losses() -> Iterator[None]:
     """Let every outermost `value_and_grad` inside compile the function it differentiates, each as one graph."""

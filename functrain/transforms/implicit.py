@@ -84,7 +84,7 @@ def influence(
 def _solved(what: str, product: Callable[[Tree], Tree], b: Tree, steps: int, damping: float | Tensor) -> Tree:
     """Solve with the Hessian, which must be positive definite: else the linear equations are not about an optimum."""
     x, _, positive = conjugate_gradients(product, b, steps=steps, damping=damping)
-    if not (engine.nested() or engine.tracing or torch.compiler.is_compiling()) and not bool(positive):
+    if engine.concrete() and not bool(positive):
         raise ValueError(
             f"{what}: expected a positive definite Hessian, came a direction without positive curvature; train params "
             "to an optimum first, or give a damping above the most negative eigenvalue"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from functrain import random, tree
+from functrain.transforms.vectors import flat, like, wide
 from functrain.tree import Tree
 
 Matvec = Callable[[Tree], Tree]
@@ -38,14 +39,14 @@ def conjugate_gradients(
     Raises: ValueError for steps < 1.
     """
     _check_steps("conjugate_gradients", steps)
-    r = p = _wide(b)
+    r = p = wide(b)
     x = tree.zeros_like(r)
     square = start = tree.norm(r, squared=True)
     # below eps**2 the recurrence has left the residual far behind, and its squares come near to underflow
     limit = max(tolerance, torch.finfo(square.dtype).eps ** 2) ** 2 * start
     positive = torch.ones_like(square, dtype=torch.bool)
     for _ in range(steps):
-        product = tree.add_scale(_wide(matvec(tree.cast_like(p, b))), damping, p)
+        product = tree.add_scale(wide(matvec(tree.cast_like(p, b))), damping, p)
         curvature = tree.vdot(p, product)
         positive = positive & ~((curvature <= 0) & (square > limit))  # NaN goes on into x
         done = (square <= limit) | ~positive
@@ -76,7 +77,7 @@ def lanczos(matvec: Matvec, start: Tree, *, steps: int) -> Spectrum:
     Raises: ValueError for steps < 1 or more than the elements of start.
     """
     _check_steps("lanczos", steps)
-    first = _flat(start)  # (n,)
+    first = flat(start)  # (n,)
     if steps > len(first):
         raise ValueError(f"lanczos: expected at most {len(first)} steps, one an element of start, came {steps}")
     basis = (first / torch.linalg.vector_norm(first))[None]  # (steps so far, n)
@@ -84,9 +85,9 @@ def lanczos(matvec: Matvec, start: Tree, *, steps: int) -> Spectrum:
     beside: list[Tensor] = []
     size = torch.zeros_like(first[0])  # of the matrix
     for i in range(steps):
-        product = matvec(_like(basis[i], start))
+        product = matvec(like(basis[i], start))
         tree.check_same_structure(start, product, what="lanczos: a product")
-        w = _flat(product).to(first.dtype)
+        w = flat(product).to(first.dtype)
         diagonal.append(torch.dot(basis[i], w))
         if i + 1 == steps:
             break
@@ -104,7 +105,7 @@ def lanczos(matvec: Matvec, start: Tree, *, steps: int) -> Spectrum:
     if beside:
         t = t + torch.diag(torch.stack(beside), 1) + torch.diag(torch.stack(beside), -1)
     values, rotation = torch.linalg.eigh(t)  # (steps,), (steps, steps)
-    vectors = [_like(vector, start) for vector in torch.unbind(rotation.T @ basis)]
+    vectors = [like(vector, start) for vector in torch.unbind(rotation.T @ basis)]
     return Spectrum(values, rotation[0] ** 2, tree.map(lambda *leaves: torch.stack(leaves), *vectors))
 
 
@@ -133,29 +134,13 @@ def hutchinson(matvec: Matvec, like: Tree, key: Tensor, *, samples: int) -> Esti
             (2 * random.bernoulli(k, 0.5, leaf.shape).to(leaf.dtype) - 1) for k, leaf in zip(keys, leaves, strict=True)
         ]
         probe = tree.unflatten(structure, signs)
-        diagonal = tree.mul(_wide(probe), _wide(matvec(probe)))
+        diagonal = tree.mul(wide(probe), wide(matvec(probe)))
         traces.append(tree.sum(diagonal))
         total = tree.add(total, diagonal)
     found = torch.stack(traces)
     # a sum of squares divided by zero is NaN, which is what one sample says about its error
     spread = torch.sum((found - found.mean()) ** 2) / torch.full_like(found[0], samples - 1)
     return Estimate(found.mean(), torch.sqrt(spread / samples), tree.cast_like(tree.scale(1 / samples, total), like))
-
-
-def _wide(t: Tree) -> Tree:
-    # float32: sums of many bfloat16 vectors keep two digits, and a basis of them is not orthogonal
-    return tree.map(lambda leaf: leaf.to(torch.promote_types(leaf.dtype, torch.float32)), t)
-
-
-def _flat(t: Tree) -> Tensor:
-    return torch.cat([leaf.reshape(-1) for leaf in tree.leaves(_wide(t))])  # (n,)
-
-
-def _like(vector: Tensor, t: Tree) -> Tree:
-    leaves, structure = tree.flatten(t)
-    parts = torch.split(vector, [leaf.numel() for leaf in leaves])
-    shaped = [part.view(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
-    return tree.unflatten(structure, shaped)
 
 
 def _orthogonal(w: Tensor, basis: Tensor) -> Tensor:

@@ -33,11 +33,13 @@ def per_example_value_and_grad(
     Raises: ValueError naming a leaf whose first dimension is not B, for an empty batch, and for chunk_size < 1.
     """
     run = _InPieces(_mapped(fn, has_aux))
-    _check_chunk(chunk_size)
+    _check_chunk("per_example_grad", chunk_size)
 
     @wraps(fn)
     def of_examples(params: Any, batch: Any, *key: Any) -> Any:
-        return _joined([run(params, part, index, *key) for part, index in _chunks(batch, chunk_size)])
+        return _joined(
+            [run(params, part, index, *key) for part, index in chunks("per_example_grad", batch, chunk_size)]
+        )
 
     return of_examples
 
@@ -81,13 +83,13 @@ def gradient_moments(
         return total[0], total[1], tree.norm(grads) ** 2
 
     run = _InPieces(sums)
-    _check_chunk(chunk_size)
+    _check_chunk("per_example_grad", chunk_size)
 
     @wraps(fn)
     def moments(params: Any, batch: Any, *key: Any) -> GradientMoments:
         total: Any = None
         count = 0
-        for part, index in _chunks(batch, chunk_size):
+        for part, index in chunks("per_example_grad", batch, chunk_size):
             found = run(params, part, index, *key)
             total = found if total is None else tree.add(total, found)
             count += len(index)
@@ -156,8 +158,12 @@ def _mapped(fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
     return mapped
 
 
-def _chunks(batch: Any, chunk_size: int | None) -> Iterator[tuple[Any, Tensor]]:
-    """Yield slices of the batch with the indices of their rows."""
+def chunks(what: str, batch: Any, chunk_size: int | None) -> Iterator[tuple[Any, Tensor]]:
+    """Yield slices of the batch, of `chunk_size` rows or all, with the indices of their rows.
+
+    Raises: ValueError naming a leaf whose first dimension is not B, for an empty batch, and for chunk_size < 1.
+    """
+    _check_chunk(what, chunk_size)
     rows = tree.items(batch)
     count = -1
     for path, leaf in rows:
@@ -165,12 +171,12 @@ def _chunks(batch: Any, chunk_size: int | None) -> Iterator[tuple[Any, Tensor]]:
             came = tuple(leaf.shape) if isinstance(leaf, Tensor) else repr(leaf)
             size = "B" if count < 0 else count
             raise ValueError(
-                f"per_example_grad: {path or 'the batch'}: expected a tensor of ({size}, ...), came {came}; give every "
+                f"{what}: {path or 'the batch'}: expected a tensor of ({size}, ...), came {came}; give every "
                 "leaf of the batch one row for each example"
             )
         count = leaf.shape[0]
     if count < 1:
-        raise ValueError("per_example_grad: expected at least one example, came an empty batch; pass at least one row")
+        raise ValueError(f"{what}: expected at least one example, came an empty batch; pass at least one row")
     index = torch.arange(count, device=rows[0][1].device)
     size = chunk_size or count
     for start in range(0, count, size):
@@ -182,6 +188,6 @@ def _joined(parts: list[Any]) -> Any:
     return parts[0] if len(parts) == 1 else tree.map(lambda *leaves: torch.cat(leaves), *parts)
 
 
-def _check_chunk(chunk_size: int | None) -> None:
+def _check_chunk(what: str, chunk_size: int | None) -> None:
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(f"per_example_grad: expected chunk_size >= 1 or None, came {chunk_size!r}")
+        raise ValueError(f"{what}: expected chunk_size >= 1 or None, came {chunk_size!r}")

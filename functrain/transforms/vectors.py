@@ -1,0 +1,31 @@
+"""A tree of tensors as one vector, and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from functrain import tree
+from functrain.tree import Tree
+
+
+def wide(t: Tree) -> Tree:
+    """Return the tree with its leaves in float32 at least.
+
+    Sums of many bfloat16 vectors keep two digits, and a basis of them is not orthogonal.
+    """
+    return tree.map(lambda leaf: leaf.to(torch.promote_types(leaf.dtype, torch.float32)), t)
+
+
+def flat(t: Tree, *, batched: int = 0) -> Tensor:
+    """Return all elements, float32 at least, (n,), after the first `batched` dimensions, which all leaves share."""
+    rows = [leaf.flatten(batched) if leaf.dim() > batched else leaf.unsqueeze(-1) for leaf in tree.leaves(wide(t))]
+    return torch.cat(rows, -1)
+
+
+def like(vector: Tensor, t: Tree) -> Tree:
+    """Return the tree with the elements of a vector, (n,), in the shapes and dtypes of `t`."""
+    leaves, structure = tree.flatten(t)
+    parts = torch.split(vector, [leaf.numel() for leaf in leaves])
+    shaped = [part.view(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+    return tree.unflatten(structure, shaped)
