@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+import struct
 import tempfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -47,6 +48,15 @@ def test_every_nan_payload_of_two_bytes_survives(tmp_path: Path) -> None:
     before = {str(dtype): raw.view(dtype) for dtype in (torch.float16, torch.bfloat16, torch.int16, torch.uint16)}
     checkpoint.save(tmp_path / "c", before)
     assert_same(before, checkpoint.load(tmp_path / "c"))
+
+
+def test_every_kind_of_nan_and_zero_of_python_survives(tmp_path: Path) -> None:
+    words = [0x7FF8 << 48, 0xFFF8 << 48, 0x7FF0 << 48 | 1, 0xFFF8DEADBEEF0001, 0x7FF0 << 48, 0xFFF0 << 48, 1 << 63, 1]
+    floats = [struct.unpack(">d", word.to_bytes(8, "big"))[0] for word in words]
+    before = {"floats": floats, "complex": [complex(a, b) for a in floats[:4] for b in floats[3:]]}
+    checkpoint.save(tmp_path / "c", before)
+    for like in (None, before):
+        assert_same(before, checkpoint.load(tmp_path / "c", like=like))
 
 
 def test_plain_safetensors_reads_the_tensors(tmp_path: Path) -> None:
@@ -270,6 +280,7 @@ null
 {"kind":"tensor","tensor":"no such","dtype":"float32","shape":[]}
 {"kind":"tensor","tensor":"a","dtype":"float64","shape":[2,3]}
 {"kind":"tensor","tensor":"a","dtype":"float32","shape":[3,2]}
+{"kind":"tensor","tensor":"a","dtype":"float32","shape":[6],"stride":[1]}
 {"kind":"tensor","tensor":"a","dtype":"quint8","shape":[2,3]}
 {"kind":"tensor","tensor":"a","dtype":"float32","shape":[2,-3]}
 {"kind":"tensor","tensor":"a","dtype":"float32","shape":[2,3],"stride":[1,1000000000000]}
