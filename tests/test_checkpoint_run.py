@@ -103,9 +103,9 @@ def test_a_broken_newest_does_not_count_as_kept(tmp_path: Path) -> None:
     hook = checkpoint.every(1, tmp_path, keep_last=2)
     train(hook, 1, 3)
     damage(tmp_path, 3)
-    hook.save(4, small(4))
+    hook(4, small(4))
     assert steps(tmp_path) == [2, 3, 4]  # 2 and 4 are whole
-    hook.save(5, small(5))
+    hook(5, small(5))
     assert steps(tmp_path) == [4, 5]
 
 
@@ -171,7 +171,7 @@ def test_every_nth_and_the_best_stay_beside_the_newest(tmp_path: Path) -> None:
     assert steps(tmp_path) == [2, 4, 6, 8, 9]
     assert checkpoint.contents(tmp_path / "checkpoints" / "step-00000002").metadata["metrics"] == {"loss": 1.0}
     damage(tmp_path, 6)
-    hook.save(10, small(10))  # without metrics it is never best
+    hook(10, small(10))  # without metrics it is never best
     assert steps(tmp_path) == [2, 4, 8, 10]
     highest = checkpoint.every(1, tmp_path / "b", keep_last=1, keep_best=checkpoint.Best("loss", mode="max"))
     for t, loss in LOSS.items():

@@ -1,4 +1,4 @@
-"""The record of a run: every step once, whatever was killed; what is not a number is seen and stops the run."""
+"""The record of a run: every step once, whatever was killed; what is not a number, or skipped, is seen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from functrain.recipes.record import NonFiniteLoss, Record, keep, rows
+from functrain.recipes.record import Record, keep, rows
 
 
 class Shown:
@@ -28,12 +28,11 @@ class Shown:
         self.rows.append(row)
 
 
-def record_in(run, done=0, *, every=2, patience=3, show=None):
+def record_in(run, done=0, *, every=2, show=None):
     return Record(
         run,
         done,
         every=every,
-        patience=patience,
         learning_rate=lambda count: count / 10,
         bits_per_byte=0.5,
         show=show or Shown(),
@@ -83,32 +82,42 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
     assert path.read_text() == '{"step": 1, "loss": 2.0}\n'
 
 
-def test_what_is_not_a_number_is_shown_recorded_and_stops_the_run(tmp_path):
+def test_what_is_not_a_number_or_was_skipped_is_shown_and_recorded(tmp_path):
     show = Shown()
-    record = record_in(tmp_path, every=1, patience=3, show=show)
-    record(1, None, metrics(math.nan))
-    record(2, None, metrics(1.0))
-    assert record.nonfinite_in_row == 0
-    record(3, None, metrics(math.nan))
-    record(4, None, metrics(1.0, norm=math.inf))
-    assert record.nonfinite_in_row == 2 and len(show.notes) == 3
-    with pytest.raises(NonFiniteLoss, match="step 5: loss -inf.*3 steps in a row"):
-        record(5, None, metrics(-math.inf))
+    record = record_in(tmp_path, every=1, show=show)
+    losses = [(math.nan, 1.0, 1.0), (1.0, 1.0, 0.0), (math.nan, 1.0, 1.0), (9.0, math.inf, 0.0), (7.0, 2.0, 1.0)]
+    for t, (loss, norm, skipped) in enumerate(losses, 1):
+        record(t, None, metrics(loss, norm) | {"skipped": torch.tensor(skipped)})
     record.close()
+    assert show.notes == [
+        "step 1: loss nan, gradient norm 1: skipped (1 in a row)",
+        "step 3: loss nan, gradient norm 1: skipped (1 in a row)",
+        "step 4: loss 9, gradient norm inf: not finite (2 in a row)",
+        "step 5: loss 7, gradient norm 2: skipped (3 in a row)",
+    ]
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     written = [json.loads(line, parse_constant=pytest.fail) for line in lines]
-    assert [row["loss"] for row in written] == ["nan", 1.0, "nan", 1.0, "-inf"]
-    assert [math.isfinite(row["loss"]) for row in rows(tmp_path / "metrics.jsonl")] == [False, True, False, True, False]
+    assert [row["loss"] for row in written] == ["nan", 1.0, "nan", 9.0, 7.0]
+    assert [math.isfinite(row["loss"]) for row in rows(tmp_path / "metrics.jsonl")] == [False, True, False, True, True]
 
 
-def test_tensorboard_has_each_step_once_after_a_resume(tmp_path):
+@pytest.mark.parametrize("rewound", [True, False])
+def test_each_step_is_there_once_after_a_resume_or_going_back(rewound, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    record = record_in(tmp_path)
     for done, stop, loss in [(0, 6, 1.0), (3, 6, 2.0)]:
-        record = record_in(tmp_path, done=done)
+        if done and rewound:
+            record.rewind(done)
+        elif done:
+            record.close()
+            record = record_in(tmp_path, done=done)
         for t in range(done + 1, stop + 1):
             record(t, None, metrics(loss))
-        record.close()
+    record.close()
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path / "metrics.jsonl")] == [
+        (1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2),
+    ]  # fmt: skip
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)]

@@ -57,7 +57,7 @@ def run(folder: Path, batches: Any, steps: int = 20, step: Any = STEP, first: An
     newest = checkpoint.latest(folder)
     state = first() if newest is None else checkpoint.load(newest, like=first())
     if newest is None:
-        saves.save(0, state)
+        saves(0, state)
     back = roll_back(saves, **{"after": AFTER, **options})
     return fit(step, state, batches, steps=steps, every=[back])
 
@@ -232,15 +232,22 @@ def test_a_signal_after_going_back_saves_though_that_step_was_saved_before(tmp_p
     assert same(checkpoint.load(tmp_path / "checkpoints" / "step-00000006"), stopped.value.state)
 
 
-def test_within_a_row_nothing_is_saved(tmp_path: Path) -> None:
-    def stopping(t: int, state: Any, metrics: Any) -> None:
-        if t == 11:
-            os.kill(os.getpid(), signal.SIGTERM)
+def test_within_a_row_a_stop_alone_saves_and_is_no_place_to_go_back_to(tmp_path: Path) -> None:
+    bad = range(8, 12)
+    for stop in (10, 11):
 
-    hook = roll_back(checkpoint.every(EVERY, tmp_path), after=99)
-    with pytest.raises(Interrupted):
-        fit(STEP, start(), Batches(range(8, 12)), steps=20, every=[stopping, hook])
-    assert [path.name for path in checkpoint.list(tmp_path)] == ["step-00000005"]
+        def stopping(t: int, state: Any, metrics: Any, stop: int = stop) -> None:
+            if t == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        hook = roll_back(checkpoint.every(EVERY, tmp_path), after=4)
+        newest = checkpoint.latest(tmp_path)
+        state = start() if newest is None else checkpoint.load(newest, like=start())
+        with pytest.raises(Interrupted):
+            fit(STEP, state, Batches(bad), steps=20, every=[stopping, hook])
+    # 10 is an n-th step, and was not saved as one
+    assert [path.name[-2:] for path in checkpoint.list(tmp_path)] == ["05", "10", "11"]
+    assert int(run(tmp_path, Batches(bad), after=4).guard.left_out) == 7
 
 
 @pytest.mark.parametrize("skip", [0, 2])

@@ -35,8 +35,8 @@ def every(
     """Return a hook `(t, state, metrics)` that saves the state after every n-th step as RUN/checkpoints/step-%08d.
 
     After a save, checkpoints of this run older than the newest `keep_last` that verify are removed (None: nothing is),
-    but not those of steps that are multiples of `keep_every`, nor the `keep_best` by a metric, nor the newest of an
-    n-th step: however often a run is stopped in between, that is where it goes back to.
+    but not those of steps that are multiples of `keep_every`, nor the `keep_best` by a metric, nor the newest that
+    was saved as an n-th one: however often a run is stopped in between, that is where `rewind` goes.
 
     Asynchronous, the hook copies the state and returns, and a thread saves: the state may change at once. A save that
     fails is raised by the next one, by `wait`, or ends the program with code 1; at most two copies exist, and a third
@@ -81,7 +81,7 @@ class Every:
 
     def __call__(self, t: int, state: Tree, metrics: Mapping[str, Any] | None = None) -> None:
         if t % self.n == 0:
-            self._begin(operator.index(t), state, metrics)
+            self._begin(operator.index(t), state, metrics, {})
 
     def save(self, t: int, state: Tree, metrics: Mapping[str, Any] | None = None) -> Path:
         """Save the state as that of step t, whatever n is, apply retention, and return the checkpoint's path.
@@ -94,20 +94,19 @@ class Every:
         if t < 0:
             raise ValueError(f"checkpoint.every: expected a number of steps done, came {t}")
         if t != self._saved:
-            self._begin(t, state, metrics)
+            self._begin(t, state, metrics, {"unplanned": True})
         self.wait()
         return self._root / "checkpoints" / f"step-{t:08d}"
 
     def rewind(self, step: int) -> Path | None:
-        """Return the run's newest whole checkpoint of an n-th step up to `step`, and set later checkpoints aside.
+        """Return the newest checkpoint up to `step` that this run saved as an n-th one, and set later ones aside.
 
-        None where there is none, and nothing is set aside. What was saved in between, because the run was stopped
-        there, is passed over: a run that was not stopped has no such checkpoint, and goes back to the same one.
+        None where there is none, and nothing is set aside. What `save` saved, because the run was stopped there, is
+        passed over: a run that was not stopped has no such checkpoint, and goes back to the same one.
         """
         self.wait()
         for path in reversed(run.list(self._root)):
-            at = run.step_of(path)
-            if at <= step and at % self.n == 0 and _is_of(path, self._name):
+            if run.step_of(path) <= step and _is_of(path, self._name) and not _is_unplanned(path):
                 self._leave_later(path)
                 self._saved = None
                 return path
@@ -118,10 +117,10 @@ class Every:
         if self._background is not None:
             self._background.wait()
 
-    def _begin(self, t: int, state: Tree, metrics: Mapping[str, Any] | None) -> None:
+    def _begin(self, t: int, state: Tree, metrics: Mapping[str, Any] | None, why: dict[str, bool]) -> None:
         target = self._folder / f"step-{t:08d}"
         best = {} if self._rules.keep_best is None else self._rules.keep_best.of(metrics)
-        metadata = {**self._metadata, **best, "step": t}
+        metadata = {**self._metadata, **best, **why, "step": t}
         drafted = writing.draft(state, str(target), metadata, self._name, self._max_file_bytes)
         if self._background is None:
             self._write(target, drafted)
@@ -180,7 +179,7 @@ class Every:
             self._settle(target, new)
         else:
             writing.write(target, drafted)
-        retain(self._root, self._rules, self.n, self._name, self._known)
+        retain(self._root, self._rules, self._name, self._known)
 
     def _settle(self, target: Path, new: Path) -> None:
         """Bring `new`, when it is whole, to the place of `target`, and set later ones aside: this run went back.
@@ -224,3 +223,7 @@ class Every:
 
 def _is_of(path: Path, name: str) -> bool:
     return run.fault(path) is None and contents(path).run == name
+
+
+def _is_unplanned(path: Path) -> bool:
+    return "unplanned" in contents(path).metadata

@@ -57,6 +57,7 @@ class _Facts:
     signature: tuple[Any, ...]
     run: str | None
     metrics: Mapping[str, Any]
+    planned: bool
     whole: bool | None = None
 
 
@@ -73,10 +74,16 @@ class Known:
             if path not in self._facts or self._facts[path].signature != signature:
                 found = contents(path)
                 metrics = found.metadata.get("metrics")
-                self._facts[path] = _Facts(signature, found.run, metrics if isinstance(metrics, dict) else {})
+                metrics, planned = metrics if isinstance(metrics, dict) else {}, "unplanned" not in found.metadata
+                self._facts[path] = _Facts(signature, found.run, metrics, planned)
         except (CheckpointError, OSError):
             return None
         return self._facts[path]
+
+    def is_planned(self, path: Path) -> bool:
+        """Tell whether it was saved as an n-th one, not because the run stopped there."""
+        facts = self.facts(path)
+        return facts is not None and facts.planned
 
     def forget_all_but(self, paths: Iterable[Path]) -> None:
         """Drop what is known of others: a long run removes thousands."""
@@ -98,10 +105,10 @@ def _signature(path: Path) -> tuple[Any, ...]:
     return tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)
 
 
-def retain(root: Path, rules: Rules, n: int, name: str, known: Known) -> None:
+def retain(root: Path, rules: Rules, name: str, known: Known) -> None:
     """Remove what `rules` do not keep of the checkpoints that run `name` saved; no other's counts or goes.
 
-    The newest of a step that is a multiple of `n` stays too.
+    The newest that was planned stays too: of all others, none is a place to go back to.
 
     Raises: StorageError.
     """
@@ -116,7 +123,7 @@ def retain(root: Path, rules: Rules, n: int, name: str, known: Known) -> None:
     rest, kept = list(own), 0
     while rest and kept < rules.keep_last:
         kept += known.is_whole(rest.pop())
-    planned = (path for path in reversed(own) if run.step_of(path) % n == 0 and known.is_whole(path))
+    planned = (path for path in reversed(own) if known.is_planned(path) and known.is_whole(path))
     stay = _best(rest, rules.keep_best, known) | {next(planned, None)}
     for path in rest:
         marked = rules.keep_every is not None and run.step_of(path) % rules.keep_every == 0

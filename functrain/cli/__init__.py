@@ -1,8 +1,8 @@
 """The command `functrain`.
 
-Exit codes: 0 done; 1 the training failed (its loss stopped being a number), `verify` found something broken, or an
-error of ours; 2 the command, its files or its options are wrong; 130 and 143 after SIGINT and SIGTERM, when the
-finished step has been saved.
+Exit codes: 0 done; 1 the training failed (too many steps in a row were skipped as not finite), `verify` found something
+broken, or an error of ours; 2 the command, its files or its options are wrong; 130 and 143 after SIGINT and SIGTERM,
+when the finished step has been saved.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functrain.recipes.record import NonFiniteLoss
+from functrain.train import Diverged
 from functrain.transforms import CompilerNotFoundError
 
 
@@ -12,7 +12,7 @@ def explain(error: Exception) -> tuple[int, str | None]:
     An error that functrain itself raises says what the user did and how to go on; the system's errors about files name
     the file.
     """
-    if isinstance(error, NonFiniteLoss):
+    if isinstance(error, Diverged):
         return 1, str(error)
     if isinstance(error, CompilerNotFoundError):
         return 2, f"{error}; for this command: --no-compile"

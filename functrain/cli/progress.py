@@ -96,9 +96,12 @@ def _numbers(row: Row) -> str:
 
 
 def _training(row: Row) -> str:
+    skipped, back = int(row.get("skipped_in_all", 0)), int(row.get("rolled_back", 0))
     return (
         f"loss {row['loss']:.4f}  lr {row['learning_rate']:.1e}  grad norm {row['grad_norm']:.2f}  "
         f"{_short(row['tokens_per_second'])} tokens/s"
+        + (f"  skipped {skipped}" if skipped else "")
+        + (f"  went back {back}" if back else "")
     )
 
 

@@ -21,7 +21,8 @@ DESCRIPTION = f"""Pre-train a GPT on text. PRESET is one of {", ".join(PRESETS)}
 
 An option wins over the file given by --config FILE.toml, which wins over the preset; RUN/config.toml holds the outcome.
 The same command again goes on from the run's newest checkpoint. SIGINT (Ctrl-C) and SIGTERM finish the step, save, and
-exit with 130 and 143; a loss that stays NaN exits with 1, a wrong option with 2.
+exit with 130 and 143. A step whose loss or gradient is NaN is skipped and shown; a row of them exits with 1, a wrong
+option with 2.
 
 --sweep learning_rate=1e-3,3e-3 trains a lane for each value as one run; given again for other numbers of the optimizer,
 a lane for each combination. RUN ends as the best lane's, and RUN/sweep has the others' records."""

@@ -77,14 +77,23 @@ class Config:
     evaluate_batches: int = 16
     """Batches of the validation text that are evaluated along the way; the end evaluates all."""
     checkpoint_every: int = 200
+    guard: Literal["nonfinite", "spikes"] = "nonfinite"
+    """Which steps are skipped: those whose loss or gradient is NaN or infinite, or also those whose loss is a spike."""
     stop_after_nonfinite: int = 10
-    """Steps in a row with a NaN or infinite loss or gradient that end the run."""
+    """Skipped steps in a row that end the run, or send it back."""
+    roll_backs: int = 0
+    """Times that the run goes back to its last checkpoint, with the batches after such a row, before one ends it."""
+    roll_back_skip: int = 0
+    """Batches after such a row that are left out too."""
 
     def __post_init__(self) -> None:
         counts = ["steps", "batch", "accumulate", "log_every", "evaluate_every", "evaluate_batches", "checkpoint_every"]
         for name in [*counts, "stop_after_nonfinite"]:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, came {getattr(self, name)}")
+        for name in ("roll_backs", "roll_back_skip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected at least 0, came {getattr(self, name)}")
         if not 0.0 <= self.recompute <= 1.0:
             raise ValueError(f"recompute: expected a part of the layers in [0, 1], came {self.recompute}")
         if not 0.0 <= self.optimizer.warmup < 1.0:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from functrain import checkpoint
+from functrain import checkpoint, tree
 from functrain.data.atomic import replacing
 from functrain.recipes import toml
 from functrain.recipes.config import Config
+from functrain.train import TrainState
 
 
 def check_ours(run: Path) -> None:
@@ -72,6 +73,16 @@ def check_same_text(newest: Path, fingerprints: dict[str, str]) -> None:
             f"{newest}: the corpus is not the one it was trained on; choose another --run, or go on with "
             f"--accept-changes:{''.join(changes)}"
         )
+
+
+def load_state(newest: Path, like: TrainState) -> TrainState:
+    """Load a run's state; of a guard that the checkpoint lacks, or that is of another kind, the rest begins anew."""
+    saved, wanted = set(checkpoint.contents(newest).leaves), tree.paths(like)
+    absent = {path for path in wanted if path.startswith("guard/") and path not in saved}
+    other = absent or {path for path in saved if path.startswith("guard/") and path not in wanted}
+    only = [path for path in wanted if path not in absent] if other else None
+    state: TrainState = checkpoint.load(newest, like=like, only=only)
+    return state
 
 
 def other_environment(newest: Path) -> list[str]:

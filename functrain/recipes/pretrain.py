@@ -30,9 +30,9 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
     """Pre-train as `config` says in the folder `run`, from its newest checkpoint if it has one.
 
     Equals, after any number of kills and starts, the run that was not killed: bit for bit, on the same machine with as
-    many threads.
+    many threads. A guard skips steps that are not finite, and `Diverged` ends a run that skips too many in a row.
 
-    Raises: ValueError if a checkpoint is of another config or text, unless `accept_changes`; NonFiniteLoss.
+    Raises: ValueError if a checkpoint is of another config or text, unless `accept_changes`; Diverged.
     """
     device = device_of(config.device)
     folder.check_ours(run)
@@ -49,14 +49,15 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
     describe(config, texts, show)
 
     model, optimizer, schedule = model_of(config, texts.tokenizer), optimizer_of(config), schedule_of(config)
-    step: Step = ft.train_step(loss_of(config, model), optimizer, accumulate=config.accumulate)
+    loss_fn, guard = loss_of(config, model), guard_of(config)
+    step: Step = ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, guard=guard)
     if config.compile:
         step = ft.compile(step, donate=True)
     batches = ft.data.windows(texts.train, batch=config.batch, context=config.model.context, seed=config.seed)
     key = ft.random.key(config.seed, device)
-    state = ft.init_state(gpt2.init(model, key), optimizer, key=key)
+    state = ft.init_state(gpt2.init(model, key), optimizer, key=key, guard=guard)
     if newest is not None:
-        state = ft.checkpoint.load(newest, like=state)
+        state = folder.load_state(newest, state)
         for change in folder.other_environment(newest):
             show.note(f"not the machine that saved the checkpoint, the last bits may differ: {change}")
     done = int(state.step)
@@ -66,7 +67,6 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
         run,
         done,
         every=config.log_every,
-        patience=config.stop_after_nonfinite,
         learning_rate=lambda count: float(schedule(torch.tensor(count))),
         bits_per_byte=bits_per_byte(1.0, texts.train),
         show=show,
@@ -77,12 +77,17 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
             loss = validation_loss(state.params, model, config, texts, batches=config.evaluate_batches)
         record.add(t, validation_loss=loss, validation_bits_per_byte=bits_per_byte(loss, texts.validation))
 
+    saving = ft.train.roll_back(
+        RecordedSaves(saves, record),
+        after=config.stop_after_nonfinite,
+        times=config.roll_backs,
+        skip=config.roll_back_skip,
+        read_every=config.log_every,
+    )
+    if newest is None and config.roll_backs:
+        saves(0, state)
     show.begin(done, config.steps)
-    hooks: list[Hook] = [
-        ft.train.every(config.evaluate_every, evaluate),
-        record,
-        ft.train.every(config.checkpoint_every, FiniteSaves(saves, record, show)),
-    ]
+    hooks: list[Hook] = [ft.train.every(config.evaluate_every, evaluate), record, saving]
     try:
         state = ft.fit(step, state, batches, steps=config.steps, every=hooks)
     finally:
@@ -133,6 +138,10 @@ def model_of(config: Config, tokenizer: ft.data.Tokenizer) -> gpt2.Config:
         dropout=shape.dropout,
         attention=shape.attention,
     )
+
+
+def guard_of(config: Config) -> ft.train.Guard:
+    return ft.train.skip_nonfinite() if config.guard == "nonfinite" else ft.train.skip_spikes()
 
 
 def schedule_of(config: Config) -> Any:
@@ -202,20 +211,24 @@ def validation_loss(
     return float(total / weight)
 
 
-class FiniteSaves:
-    """A hook that saves a state only after a step that was finite, so that a run can go on from what it finds."""
+class RecordedSaves:
+    """`checkpoint.every` beside a record: the lines up to a checkpoint are on the disk before it is."""
 
-    def __init__(self, saves: Any, record: Record, show: Show) -> None:
-        self._saves, self._record, self._show = saves, record, show
+    def __init__(self, saves: ft.checkpoint.Every, record: Record) -> None:
+        self.n, self._saves, self._record = saves.n, saves, record
 
     def __call__(self, t: int, state: ft.TrainState, metrics: Any) -> None:
-        self.save(t, state)
+        self._record.read()
+        with self._record.aside():
+            self._saves(t, state, metrics)
 
     def save(self, t: int, state: ft.TrainState) -> None:
-        # the lines of metrics.jsonl up to a checkpoint are on disk before it is
         self._record.read()
-        if self._record.nonfinite_in_row:
-            self._show.note(f"step {t} is not saved: its loss or gradient is not finite")
-        else:
-            with self._record.aside():
-                self._saves.save(t, state)
+        with self._record.aside():
+            self._saves.save(t, state)
+
+    def rewind(self, step: int) -> Path | None:
+        path = self._saves.rewind(step)
+        if path is not None:
+            self._record.rewind(ft.checkpoint.contents(path).metadata["step"])
+        return path

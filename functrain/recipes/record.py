@@ -28,19 +28,13 @@ class Show(Protocol):
     def end(self) -> None: ...
 
 
-class NonFiniteLoss(ArithmeticError):
-    """The loss or the gradient was not a number for too many steps in a row."""
-
-
 class Record:
     """A hook for `fit` that records each step exactly once, resumed or not.
 
     It keeps the metrics of a step as tensors and reads many steps at once every `every` steps, so the device is not
     waited for in between. `metrics.jsonl` holds one JSON object a line; a number that JSON lacks is the string "nan",
-    "inf" or "-inf". Opening it at step `done` drops the lines after that step, which a killed run had written in
-    advance of its checkpoint.
-
-    Raises, when it reads: NonFiniteLoss after `patience` steps in a row without a finite loss and gradient norm.
+    "inf" or "-inf". Opening it at step `done`, or going back there, drops the lines after that step: a killed run has
+    written them in advance of its checkpoint. A step that is not finite, or that a guard skipped, is shown by itself.
     """
 
     def __init__(
@@ -49,23 +43,18 @@ class Record:
         done: int,
         *,
         every: int,
-        patience: int,
         learning_rate: Callable[[int], float],
         bits_per_byte: float,
         show: Show,
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.nonfinite_in_row = 0
-        self._every, self._patience, self._learning_rate, self._show = every, patience, learning_rate, show
+        self._every, self._learning_rate, self._show = every, learning_rate, show
         self._bits_per_byte = bits_per_byte
-        self._path = run / "metrics.jsonl"
-        keep(self._path, done)
-        self._file = open(self._path, "a", encoding="utf-8")
-        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)
+        self._run, self._path = run, run / "metrics.jsonl"
         self._first = done + 1
         self._waiting: list[tuple[int, dict[str, Any]]] = []
         self._added: dict[int, Row] = {}
+        self._bad_in_row = 0
+        self._open(done)
         self._since = time.perf_counter()
 
     def __call__(self, t: int, state: Any, metrics: dict[str, Any]) -> None:
@@ -107,12 +96,26 @@ class Record:
         self._waiting.clear()
         self._write(rows)
         self._show.row(rows[-1])
-        self._check(rows)
+        self._tell_bad(rows)
         self._since = time.perf_counter()
+
+    def rewind(self, done: int) -> None:
+        """Go back to step `done`: write and show what waits, then drop what came after it."""
+        self.read()
+        self.close()
+        self._open(done)
+        self._bad_in_row = 0
 
     def close(self) -> None:
         self._file.close()
         self._events.close()
+
+    def _open(self, done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        keep(self._path, done)
+        self._file = open(self._path, "a", encoding="utf-8")
+        self._events = SummaryWriter(str(self._run / "tensorboard"), purge_step=done + 1)
 
     def _write(self, rows: list[Row]) -> None:
         self._file.writelines(json.dumps(_readable(row)) + "\n" for row in rows)
@@ -123,19 +126,16 @@ class Record:
                     self._events.add_scalar(name, value, int(row["step"]))
         self._events.flush()
 
-    def _check(self, rows: list[Row]) -> None:
+    def _tell_bad(self, rows: list[Row]) -> None:
         for row in rows:
-            if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
-                self.nonfinite_in_row = 0
+            finite = math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
+            if finite and not row.get("skipped"):
+                self._bad_in_row = 0
                 continue
-            self.nonfinite_in_row += 1
-            what = f"step {int(row['step'])}: loss {row['loss']}, gradient norm {row['grad_norm']}"
-            self._show.note(f"{what} ({self.nonfinite_in_row} in a row, the run stops at {self._patience})")
-            if self.nonfinite_in_row >= self._patience:
-                raise NonFiniteLoss(
-                    f"{what}: not finite for {self._patience} steps in a row; try a smaller learning rate or float32, "
-                    "and start again: the run goes on from its last checkpoint, which is finite"
-                )
+            self._bad_in_row += 1
+            what = f"step {int(row['step'])}: loss {row['loss']:.6g}, gradient norm {row['grad_norm']:.6g}"
+            done = "skipped" if row.get("skipped") else "not finite"
+            self._show.note(f"{what}: {done} ({self._bad_in_row} in a row)")
 
 
 def keep(path: Path, done: int) -> None:

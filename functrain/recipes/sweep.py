@@ -43,6 +43,8 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
     ValueError when every lane diverged.
     """
     check(over)
+    if config.roll_backs:
+        raise ValueError("sweep: expected roll_backs of 0, since lanes share their batches; leave it out")
     grid = ft.train.grid(over)
     configs = [_with(config, {name: grid[name][i] for name in grid}) for i in range(len(next(iter(grid.values()))))]
     folder.check_ours(run)
@@ -67,13 +69,14 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
         model = dataclasses.replace(model, attention="math")
         show.note("attention: the lanes compute it by its formula, as with --model.attention math")
     optimizer = _injected(config)
-    swept = ft.sweep(ft.train_step(pretrain.loss_of(config, model), optimizer, accumulate=config.accumulate), grid)
+    guard, loss_fn = pretrain.guard_of(config), pretrain.loss_of(config, model)
+    swept = ft.sweep(ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, guard=guard), grid)
     step = ft.compile(swept, donate=True) if config.compile else swept
     batches = ft.data.windows(texts.train, batch=config.batch, context=model.context, seed=config.seed)
     key = ft.random.key(config.seed, pretrain.device_of(config.device))
-    states = swept.init(ft.init_state(gpt2.init(model, key), optimizer, key=key))
+    states = swept.init(ft.init_state(gpt2.init(model, key), optimizer, key=key, guard=guard))
     if newest is not None:
-        states = ft.checkpoint.load(newest, like=states)
+        states = folder.load_state(newest, states)
     done = int(states.step[0])
     show.note(f"{swept.lanes} lanes of {ft.tree.size(states.params) // swept.lanes:,} parameters")
 
@@ -190,7 +193,6 @@ def _record(folder_: Path, done: int, config: Config, texts: Texts, show: Show) 
         folder_,
         done,
         every=config.log_every,
-        patience=config.steps + 1,
         learning_rate=lambda count: float(schedule(torch.tensor(count))),
         bits_per_byte=bits_per_byte(1.0, texts.train),
         show=show,

@@ -30,14 +30,14 @@ class Saves(Protocol):
 def roll_back(saves: Saves, *, after: int = 10, times: int = 3, skip: int = 0, read_every: int = 1) -> RollBack:
     """Return a hook for `fit` that saves, and that goes back once `after` steps in a row were skipped by the guard.
 
-    It saves as `saves`, a hook of `checkpoint.every`, does, but no state within a row of skipped steps. After such a
-    row, `fit` goes on from the newest checkpoint before it of an n-th step, with the batch after the row, or `skip`
+    It saves as `saves`, a hook of `checkpoint.every`, does; within a row of skipped steps only where the run stops.
+    After such a row, `fit` goes on from the newest n-th checkpoint before it, with the batch after the row, or `skip`
     batches later. Equals a run whose data had none of the batches in between: step numbers, keys and learning rates are
     as there, and `state.guard.left_out` says by how much batches are ahead of steps. As it is in the state, so is it in
     every checkpoint: killed at any instant and started again, the run has the same bits.
 
     `times` is how often in all, `state.guard.rolled_back`. The row after that ends the run with `Diverged`, as does one
-    with no checkpoint before it: for a way back from the first steps, `saves.save(0, state)` before `fit`. Each time is
+    with no checkpoint before it: for a way back from the first steps, `saves(0, state)` before `fit`. Each time is
     a warning through `logging`. Counts are read as by `stop_after(after, read_every=read_every)`.
 
     Source: the loss spikes of PaLM (arXiv:2204.02311, section 5.1), which went back 100 steps and left out 200 to 500
@@ -64,8 +64,7 @@ class RollBack:
             self._saves(t, state, metrics)
 
     def save(self, t: int, state: TrainState) -> None:
-        if not int(state.guard.in_row):
-            self._saves.save(t, state)
+        self._saves.save(t, state)
 
     def go_back(self, found: Diverged) -> TrainState:
         """Return the state to go on from.
