@@ -1,9 +1,10 @@
 """The whole of training on a page: a GPT on the text that every Python carries.
 
-    python examples/train_gpt.py [--steps 2000] [--run runs/example]
+python examples/train_gpt.py [--steps 2000] [--run runs/example]
 """
 
 import argparse
+import dataclasses
 
 import torch
 
@@ -34,9 +35,9 @@ step = ft.compile(ft.train_step(loss_fn, optimizer, accumulate=4), donate=True)
 
 key = ft.random.key(0)
 state = ft.init_state(gpt2.init(config, key), optimizer, key=key)
-newest = ft.checkpoint.latest(options.run)
-if newest is not None:
-    state = ft.checkpoint.load(newest, like=state)
 batches = ft.data.windows(ft.data.corpus("python"), batch=16, context=config.context, seed=0)
-hooks = [ft.train.every(20, show), ft.checkpoint.every(500, options.run)]
+about = {"data": batches.description, "model": dataclasses.asdict(config)}
+# with another text or model this is an error that lists what differs
+state = ft.checkpoint.resume(options.run, like=state, metadata=about)
+hooks = [ft.train.every(20, show), ft.checkpoint.every(500, options.run, metadata=about)]
 state = ft.fit(step, state, batches, steps=options.steps, every=hooks)

@@ -1,10 +1,11 @@
 """A tree in a folder: safetensors and JSON, never pickle, whole or not there at all.
 
-`save` and `load` are inverse; `every` saves a run, `latest` finds where it goes on. The format is in
+`save` and `load` are inverse; `every` saves a run, `resume` goes on with it. The format is in
 docs/checkpoint-format.md.
 """
 
 from functrain.checkpoint.document import environment as environment
+from functrain.checkpoint.errors import ChangedError as ChangedError
 from functrain.checkpoint.errors import CheckpointError as CheckpointError
 from functrain.checkpoint.errors import ExistsError as ExistsError
 from functrain.checkpoint.errors import HeaderError as HeaderError
@@ -26,6 +27,8 @@ from functrain.checkpoint.reading import contents as contents
 from functrain.checkpoint.reading import load_file as load_file
 from functrain.checkpoint.reading import verify as verify
 from functrain.checkpoint.registry import register as register
+from functrain.checkpoint.resuming import differences as differences
+from functrain.checkpoint.resuming import resume as resume
 from functrain.checkpoint.retention import Best as Best
 from functrain.checkpoint.run import latest as latest
 from functrain.checkpoint.run import list as list

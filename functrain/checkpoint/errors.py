@@ -62,5 +62,9 @@ class MismatchError(CheckpointError):
     """The saved tree and `like=` differ; the message lists all differences by path."""
 
 
+class ChangedError(CheckpointError):
+    """The run that would go on is not the one that was saved; the message lists what differs."""
+
+
 class UnknownTypeError(CheckpointError):
     """The saved tree has a container type whose name is not registered here."""

@@ -55,9 +55,9 @@ def check_same_config(run: Path, config: Config) -> None:
     """
     changes = toml.differences(read_config(run), config)
     if changes:
-        lines = "".join(f"\n  {change}" for change in changes)
         raise ValueError(
-            f"{run} was started with another config; choose another --run, or go on with --accept-changes:{lines}"
+            f"{run} was started with another config; choose another --run, or go on with "
+            f"--accept-changes:{_lines(changes)}"
         )
 
 
@@ -66,13 +66,16 @@ def check_same_text(newest: Path, fingerprints: dict[str, str]) -> None:
 
     Raises: ValueError naming both fingerprints.
     """
-    before = checkpoint.contents(newest).metadata["text"]
-    changes = [f"\n  {side}: {before[side]} -> {now}" for side, now in fingerprints.items() if before[side] != now]
+    changes = checkpoint.differences(newest, {"text": fingerprints})
     if changes:
         raise ValueError(
             f"{newest}: the corpus is not the one it was trained on; choose another --run, or go on with "
-            f"--accept-changes:{''.join(changes)}"
+            f"--accept-changes:{_lines(changes)}"
         )
+
+
+def _lines(changes: list[str]) -> str:
+    return "".join(f"\n  {change}" for change in changes)
 
 
 def load_state(newest: Path, like: TrainState) -> TrainState:
