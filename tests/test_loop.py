@@ -201,3 +201,35 @@ def test_a_script_that_catches_nothing_ends_with_the_documented_code(signum, cod
     script.send_signal(signum)
     out, err = script.communicate(timeout=60)
     assert script.returncode == code and err == ""
+
+
+HANGING = """
+import time, torch
+from functrain.train.loop import fit
+from functrain.train.state import TrainState
+
+class Batches:
+    def __getitem__(self, t):
+        if t == 3:
+            print("hangs", flush=True)
+            time.sleep(1000)
+        return torch.zeros(2)
+
+state = TrainState(torch.tensor(0), torch.zeros(()), (), torch.zeros(2, dtype=torch.int32))
+fit(lambda state, batch: (state._replace(step=state.step + 1), {}), state, Batches(), steps=9)
+"""
+
+
+def test_ctrl_c_ends_a_run_whose_data_never_comes():
+    words = [sys.executable, "-c", HANGING]
+    script = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert script.stdout.readline() == "hangs\n"
+    # the second leaves the loop, the third the wait for its thread, the fourth that of the interpreter
+    for _ in range(4):
+        time.sleep(0.3)
+        script.send_signal(signal.SIGINT)
+    try:
+        _, errors = script.communicate(timeout=20)
+    finally:
+        script.kill()
+    assert script.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors

@@ -3,6 +3,7 @@
 from functrain.data.background import prefetch
 from functrain.data.batches import EvaluationWindows, Windows, crops, evaluation_windows, windows
 from functrain.data.bpe import BPE, load_tokenizer, train_bpe
+from functrain.data.sharding import Shard, shard
 from functrain.data.text import END, Corpus, Document, corpus
 from functrain.data.tokenizer import Bytes, Characters, Tokenizer
 from functrain.data.tokens import Tokens, open_tokens, tokenize, write_tokens
@@ -15,6 +16,7 @@ __all__ = [
     "Corpus",
     "Document",
     "EvaluationWindows",
+    "Shard",
     "Tokenizer",
     "Tokens",
     "Windows",
@@ -24,6 +26,7 @@ __all__ = [
     "load_tokenizer",
     "open_tokens",
     "prefetch",
+    "shard",
     "tokenize",
     "train_bpe",
     "windows",

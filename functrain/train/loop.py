@@ -48,7 +48,8 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
 
     On SIGINT or SIGTERM the running step ends, its hooks and `save` run, and `Interrupted` is raised. A second SIGINT
     in the same step, or while it waits for its batch, gives that step up (KeyboardInterrupt, the last checkpoint
-    stands); while hooks run, every further signal waits. Handlers are set in the main thread only, and put back.
+    stands); while hooks run, every further signal waits. Handlers are set in the main thread only, and put back. Where
+    torch.distributed runs, a signal in one rank ends the same step in all; no rank may have fewer batches.
 
     Raises: Interrupted; Diverged; ValueError if the state is past `steps`, or the batches are fewer.
     """
@@ -56,7 +57,7 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
     if start > steps:
         raise ValueError(f"fit: the state has done {start} steps, more than steps={steps}; ask for at least {start}")
     with Signals() as signals, _Reader(batches, state, steps) as reader:
-        while t < steps and signals.first is None:
+        while not signals.stop(state.key.device) and t < steps:
             with signals.second_sigint_raises():
                 batch = reader.next()
                 if batch is _END:
@@ -75,8 +76,9 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
             for hook in every:
                 if hasattr(hook, "save"):
                     hook.save(t, state)
-    if signals.first is not None:
-        raise Interrupted(signals.first, state)
+        if signals.stop(state.key.device):
+            assert signals.first is not None
+            raise Interrupted(signals.first, state)
     if t < steps:
         raise ValueError(f"fit: the batches ended after step {t}, before steps={steps}; give more, or ask for fewer")
     return state

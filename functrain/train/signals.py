@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
+from torch import distributed
+
 STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -31,6 +34,20 @@ class Signals:
             signum, handler = self._before.popitem()
             # None stands for a handler that C code set, which Python cannot put back
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+    def stop(self, device: torch.device) -> bool:
+        """Tell whether to stop, in every rank alike: a signal in one of them stops all after the same step.
+
+        Where torch.distributed runs, this waits for all ranks, and for the device.
+        """
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            first = torch.tensor(self.first or 0, device=device)
+            distributed.all_reduce(first, op=distributed.ReduceOp.MAX)
+            agreed = int(first)
+            # one that came here since is for the next time: the other ranks do not know of it
+            self.first = agreed or self.first
+            return agreed != 0
+        return self.first is not None
 
     @contextmanager
     def second_sigint_raises(self) -> Generator[None]:
