@@ -30,8 +30,7 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._before:
-            signum, handler = self._before.popitem()
+        for signum, handler in self._before.items():
             # None stands for a handler that C code set, which Python cannot put back
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
@@ -60,8 +59,6 @@ class Signals:
     def _note(self, signum: int, frame: FrameType | None) -> None:
         # SIGTERM twice is one wish: a process group and its `make` both deliver it
         if self._in_step and self.first == signum == signal.SIGINT:
-            # a third one must end what hangs on the way out, such as a thread that reads
-            self.__exit__()
             raise KeyboardInterrupt
         if self.first is None:
             self.first = signum
