@@ -210,9 +210,35 @@ def test_compile_goes_outermost() -> None:
         ft.grad(compiled)(torch.ones(3))
     with pytest.raises(TypeError, match="outermost"):
         compiled(torch.ones(3, requires_grad=True))
+    # a program that is there already must not take what is differentiated for a number
+    assert torch.equal(compiled(torch.ones(3)), torch.tensor(3.0))
+    for fn in (ft.grad(lambda x: compiled(x[0]) + torch.sum(x)), ft.vmap(compiled), torch.func.vmap(compiled)):
+        with pytest.raises(TypeError, match="outermost"):
+            fn(torch.ones(2, 3))
     inside = ft.compile(ft.grad(lambda x: torch.sum(x**2)))
     assert torch.equal(inside(torch.ones(3)), torch.full((3,), 2.0))
     assert torch.equal(ft.compile(lambda x: compiled(x) * 2)(torch.ones(3)), torch.tensor(6.0))
+
+
+def test_a_donated_step_inside_of_a_map_is_an_error_that_says_so() -> None:
+    step = ft.compile(lambda x: (2 * x, x), donate=True)
+    with pytest.raises(TypeError, match="outermost"):
+        ft.vmap(step)(torch.ones(2, 3))
+
+
+def test_forward_mode_is_traced_with_other_transforms() -> None:
+    def f(x: Tensor) -> Tensor:
+        return torch.sum(torch.sin(x) * torch.cat([x[:2], x[2:]]))
+
+    def along(x: Tensor) -> Tensor:
+        return torch.func.jvp(f, (x,), (x.new_ones(5),))[1]
+
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    mixed = ft.grad(lambda x: torch.sum(torch.func.jacfwd(ft.grad(f))(x)[0]))
+    mapped, forward_twice = ft.vmap(torch.func.hessian(f)), lambda x: torch.func.jvp(along, (x,), (x,))
+    for fn, argument in ((mixed, x), (mapped, x[None] * x[:, None]), (forward_twice, x)):
+        found, wanted = compilation.interpret(fn)(argument), fn(argument)
+        assert all(torch.equal(a, b) for a, b in zip(ft.tree.leaves(found), ft.tree.leaves(wanted), strict=True))
 
 
 def test_higher_transforms_compile() -> None:

@@ -37,6 +37,7 @@ WHY = {
     "torch._inductor.custom_graph_pass.get_hash_for_files": "see CustomGraphPass",
     "torch._inductor.exc.InvalidCxxCompiler": "how torch says that there is no compiler",
     "torch._ops.OpOverload": "the type of an operation in a traced graph",
+    "torch.utils._python_dispatch.TorchDispatchMode": "tangents that are zero, which a trace cannot hold otherwise",
     "torch.utils._python_dispatch._disable_current_modes": "a kernel compiled while tensors are traced",
 }
 

@@ -115,6 +115,7 @@ class _Compiled:
         if engine.tracing:
             return self.fn(*args)
         leaves, structure = tree.flatten(args)
+        _check_outermost(leaves)  # at every call: a program that is there already would lose the gradient in silence
         program = self.last
         if program is None or not self._fits_again(program, leaves, structure):
             program = self.last = self._program(args, leaves, structure)
@@ -143,7 +144,6 @@ class _Compiled:
         kinds = [_kind(leaf) for leaf in leaves]
         key = (structure, tuple(kinds))
         if key not in self.programs:
-            _check_outermost(leaves)
             self.programs[key] = _or_explain(_Program, self, args, leaves, structure, kinds)
         return self.programs[key]
 

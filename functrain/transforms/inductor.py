@@ -7,6 +7,7 @@ a backend of our own needs a functional graph and the compiler that Dynamo would
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from functrain.losses import chunked, cross_entropy
 from functrain.transforms import compiler_jobs, redrawing, regions
+from functrain.transforms.forward_mode import DenseZeros
 
 aten = torch.ops.aten
 Kernel = Callable[..., Sequence[Any]]  # takes the graph's inputs, returns its outputs
@@ -35,7 +37,12 @@ Kernel = Callable[..., Sequence[Any]]  # takes the graph's inputs, returns its o
 
 def trace(fn: Callable[..., Any], inputs: Sequence[Any], *, any_length: bool = False) -> fx.GraphModule:
     """Run `fn` on tensors without data, and return the operations it did; with `any_length`, for inputs of any size."""
-    return make_fx(fn, tracing_mode="symbolic" if any_length else "fake", _allow_non_fake_inputs=True)(*inputs)
+
+    def dense(*args: Any) -> Any:
+        with DenseZeros():
+            return fn(*args)
+
+    return make_fx(dense, tracing_mode="symbolic" if any_length else "fake", _allow_non_fake_inputs=True)(*inputs)
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
@@ -43,7 +50,9 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
     unstack_sums(graph.graph)
     compute_numbers_once(graph.graph)
     compiler_jobs.finish_checks()
-    with config.patch(_OPTIONS), _writes_in_order():
+    with config.patch(_OPTIONS), _writes_in_order(), warnings.catch_warnings():
+        # of torch 2.13 to itself, where it compiles a diagonal
+        warnings.filterwarnings("ignore", "`torch._prims_common.check` is deprecated", FutureWarning)
         kernel: Any = compile_fx(graph, inputs)
     return kernel
 
