@@ -19,6 +19,7 @@ from functrain.optim.transformation import (
 )
 from functrain.schedules import Scalar
 from functrain.tree import Params
+from functrain.tree.reductions import root
 
 AdaptiveGradClipState = EmptyState
 
@@ -61,7 +62,7 @@ def unitwise_norm(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tenso
         total = square.sum()
     else:
         total = square.sum(0 if x.dim() <= 3 else tuple(range(x.dim() - 1)), keepdim=True)
-    return torch.sqrt(total).expand(x.shape)
+    return root(total).expand(x.shape)
 
 
 def unitwise_clip(g_norm: Tensor, max_norm: Tensor, grad: Tensor, div_eps: Scalar = 1e-6) -> Tensor:

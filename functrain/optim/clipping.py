@@ -15,6 +15,7 @@ from functrain.optim.transformation import (
 )
 from functrain.schedules import Scalar
 from functrain.tree import Params
+from functrain.tree.reductions import root
 
 ClipState = EmptyState
 ClipByGlobalNormState = EmptyState
@@ -44,7 +45,8 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         norm = global_norm(updates)
-        factor = torch.where(norm < max_norm, 1.0, max_norm / norm)
+        small = norm < max_norm
+        factor = torch.where(small, 1.0, max_norm / torch.where(small, 1.0, norm))
         return tree.map(lambda g: like(factor, g) * g, updates), state
 
     return GradientTransformation(init_empty_state, update)
@@ -54,7 +56,7 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
     """Scale each leaf down until its root mean square is `threshold`."""
 
     def clip_leaf(g: Tensor) -> Tensor:
-        return g / torch.clamp(torch.sqrt(torch.mean(abs_sq(g))) / like(threshold, g), min=1.0)
+        return g / torch.clamp(root(torch.mean(abs_sq(g))) / like(threshold, g), min=1.0)
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         return tree.map(clip_leaf, updates), state

@@ -31,7 +31,10 @@ def clipped_sums(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tree, Tensor]:
     # float32: rounded to bfloat16, a norm is off by 0.4 %, and so is the bound that privacy rests on
     wide = tree.map(lambda g: g.to(torch.promote_types(g.dtype, torch.float32)), grads)
     square = torch.stack([abs_sq(g).reshape(len(g), -1).sum(1) for g in tree.leaves(wide)]).sum(0)  # (B,)
-    factor = torch.nan_to_num(torch.clamp(like(l2_norm_clip, square) / torch.sqrt(square), max=1.0), nan=1.0)
+    # a gradient of zero has its own branch, so that a derivative through it is no product of zero and infinity
+    zero = square == 0
+    ratio = like(l2_norm_clip, square) / torch.sqrt(torch.where(zero, 1.0, square))
+    factor = torch.where(zero, 1.0, torch.nan_to_num(torch.clamp(ratio, max=1.0), nan=1.0))
     return tree.map(lambda g: torch.tensordot(factor.to(g.dtype), g, 1), wide), torch.sum(factor < 1.0)
 
 

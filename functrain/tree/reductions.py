@@ -32,13 +32,13 @@ def norm(tree: Tree, ord: int | float | str | None = None, squared: bool = False
     """Return a norm of all elements together, a () tensor, at least float32: Euclidean, or of the order given.
 
     Orders are None or 2, 1 for the sum of absolute values, and `math.inf` or "inf" for the largest.
-    `squared` returns its square, which for the Euclidean norm has a derivative at zero.
+    At zero the Euclidean norm's derivative is zero, as that of `torch.linalg.norm`. `squared` returns the square.
 
     Raises: ValueError for another order.
     """
     if ord is None or ord == 2:
         square = joined(each(_squares, [leaves(tree)], tree), torch.sum, 0.0)
-        return square if squared else torch.sqrt(square)
+        return square if squared else root(square)
     if ord == 1:
         size = joined(each(lambda x: torch.sum(torch.abs(wide(x))), [leaves(tree)], tree), torch.sum, 0.0)
     elif ord in (math.inf, "inf", "infinity"):
@@ -51,6 +51,13 @@ def norm(tree: Tree, ord: int | float | str | None = None, squared: bool = False
 def joined(terms: list[Tensor], join: Callable[[Tensor], Tensor], nothing: float) -> Tensor:
     """Return `join` of () tensors, in the dtype that all of them go into; `nothing` where there are none."""
     return join(torch.stack(terms)) if terms else torch.full((), nothing)  # stack promotes to the widest dtype
+
+
+def root(square: Tensor) -> Tensor:
+    """Return the square root, whose derivative is zero at zero."""
+    # the derivative is infinite there, and infinity times the zero that comes back from an unused norm is NaN
+    zero = square == 0
+    return torch.where(zero, 0.0, torch.sqrt(torch.where(zero, 1.0, square)))
 
 
 def wide(leaf: Tensor) -> Tensor:
