@@ -46,12 +46,16 @@ def run(step: Any, state: Any, batches: list[Any]) -> tuple[Any, list[Any]]:
     return state, metrics
 
 
+def kept(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("loss_scale", "guard") if name in options}
+
+
 def solo(given: dict[str, Any], params: Any, batches: list[Any], **options: Any) -> tuple[Any, list[Any]]:
     """The run of one lane, with its numbers as Python numbers in an optimizer that keeps none in its state."""
     given = dict(given)
     key = ft.random.key(given.pop("seed", 0))
     tx = build(**given)
-    state = ft.init_state(params, tx, key=key, loss_scale=options.get("loss_scale"))
+    state = ft.init_state(params, tx, key=key, **kept(options))
     return run(ft.train_step(loss_fn, tx, **options), state, batches)
 
 
@@ -79,11 +83,19 @@ def test_each_lane_is_its_solo_run(compiled: bool) -> None:
     assert_lanes(swept, found, metrics, params, batches)
 
 
-@pytest.mark.parametrize("options", [{"accumulate": 2}, {"loss_scale": ft.loss_scale.dynamic()}])
+OPTIONS = [
+    {"accumulate": 2},
+    {"loss_scale": ft.loss_scale.dynamic()},
+    {"guard": ft.train.skip_nonfinite()},
+    {"guard": ft.train.skip_spikes(2), "loss_scale": ft.loss_scale.dynamic(), "accumulate_rows": 4},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_the_options_of_a_step_hold_in_every_lane(options: Any) -> None:
     params, batches = problem()
     swept = ft.sweep(ft.train_step(loss_fn, INJECTED, **options), OVER)
-    states = swept.init(ft.init_state(params, INJECTED, key=KEY, loss_scale=options.get("loss_scale")))
+    states = swept.init(ft.init_state(params, INJECTED, key=KEY, **kept(options)))
     found, metrics = run(swept, states, batches)
     assert_lanes(swept, found, metrics, params, batches, **options)
 
@@ -145,6 +157,138 @@ def test_a_lane_that_diverges_leaves_the_others_and_is_not_the_best() -> None:
         swept.best(losses[1:])
 
 
+def test_a_lane_that_is_not_finite_is_skipped_alone() -> None:
+    params, batches = problem()
+    guard, tx = ft.train.skip_nonfinite(), optim.inject_hyperparams(optim.sgd)(learning_rate=0.1)
+    worse = tree.map(lambda leaf: torch.stack([leaf, leaf * torch.nan]), batches[1])
+    swept = ft.sweep(ft.train_step(loss_fn, tx, guard=guard), {"learning_rate": [0.1, 0.1]}, batches=True)
+    own = [tree.map(lambda leaf: torch.stack([leaf, leaf]), batch) for batch in batches]
+    states = swept.init(ft.init_state(params, tx, key=KEY, guard=guard))
+    found, metrics = run(swept, states, [own[0], worse, own[2]])
+    assert [m["skipped"].tolist() for m in metrics] == [[0, 0], [0, 1], [0, 0]]
+    assert found.guard.skipped.tolist() == [0, 1] and all(torch.isfinite(leaf).all() for leaf in tree.leaves(found))
+    assert not torch.allclose(found.params["w"][0], found.params["w"][1])
+
+
+def test_half_precision_scales_each_lane_by_itself() -> None:
+    params, batches = problem()
+    params, batches = tree.cast((params, batches), torch.float32)
+    scale, tx = ft.loss_scale.dynamic(2.0**15, growth_interval=2), optim.inject_hyperparams(optim.sgd)(0.01)
+    step = ft.train_step(ft.mixed_precision(loss_fn, "fp16"), tx, loss_scale=scale)
+    # the gradients of a hundred times larger params overflow
+    swept = ft.sweep(step, {"params": [params, tree.scale(100.0, params)]})
+    start = ft.init_state(params, tx, key=KEY, loss_scale=scale)
+    found, metrics = run(swept, swept.init(start), batches)
+    assert metrics[0]["skipped"].tolist() == [0, 1]
+    for i, first in enumerate((params, tree.scale(100.0, params))):
+        alone, rows = run(step, start._replace(params=first), batches)
+        # float16 products of a batch are added in another order: 2**-11 of each term
+        tree.map(lambda x, y: torch.testing.assert_close(x, y, rtol=1e-2, atol=1e-2), swept.lane(found, i), alone)
+        assert [row["loss_scale"][i].item() for row in metrics] == [row["loss_scale"].item() for row in rows]
+
+
+def test_buffers_are_those_of_each_lane() -> None:
+    module = torch.nn.Sequential(
+        torch.nn.Linear(3, 4, bias=False), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)
+    ).double()
+    functional, tx = ft.from_module(module), optim.inject_hyperparams(optim.adam)(0.1)
+
+    def loss(params: Any, buffers: Any, batch: Any, key: Tensor) -> Any:
+        found, new = functional.apply(params, buffers, key, batch["x"])
+        return ft.Loss(torch.sum((found[:, 0] - batch["y"]) ** 2), found.new_full((), len(found)), {}), new
+
+    step = ft.train_step(loss, tx, buffers=True, accumulate=2)
+    start = ft.init_state(functional.params, tx, key=KEY, buffers=functional.buffers)
+    swept = ft.sweep(step, {"learning_rate": [0.1, 0.01, 0.0]})
+    found, metrics = run(swept, swept.init(start), problem()[1])
+    for i in range(3):
+        alone = ft.sweep(step, {"learning_rate": [swept.values(i)["learning_rate"]]})
+        state, rows = run(step, alone.lane(alone.init(start), 0), problem()[1])
+        for a, b in ((swept.lane(found, i), state), (swept.lane(metrics, i), rows)):
+            tree.map(lambda x, y: torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9), a, b)
+    assert found.buffers["1"]["num_batches_tracked"].tolist() == [6, 6, 6]
+
+
+STARTING: dict[str, tuple[Any, str, list[float]]] = {
+    "rprop": (optim.rprop, "learning_rate", [0.1, 0.01]),
+    "adagrad": (lambda learning_rate, first: optim.adagrad(learning_rate, first), "first", [0.1, 1.0]),
+    "prodigy": (lambda learning_rate, d0: optim.prodigy(learning_rate, estim_lr0=d0), "d0", [1e-6, 1e-2]),
+}
+
+
+@pytest.mark.parametrize("name", STARTING)
+def test_a_number_that_an_optimizer_begins_with_is_the_lanes(name: str) -> None:
+    factory, swept_name, values = STARTING[name]
+    params, batches = problem()
+
+    def solo_of(value: float) -> Any:
+        return factory(**{"learning_rate": 0.1} | {swept_name: value})
+
+    tx = optim.inject_hyperparams(factory)(**{"learning_rate": 0.1} | {swept_name: values[0]})
+    swept = ft.sweep(ft.train_step(loss_fn, tx), {swept_name: values})
+    start = ft.init_state(params, tx, key=KEY)
+    found, _ = run(swept, swept.init(start), batches)
+    for i, value in enumerate(values):
+        alone = solo_of(value)
+        state, _ = run(ft.train_step(loss_fn, alone), ft.init_state(params, alone, key=KEY), batches)
+        tree.map(lambda x, y: torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9), swept.lane(found, i).params,
+                 state.params)  # fmt: skip
+    went_on, _ = run(swept.step, start, batches)
+    with pytest.raises(ValueError, match="and the state has gone on from there"):
+        swept.init(went_on)
+
+
+def test_of_two_optimizers_with_one_name_the_named_one_begins_anew() -> None:
+    params, _ = problem()
+    tx = optim.chain(*[optim.inject_hyperparams(optim.scale_by_rprop)(learning_rate=0.1)] * 2)
+    path = "opt_state/1/hyperparams/learning_rate"
+    states = ft.sweep(ft.train_step(loss_fn, tx), {path: [0.1, 0.5]}).init(ft.init_state(params, tx, key=KEY))
+    sizes = [state.inner_state.step_sizes["v"][:, 0].tolist() for state in states.opt_state]
+    assert sizes == [[0.1, 0.1], [0.1, 0.5]]
+
+
+@pytest.mark.parametrize("tx", [optim.schedule_free_sgd(0.1), optim.dog(0.1)], ids=["schedule_free", "dog"])
+def test_what_an_optimizer_keeps_of_the_first_params_is_the_lanes(tx: Any) -> None:
+    params, batches = problem()
+    other = tree.scale(0.5, params)
+    swept = ft.sweep(ft.train_step(loss_fn, tx), {"params": [params, other]})
+    found, _ = run(swept, swept.init(ft.init_state(params, tx, key=KEY)), batches)
+    alone, _ = run(swept.step, ft.init_state(other, tx, key=KEY), batches)
+    tree.map(lambda x, y: torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9), swept.lane(found, 1), alone)
+
+
+def test_beginnings_can_be_swept_with_numbers() -> None:
+    params, batches = problem()
+    first = ft.init_state(params, INJECTED, key=KEY)
+
+    def drawn(key: Tensor) -> ft.TrainState:
+        return ft.init_state({"w": ft.random.normal(key, (3, 4), torch.float64), "v": params["v"]}, INJECTED, key=key)
+
+    swept = ft.sweep(ft.train_step(loss_fn, INJECTED), {"init": [first, drawn], "seed": [3, 4], "weight_decay": [0, 1]})
+    found, _ = run(swept, swept.init(), batches)
+    for i, begun in enumerate([first.params, drawn(ft.random.key(4)).params]):
+        alone, _ = solo({"weight_decay": float(i), "seed": 3 + i}, begun, batches)
+        tree.map(lambda x, y: torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9), swept.lane(found, i).params,
+                 alone.params)  # fmt: skip
+    with pytest.raises(ValueError, match="came a state and one for each lane"):
+        swept.init(first)
+    with pytest.raises(ValueError, match="came none and none"):
+        ft.sweep(swept.step, {"seed": [0]}).init()
+    with pytest.raises(ValueError, match='expected "seed" in over'):
+        ft.sweep(swept.step, {"init": [drawn]}).init()
+
+
+def test_a_sweep_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Any) -> None:
+    params, batches = problem()
+    swept = ft.sweep(ft.train_step(loss_fn, INJECTED), OVER)
+    states = swept.init(ft.init_state(params, INJECTED, key=KEY))
+    whole, _ = run(swept, states, batches)
+    half, _ = run(swept, states, batches[:1])
+    ft.checkpoint.save(tmp_path / "states", half)
+    again, _ = run(swept, ft.checkpoint.load(tmp_path / "states", like=states), batches[1:])
+    assert all(tree.leaves(tree.map(torch.equal, whole, again)))
+
+
 def test_grid_is_every_combination_once() -> None:
     found = grid({"learning_rate": [0.1, 0.2], "seed": range(3)})
     assert found == {"learning_rate": [0.1] * 3 + [0.2] * 3, "seed": [0, 1, 2] * 2}
@@ -166,6 +310,7 @@ def test_lists_that_make_no_lanes_are_refused(over: Any, says: str) -> None:
 @pytest.mark.parametrize(
     ("over", "says"),
     [
+        ({"learningrate": [0.1]}, r"came 'learningrate' \(did you mean 'learning_rate'\?\)"),
         ({"lr": [0.1]}, r"of which there is \['learning_rate', 'weight_decay'\].*came 'lr'"),
         ({"learning_rate": [torch.zeros(2)]}, r"expected torch.float64 \(\), as in the state, came .*\(2,\)"),
         ({"params": [{"w": torch.zeros(2)}]}, "sweep: params"),

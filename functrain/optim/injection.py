@@ -6,7 +6,8 @@ import functools
 import inspect
 import numbers
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -114,7 +115,8 @@ def inject_hyperparams(
         def init(params: Params) -> InjectStatefulHyperparamsState:
             dtype, device = hyperparam_dtype or _widest(params), device_of(params)
             states = {name: tree.to(schedule.init(), device) for name, schedule in schedules.items()}
-            values = fixed | {name: schedule(states[name]) for name, schedule in schedules.items()}
+            values = fixed | {name: value for name, value in _replaced.items() if name in fixed}
+            values |= {name: schedule(states[name]) for name, schedule in schedules.items()}
             hyperparams = {name: _tensor(value, dtype, device) for name, value in values.items()}
             return InjectStatefulHyperparamsState(
                 zero_count(params), hyperparams, states, build(hyperparams).init(params)
@@ -138,6 +140,19 @@ def inject_hyperparams(
         return GradientTransformationExtraArgs(init, update)
 
     return factory
+
+
+_replaced: dict[str, Tensor] = {}
+
+
+@contextmanager
+def replaced(hyperparams: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, let `init` of what `inject_hyperparams` made start from these numbers, where it has them by name."""
+    _replaced.update(hyperparams)
+    try:
+        yield
+    finally:
+        _replaced.clear()
 
 
 def inject_stateful_hyperparams(

@@ -14,10 +14,11 @@ from functrain import random, transforms, tree
 from functrain.losses import Loss
 from functrain.optim import GradientTransformation, apply_updates, with_extra_args_support
 from functrain.train.state import TrainState
-from functrain.train.step import LossFn, Metrics
+from functrain.train.step import LossFn, Metrics, OptimizerStep
 from functrain.train.step import _loss as as_loss
 from functrain.transforms.loss_scale import wide
 from functrain.tree import Batch, Params, Tree
+from functrain.tree.reductions import root
 
 
 class _Found(NamedTuple):
@@ -26,9 +27,7 @@ class _Found(NamedTuple):
     grads: Tree  # each leaf (B, ...)
 
 
-def private_step(
-    loss_fn: LossFn, optimizer: GradientTransformation, *, chunk_size: int | None = None
-) -> transforms.Staged:
+def private_step(loss_fn: LossFn, optimizer: GradientTransformation, *, chunk_size: int | None = None) -> OptimizerStep:
     """Make a step `(state, batch) -> (state, metrics)` whose optimizer is given the gradient of every example.
 
     That is what `optim.dpsgd`, and any chain that begins with `optim.differentially_private_aggregate`, expect. An
@@ -66,16 +65,16 @@ def private_step(
                 "depend on it have no epsilon; use a schedule, or a loss measured on public data"
             ) from error
         squares = [torch.sum(wide(leaf).reshape(len(leaf), -1) ** 2, 1) for leaf in tree.leaves(grads)]
-        norms = torch.sqrt(torch.stack(squares).sum(0))  # (B,)
+        norms = root(torch.stack(squares).sum(0))  # (B,)
         mean = torch.sum(torch.where(counted, norms, 0.0)) / torch.clamp(torch.sum(counted), min=1)
         return _next(state, updates, opt_state), _metrics(loss) | {"gradient_norm_mean": mean}
 
-    return transforms.Staged(gradients, update)
+    return OptimizerStep(gradients, update, optimizer)
 
 
 def noise_scale_step(
     loss_fn: LossFn, optimizer: GradientTransformation, *, chunk_size: int | None = None
-) -> transforms.Staged:
+) -> OptimizerStep:
     """Make a step that equals `train_step(loss_fn, optimizer)` and measures the noise of the gradient.
 
     It costs the gradient of every example, `chunk_size` at a time: meant for a step now and then, on the state of an
@@ -118,7 +117,7 @@ def noise_scale_step(
         }
         return _next(state, updates, opt_state), _metrics(loss) | measured
 
-    return transforms.Staged(gradients, update)
+    return OptimizerStep(gradients, update, optimizer)
 
 
 def _next(state: TrainState, updates: Tree, opt_state: Tree) -> TrainState:

@@ -21,6 +21,21 @@ LossFn = Callable[..., Any]
 Metrics = dict[str, Tensor]
 
 
+class OptimizerStep(transforms.Staged):
+    """A step that says which optimizer's state it keeps."""
+
+    def __init__(
+        self,
+        first: Callable[..., Any],
+        second: Callable[[Any, Any], Any],
+        optimizer: GradientTransformation,
+        *,
+        looped: bool = False,
+    ) -> None:
+        super().__init__(first, second, looped=looped)
+        self.optimizer = optimizer
+
+
 class _Found(NamedTuple):
     """What the first stage of a step hands to the second."""
 
@@ -38,7 +53,7 @@ def train_step(
     loss_scale: LossScale | None = None,
     buffers: bool = False,
     guard: Guard | None = None,
-) -> transforms.Staged:
+) -> OptimizerStep:
     """Make the function `(state, batch) -> (state, metrics)` that takes one step.
 
     `loss_fn(params, batch, key)` returns a `Loss`, or a () tensor, or `(tensor, metrics)`, which count as weight 1 for
@@ -153,7 +168,7 @@ def train_step(
         new = new._replace(params=kept[0], opt_state=kept[1], buffers=kept[2])
         return new, metrics | {"skipped": (~good).float()}
 
-    return transforms.Staged(gradients, update, looped=looped)
+    return OptimizerStep(gradients, update, optimizer, looped=looped)
 
 
 def _divisor(loss: Loss) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from functrain import random, tree
+from functrain.train.beginning import lane_of
 from functrain.train.loop import Metrics, Step
 from functrain.train.state import TrainState
 from functrain.transforms import vmap
@@ -25,9 +26,11 @@ def sweep(step: Step, over: Over, *, batches: bool = False) -> Sweep:
     """Make K runs one step `(states, batch) -> (states, metrics)`; lane i is the run with the i-th value of each list.
 
     A name is that of a number which `ft.optim.inject_hyperparams` keeps in the state, such as "learning_rate"; or
-    "seed", which gives the lane its key; or a path into the state, such as "params" for other beginnings or
-    "opt_state/1/hyperparams/b1". `grid` makes all combinations. Lists of seeds alone make an ensemble. The lanes share
-    each batch; with `batches` its leaves are (K, ...), and each lane has its own.
+    "seed", which gives the lane its key; or "init", whole beginnings: states, or functions from a key to one; or a path
+    into the state, such as "params" or "opt_state/1/hyperparams/b1". `grid` makes all combinations. Lists of seeds
+    alone make an ensemble. The lanes share each batch; with `batches` its leaves are (K, ...), and each lane has its
+    own. What an optimizer makes of its numbers or of the params before the first step, as Rprop's step sizes, is made
+    for each lane, where `step` is one of `ft.train_step` or `ft.train.private_step`.
 
     Equals the K runs one after another, to floating-point rounding, with the same random numbers. Goes inside
     `ft.compile`, where all lanes are one graph.
@@ -61,13 +64,19 @@ class Sweep:
         self.over = {name: list(values) for name, values in over.items()}
         self.lanes = next(iter(sizes.values()))
 
-    def init(self, state: TrainState | Callable[[Tensor], TrainState]) -> TrainState:
+    def init(self, state: TrainState | Callable[[Tensor], TrainState] | None = None) -> TrainState:
         """Return the states of all lanes, every leaf (K, ...), from one state or a function from a lane's key to it.
 
+        None where "init" is swept.
+
         Raises: ValueError for a name that the state does not have, or that several of its hyper-parameters have; for a
-        value of another shape; and for a function where "seed" is not swept.
+        value of another shape; for a function where "seed" is not swept; for a state that went on from what a swept
+        number has made.
         """
-        if callable(state) and "seed" not in self.over:
+        if (state is None) != ("init" in self.over):
+            here, there = ("none", "none") if state is None else ("a state", 'one for each lane, as "init"')
+            raise ValueError(f"sweep: expected a state, or beginnings as over['init'], came {here} and {there}")
+        if any(map(callable, self.over.get("init", [state]))) and "seed" not in self.over:
             raise ValueError('sweep: expected "seed" in over, which gives init its keys, came none; pass a state')
         return tree.map(lambda *leaves: torch.stack(leaves), *[self._lane(state, i) for i in range(self.lanes)])
 
@@ -104,40 +113,11 @@ class Sweep:
             raise ValueError("best: expected a lane that is not NaN, came none; sweep smaller learning rates")
         return int(torch.sort(losses, stable=True).indices[0])  # which puts NaN last
 
-    def _lane(self, state: TrainState | Callable[[Tensor], TrainState], index: int) -> TrainState:
+    def _lane(self, state: TrainState | Callable[[Tensor], TrainState] | None, index: int) -> TrainState:
         given = self.values(index)
+        begin = given.pop("init", state)
         if "seed" in given:
-            seed = given.pop("seed")
-            device = None if callable(state) else state.key.device
-            key = random.key(seed, device)
-            state = state(key) if callable(state) else state._replace(key=key)
-        assert isinstance(state, TrainState)
-        for name, value in given.items():
-            state = _put(state, name, value)
-        return state
-
-
-def _put(state: TrainState, name: str, value: Any) -> TrainState:
-    paths = [path for path, _ in tree.items(state) if path.endswith(f"/hyperparams/{name}")]
-    if len(paths) > 1:
-        raise ValueError(f"sweep: {name!r} is the name of several hyper-parameters; name one by its path: {paths}")
-    path = paths[0] if paths else name
-    place, found, field = path.rpartition("/hyperparams/")
-    if found and any(p.startswith(f"{place}/hyperparams_states/{field}/") for p, _ in tree.items(state)):
-        raise ValueError(f"sweep: {path}: expected a number, came a schedule, which gives it anew in every step")
-    try:
-        old = tree.at(state, path)
-    except tree.PathError as error:
-        known = [p.rpartition("/")[2] for p, _ in tree.items(state) if "/hyperparams/" in p]
-        raise ValueError(
-            f"sweep: expected a hyper-parameter in the state, of which there is {known}, a path, or 'seed', came "
-            f"{name!r}; make the optimizer by ft.optim.inject_hyperparams(factory)({name}=...)"
-        ) from error
-    leaf = isinstance(old, Tensor)
-    new = torch.as_tensor(value, dtype=old.dtype, device=old.device) if leaf else value
-    tree.check_same_structure(old, new, what=f"sweep: {name}")
-    for (below, a), b in zip(tree.items(old), tree.leaves(new), strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            where, came = "/".join(p for p in (path, below) if p), f"{b.dtype} {tuple(b.shape)}"
-            raise ValueError(f"sweep: {where}: expected {a.dtype} {tuple(a.shape)}, as in the state, came {came}")
-    return tree.set_at(state, path, new)
+            key = random.key(given.pop("seed"), None if callable(begin) else begin.key.device)
+            begin = begin(key) if callable(begin) else begin._replace(key=key)
+        assert isinstance(begin, TrainState)
+        return lane_of(begin, given, getattr(self.step, "optimizer", None))
