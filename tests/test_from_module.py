@@ -249,3 +249,129 @@ def test_a_transformers_model_with_dropout_compiles() -> None:
     a, b = loss(functional.params, KEY), ft.compile(loss)(functional.params, KEY)
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)  # float32, fused in another order
     assert not torch.equal(a, loss(functional.params, ft.random.key(1)))
+
+
+def test_a_masked_language_model_trains_as_the_stateful_loop_in_parts() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=31, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.BertForMaskedLM(config).train()
+    functional, tx = ft.from_module(model), ft.optim.adam(1e-2)
+    assert "cls/predictions/decoder/weight" not in tree.paths(functional.params), "tied to the embeddings"
+    assert "bert/embeddings/position_ids" in tree.paths(functional.buffers), "not persistent, and still a buffer"
+    batch = {"x": torch.arange(48).reshape(4, 12) * 7 % 31, "y": torch.arange(48).reshape(4, 12) * 5 % 31}
+
+    def loss_fn(params: Any, buffers: Any, batch: Any, key: Tensor) -> Any:
+        result, new = functional.apply(params, buffers, key, input_ids=batch["x"])
+        total = F.cross_entropy(result.logits.flatten(0, 1), batch["y"].flatten(), reduction="sum")
+        return ft.Loss(total, total.new_full((), batch["y"].numel()), {}), new
+
+    step = ft.train_step(loss_fn, tx, buffers=True, accumulate=2)
+    state = ft.init_state(functional.params, tx, key=KEY, buffers=functional.buffers)
+    theirs = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(3):
+        state, metrics = step(state, batch)
+        loss = F.cross_entropy(model(input_ids=batch["x"]).logits.flatten(0, 1), batch["y"].flatten())
+        theirs.zero_grad()
+        loss.backward()
+        theirs.step()
+        # float32, in another order of sums, and Adam divides by small roots
+        torch.testing.assert_close(metrics["loss"], loss.detach(), rtol=1e-4, atol=1e-4)
+
+
+class Odd(nn.Module):
+    """A submodule at two places, tied buffers, parametrizations, a hook, and a constant that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+        self.again = self.first
+        self.other = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+        self.other.register_forward_hook(lambda module, inputs, output: 2 * output)
+        self.register_buffer("shift", torch.ones(3), persistent=False)
+        self.register_buffer("same", self.shift)
+        self.constant = torch.full((3,), 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shift += 1
+        return self.other(self.again(torch.tanh(self.first(x)))) + self.same * self.constant
+
+
+def test_parametrizations_hooks_and_shared_parts_are_those_of_the_module() -> None:
+    torch.manual_seed(0)
+    module, x = Odd(), draw(0, 4, 3)
+    functional = ft.from_module(module)
+    weight = "first/parametrizations/weight"
+    assert [p for p in tree.paths(functional.params) if "again" in p] == []
+    assert {f"{weight}/original0", f"{weight}/original1"} <= set(tree.paths(functional.params))
+    assert "shift" in functional.buffers and "same" not in functional.buffers
+
+    def total(params: Any, buffers: Any) -> Any:
+        result, new = functional.apply(params, buffers, None, x)
+        return torch.sum(torch.sin(result)), new
+
+    buffers = functional.buffers
+    for _ in range(3):  # power iterations of the spectral norm, in buffers
+        grads, buffers = ft.grad(total, has_aux=True)(functional.params, buffers)
+        module.zero_grad()
+        torch.sum(torch.sin(module(x))).backward()
+        theirs = {name.replace(".", "/"): p.grad for name, p in module.named_parameters()}
+        torch.testing.assert_close(dict(tree.items(grads)), theirs, rtol=0, atol=0)
+    after = ft.to_module(module, functional.params, buffers)
+    assert torch.equal(after(x), module(x)) and after.same is after.shift and after.again is after.first
+
+
+def test_a_parametrized_module_is_mapped_lane_by_lane() -> None:
+    torch.manual_seed(0)
+    functional, xs = ft.from_module(Odd()), draw(0, 2, 4, 3)
+    flat, structure = tree.flatten(functional.buffers)
+
+    def lane(x: Tensor) -> list[Tensor]:
+        result, new = functional.apply(functional.params, tree.unflatten(structure, flat), None, x)
+        return [result, *tree.leaves(new)]
+
+    for got, want in zip(ft.vmap(lane)(xs), zip(*[lane(x) for x in xs], strict=True), strict=True):
+        torch.testing.assert_close(got, torch.stack(want), rtol=1e-5, atol=1e-6)  # float32 products of another size
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.seen, self.last = 0, [], torch.zeros(3)
+
+    def forward(self, x: Tensor, what: str) -> Tensor:
+        if what == "number":
+            self.calls += 1
+        elif what == "list":
+            self.seen.append(x)
+        elif what == "write":
+            self.last.add_(1)
+        elif what == "new":
+            self.cache = x
+        return x + self.calls
+
+
+@pytest.mark.parametrize(
+    ("what", "name"), [("number", "calls"), ("list", "seen"), ("write", "last"), ("new", "cache"), ("", "")]
+)
+def test_what_a_module_remembers_elsewhere_is_an_error(what: str, name: str) -> None:
+    apply = ft.from_module(Remembers()).apply
+    x = torch.zeros(3)
+    if not what:
+        assert torch.equal(apply({}, {}, None, x, what)[0], x)
+        return
+    for fn in (apply, ft.compile(lambda x: apply({}, {}, None, x, what)[0])):
+        args = ({}, {}, None, x, what) if fn is apply else (x,)
+        with pytest.raises(RuntimeError, match=f"Remembers changes its attribute '{name}'.*register_buffer"):
+            fn(*args)
+    assert torch.equal(apply({}, {}, None, x, "")[0], x), "what was remembered is forgotten"
+
+
+def test_a_tensor_made_by_a_hook_of_the_old_kind_is_an_error() -> None:
+    with pytest.warns(FutureWarning):
+        module = nn.utils.weight_norm(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="weight: expected a parameter or a buffer.*parametrizations.weight_norm"):
+        ft.from_module(module)

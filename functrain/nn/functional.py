@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from functrain import tree
+from functrain.nn.attributes import check_attributes
 from functrain.nn.keyed import Keyed, check_generator
 from functrain.transforms import engine
 from functrain.tree import Params, Tree
@@ -29,9 +30,10 @@ def from_module(module: torch.nn.Module) -> Functional:
     untouched. Dropout draws from the key; it may be None where nothing is drawn. A parameter that stands at several
     places of the module is one leaf, under its first name. `train_step(..., buffers=True)` carries the buffers.
 
-    Raises: ValueError for a lazy module that has not seen a batch; at the call, ValueError naming the paths where
-    params or buffers are not the module's, and RuntimeError for a module that draws random numbers without a key or in
-    a way that a key cannot replace.
+    Raises: ValueError for a lazy module that has not seen a batch, and for a tensor that a hook made of parameters; at
+    the call, ValueError naming the paths where params or buffers are not the module's, and RuntimeError for a module
+    that draws random numbers without a key or in a way that a key cannot replace, and for one that remembers something
+    in an attribute that is no buffer.
     """
     _check(module)
     fixed = {name: p for name, p in module.named_parameters() if not p.requires_grad}
@@ -49,7 +51,7 @@ def from_module(module: torch.nn.Module) -> Functional:
         _match("buffers", buffer_names, buffers, named)
         written = [name for name in named if name in writable]
         named.update(zip(written, _owned([named[name] for name in written], (params, args, kwargs)), strict=True))
-        with check_generator(), Keyed(key):
+        with check_generator(), check_attributes(shell), Keyed(key):
             result = torch.func.functional_call(shell, named, args, kwargs)
         # a module may write into a buffer or put another in its place: torch leaves both in `named`
         return result, tree.map(lambda name: named[name].detach() if name in writable else named[name], buffer_names)
@@ -123,3 +125,11 @@ def _check(module: torch.nn.Module) -> None:
             raise ValueError(
                 f"from_module: {name}: expected a shape, came a lazy tensor; call the module on a batch first"
             )
+    for name, part in module.named_modules():
+        for attribute, value in vars(part).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                raise ValueError(
+                    f"from_module: {'.'.join(filter(None, (name, attribute)))}: expected a parameter or a buffer, came "
+                    "a tensor made of parameters, as torch.nn.utils.weight_norm makes by a hook; take "
+                    "torch.nn.utils.parametrizations.weight_norm, or make it in forward"
+                )

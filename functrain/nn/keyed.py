@@ -31,6 +31,9 @@ class Keyed(TorchFunctionMode):
             return _DROPOUTS[func](self, *args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
+        if func is F.normalize and kwargs.get("out") is not None:
+            # spectral norm writes its vectors this way, for which torch.vmap has no rule
+            return kwargs.pop("out").copy_(func(*args, **kwargs))
         if getattr(func, "__name__", "") in _GLOBAL and not _quiet(func, args, kwargs):
             raise RuntimeError(
                 f"from_module: the module calls torch's {func.__name__}, which draws from the global generator, so "
