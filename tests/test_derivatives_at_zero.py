@@ -35,6 +35,14 @@ def test_a_gradient_of_zero_passes_a_clip_as_it_is(tx: Any) -> None:
     assert all(torch.equal(leaf, torch.ones_like(leaf)) for leaf in tree.leaves(slope))
 
 
+def test_where_nothing_is_clipped_the_limit_has_no_slope() -> None:
+    def total(limit: Any) -> Any:
+        tx = optim.clip_by_global_norm(limit)
+        return tree.sum(tx.update(tree.zeros_like(PARAMS), tx.init(PARAMS))[0])
+
+    assert ft.grad(total)(torch.tensor(0.5)) == 0.0
+
+
 def test_a_limit_without_end_clips_nothing() -> None:
     tx = optim.clip_by_global_norm(torch.inf)
     assert all(tree.leaves(tree.map(torch.equal, tx.update(PARAMS, tx.init(PARAMS))[0], PARAMS)))

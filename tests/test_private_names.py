@@ -21,6 +21,7 @@ WHY = {
     "torch._C._functorch.maybe_get_level": "see torch._C._functorch",
     "torch._C._functorch.peek_interpreter_stack": "the only way to see a torch.func transform that the caller applied",
     "torch._dynamo.config": "autograd inside a graph, and more than eight programs, are switches there",
+    "torch._dynamo.exc.TorchDynamoException": "how torch says that Dynamo cannot trace a loss",
     "torch._foreach_copy_": "many small copies in one call",
     "torch._functorch.aot_autograd.aot_module_simplified": "a functional graph, for a backend of our own",
     "torch._functorch.compile_utils.fx_graph_cse": "the same thing computed once in that graph",

@@ -193,5 +193,6 @@ def _tensor(value: Scalar, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _widest(params: Params) -> torch.dtype:
-    dtypes = [leaf.dtype.to_real() for leaf in tree.leaves(params) if leaf.is_floating_point() or leaf.is_complex()]
+    inexact = [leaf for leaf in tree.leaves(params) if leaf.is_floating_point() or leaf.is_complex()]
+    dtypes = [leaf.dtype.to_real() if leaf.is_complex() else leaf.dtype for leaf in inexact]
     return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32

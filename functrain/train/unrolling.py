@@ -48,7 +48,8 @@ def unroll(
                 state = _cut(state, passed_on)
             before = tree.leaves(state)
             state, metrics = step(state, batch)
-            passed_on.intersection_update(i for i, leaf in enumerate(tree.leaves(state)) if leaf is before[i])
+            if truncate is not None:
+                passed_on.intersection_update(i for i, leaf in enumerate(tree.leaves(state)) if leaf is before[i])
             rows.append(metrics)
         return state, rows
 

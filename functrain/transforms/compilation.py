@@ -71,7 +71,7 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
         if not update.ran:
             compiler_jobs.start_checks(tree.leaves((state, args)))
         with torch.no_grad(), engine.compiling_losses():
-            middle = _or_explain(first, state, *args)
+            middle = _or_explain(_in_pieces, first, state, *args)
         return update(state, middle)
 
     return step
@@ -202,6 +202,20 @@ def _check_outermost(leaves: list[Any]) -> None:
             "ft.compile: a compiled function was called on a tensor that is being differentiated or mapped over; "
             "put ft.compile outermost, as in ft.compile(ft.grad(f)), or detach the argument"
         )
+
+
+def _in_pieces(first: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return first(*args)
+    except Exception as error:
+        from functrain.transforms.untraceable import untraceable
+
+        if not untraceable(error):
+            raise
+        raise NotImplementedError(
+            "ft.compile: a large step is compiled in pieces, and torch's Dynamo cannot trace this loss; to compile the "
+            f"step as one graph, wrap it: ft.compile(lambda state, batch: step(state, batch)). Dynamo says: {error}"
+        ) from error
 
 
 def _or_explain(fn: Callable[..., Any], *args: Any) -> Any:
