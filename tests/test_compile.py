@@ -290,3 +290,21 @@ def test_steps_equal_torch_nn_and_adamw_on_the_same_weights(way: str) -> None:
         adam.step()
         theirs.append(loss.item())
     assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_loss_that_dynamo_cannot_trace_compiles_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0)
+
+    def loss_fn(params: Any, batch: Tensor, key: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return torch.sum(params["w"] ** 2 * batch)
+
+    optimizer = ft.optim.sgd(0.25)
+    step = ft.train_step(loss_fn, optimizer)
+    state = ft.init_state({"w": torch.ones(3)}, optimizer, key=ft.random.key(0))
+    with pytest.raises(
+        NotImplementedError, match=r"cannot trace this loss; .*lambda state, batch: step\(state, batch\)"
+    ):
+        ft.compile(step)(state, torch.ones(3))
+    found, _ = ft.compile(lambda state, batch: step(state, batch))(state, torch.ones(3))
+    assert torch.equal(found.params["w"], torch.full((3,), 0.5))
