@@ -49,7 +49,8 @@ def try_one(way: str, chain: Chain) -> str:
     try:
         return "equal" if close(WAYS[way](chain), expected(chain)) else "WRONG"
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        says = " ".join(str(error).partition(";")[0].split())[:200]  # what was expected and what came
+        return f"{type(error).__name__}: {says}"
 
 
 def table() -> str:
