@@ -1,6 +1,6 @@
-"""Peak memory and time of the gradient of a stack of layers, with and without recompute; and of accumulation.
+"""Peak memory and time of the gradient of a stack of layers, with and without recompute.
 
-    python benchmarks/recompute.py [--only eager|per-example|compiled|accumulate] [--rounds 3]
+    python benchmarks/recompute.py [--only eager|per-example|compiled] [--rounds 3]
 
 Peak is what torch's allocator held at most in one call, above what it held before it. Variants take turns, round by
 round, in one process; times are medians.
@@ -67,18 +67,12 @@ def per_example() -> dict[str, Run]:
 
 
 def compiled() -> dict[str, Run]:
-    return {name: _step(ft.recompute_layers(loss_fn, budget=budget), 1) for name, budget in BUDGETS.items()}
+    return {name: _step(ft.recompute_layers(loss_fn, budget=budget)) for name, budget in BUDGETS.items()}
 
 
-def accumulate() -> dict[str, Run]:
-    return {"one part": _step(loss_fn, 1, rows=4), "accumulate(2)": _step(loss_fn, 2, rows=8)} | {
-        f"accumulate({n})": _step(loss_fn, n, rows=4 * n) for n in (8, 32)
-    }
-
-
-def _step(loss: Any, parts: int, rows: int = ROWS) -> Run:
-    optimizer, key, data = ft.optim.sgd(1e-6), ft.random.key(2), batch(rows)
-    step = ft.compile(ft.train_step(loss, optimizer, accumulate=parts), donate=True)
+def _step(loss: Any) -> Run:
+    optimizer, key, data = ft.optim.sgd(1e-6), ft.random.key(2), batch()
+    step = ft.compile(ft.train_step(loss, optimizer), donate=True)
     state = ft.init_state(init(LAYERS), optimizer, key=key)
 
     def run() -> Any:
@@ -116,7 +110,7 @@ def measure(title: str, variants: dict[str, Run], rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("eager", "per-example", "compiled", "accumulate"))
+    parser.add_argument("--only", choices=("eager", "per-example", "compiled"))
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {LAYERS} layers of width {WIDTH}")
@@ -124,7 +118,6 @@ def main() -> None:
         "eager": eager,
         "per-example": per_example,
         "compiled": compiled,
-        "accumulate": accumulate,
     }.items():
         if options.only in (None, name):
             measure(name, make(), options.rounds)

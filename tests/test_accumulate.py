@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._functorch import config as functorch_config
 
 import functrain as ft
 from functrain import tree
+from functrain.transforms import inductor
 
 law = settings(deadline=None, derandomize=True, max_examples=40)
 KEY = ft.random.key(0)
@@ -121,6 +123,29 @@ def test_train_step_equals_the_whole_batch_for_every_number_of_parts() -> None:
     for parts in range(2, 8):
         got, measured = ft.train_step(squares, optimizer, accumulate=parts)(state, batch)
         assert_close((got.params, measured), (whole.params, metrics))
+
+
+def test_the_program_does_not_grow_with_the_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_unshared = inductor._compile_unshared
+    sizes: list[int] = []
+
+    def counted(graph: Any, *args: Any, **options: Any) -> Any:
+        sizes.append(len(graph.graph.nodes))
+        return compile_unshared(graph, *args, **options)
+
+    monkeypatch.setattr(inductor, "_compile_unshared", counted)
+    found = {}
+    for parts, rows in ((2, 6), (5, 15), (4, 11)):  # the last: three parts of three rows, one of two
+        params, batch = problem(0, rows)
+        tx, sizes = ft.optim.sgd(0.1), []
+        step = ft.compile(ft.train_step(squares, tx, accumulate=parts))
+        with functorch_config.patch(enable_autograd_cache=False):  # else torch loads programs from disk, uncounted
+            new, _ = step(ft.init_state(params, tx, key=KEY), batch)
+        whole, _ = ft.train_step(squares, tx)(ft.init_state(params, tx, key=KEY), batch)
+        assert_close(new.params, whole.params)
+        found[parts] = sizes
+    assert len(found[2]) == 2, "a forward and a backward program"
+    assert found[5] == found[2] and len(found[4]) == 4
 
 
 @pytest.mark.parametrize("parts", [0, -1, 2.0, "2"])

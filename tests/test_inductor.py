@@ -129,3 +129,19 @@ def test_any_number_of_losses_and_shapes_is_compiled() -> None:
     with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1):
         double, triple = (inductor.compile_differentiable(lambda x, n=n: torch.sum(x * n)) for n in (2.0, 3.0))
         assert [float(f(torch.ones(n))) for f, n in [(double, 1), (double, 2), (triple, 2)]] == [2.0, 4.0, 6.0]
+
+
+def test_keeping_less_for_the_backward_changes_no_gradient() -> None:
+    def loss(w: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return torch.sum(torch.nn.functional.gelu(x @ w) @ v)
+
+    w, v, x = torch.linspace(-1, 1, 32).view(4, 8), torch.linspace(1, -1, 16).view(8, 2), torch.ones(64, 4)
+    leaves = [w.requires_grad_(), v.requires_grad_()]
+    kept, grads = [], []
+    for keep_less in (False, True):
+        value = inductor.compile_differentiable(loss, keep_less=keep_less)(w, v, x)
+        kept.append({t.data_ptr(): t.nbytes for t in value.grad_fn.saved_tensors if t.dim() > 1})
+        grads.append(torch.autograd.grad(value, leaves))
+    # x @ w, and without keep_less also the activation of it, (64, 8) float32, which the gradient of v multiplies
+    assert sum(kept[0].values()) - sum(kept[1].values()) == 64 * 8 * 4
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

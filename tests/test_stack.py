@@ -52,7 +52,7 @@ def graphs_of(monkeypatch: pytest.MonkeyPatch, fn: Any, *args: Any) -> tuple[Any
         return aot_eager(graph, inputs)
 
     monkeypatch.setattr(
-        inductor, "compile_differentiable", lambda f: torch.compile(f, backend=aot_eager, fullgraph=True, dynamic=False)
+        inductor, "compile_differentiable", lambda f, **_: torch.compile(f, backend=aot_eager, fullgraph=True, dynamic=False)
     )
     # the limit counts the losses that every test of this process has compiled
     with engine.compiling_losses(), dynamo_config.patch(recompile_limit=1000):

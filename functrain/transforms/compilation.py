@@ -70,7 +70,8 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
             return whole(state, *args)
         if not update.ran:
             compiler_jobs.start_checks(tree.leaves((state, args)))
-        with torch.no_grad(), engine.compiling_losses():
+        # who cuts a batch has more than fits: a part keeps less for its backward pass than a whole batch does
+        with torch.no_grad(), engine.compiling_losses(keep_less=looped):
             middle = _or_explain(_in_pieces, first, state, *args)
         return update(state, middle)
 

@@ -16,6 +16,7 @@ from functrain import random
 
 depth = 0  # transforms of ours around the current call
 piecewise = False  # value_and_grad compiles the function it differentiates
+lean = False  # and so that its backward pass computes again what costs no matrix product, in place of keeping it
 blocks: list[Any] = []  # what nn.stack has met while Dynamo traces a loss: a block and its inputs, for each kind
 layers_kept = 1.0  # the part of the layers of an nn.stack that keep their activations, the others are recomputed
 recomputing = False  # Dynamo traces a function that will be recomputed as a whole
@@ -38,14 +39,14 @@ def concrete() -> bool:
 
 
 @contextmanager
-def compiling_losses() -> Iterator[None]:
+def compiling_losses(*, keep_less: bool = False) -> Iterator[None]:
     """Let every outermost `value_and_grad` inside compile the function it differentiates, each as one graph."""
-    global piecewise
-    before, piecewise = piecewise, True
+    global piecewise, lean
+    before, piecewise, lean = (piecewise, lean), True, keep_less
     try:
         yield
     finally:
-        piecewise = before
+        piecewise, lean = before
 
 
 @contextmanager

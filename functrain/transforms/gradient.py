@@ -46,7 +46,7 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
             if engine.piecewise and not compiled:
                 from functrain.transforms import inductor  # not with the package: see compilation.py
 
-                compiled.append(inductor.compile_differentiable(_forgetting_blocks(fn)))
+                compiled.append(inductor.compile_differentiable(_forgetting_blocks(fn), keep_less=engine.lean))
             called = compiled[0] if engine.piecewise else fn
             if _any_differentiated(args, kwargs):  # under no_grad, where nobody asks for their gradients
                 args, kwargs = tree.map(_detach, (args, kwargs))

@@ -57,8 +57,12 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
     return kernel
 
 
-def compile_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function as one graph that autograd differentiates from outside: a forward and a backward program."""
+def compile_differentiable(fn: Callable[..., Any], *, keep_less: bool = False) -> Callable[..., Any]:
+    """Compile a function as one graph that autograd differentiates from outside: a forward and a backward program.
+
+    With `keep_less` the backward program computes the inputs of its matrix products again where that takes none, such
+    as activation functions, norms and casts; else torch keeps them, which is half of a transformer's activations.
+    """
     # torch keeps no compiled graph on disk that calls a function it does not know, unless we vouch for it: this one's
     # code is all in these files, and their hash is part of the key
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in (chunked, cross_entropy))
@@ -70,7 +74,11 @@ def compile_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
         # so that a region overwrites its parameters (read in GraphLowering, seen in gradients)
         # the backward at once, not when it first runs: it is lowered while the forward's kernels are compiled
         compiler_jobs.finish_checks()
-        settings = functorch_config.patch(donated_buffer=False, force_non_lazy_backward_lowering=True)
+        settings = functorch_config.patch(
+            donated_buffer=False,
+            force_non_lazy_backward_lowering=True,
+            ban_recompute_materialized_backward=not keep_less,
+        )
         with settings, _writes_in_order(), compiler_jobs.together(inputs):
             kernel: Any = compile_fx(graph, inputs, inner_compile=_compile_unshared, config_patches=options)
         return kernel
