@@ -43,6 +43,8 @@ def quartic(params: Any) -> Any:
 OF_EXAMPLES = {"gradients": of_examples, "without": ["associative"]}
 # inner products of updates in bfloat16 have two digits, and are added in another order when mapped
 LONG_FLOATS = {"params": strategies.params(dtypes=[torch.float32, torch.float64]), "rtol": 1e-4}
+# updates of half-precision params are float32, which is what they are for: see test_half_params.py
+WIDE = {"params": strategies.params(dtypes=[torch.float32, torch.float64])}
 SKIP_LARGE = partial(ours.skip_large_updates, max_squared_norm=9.0)
 
 # what test_optim_parity.py does not make: it has arguments that are functions, or gradients of its own kind
@@ -52,10 +54,12 @@ OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "inject_hyperparams": (
         ours.inject_hyperparams(ours.adamw)(learning_rate=lambda count: 0.1 / (count + 1), weight_decay=0.1), {}
     ),
+    "keep_master_copies": (ours.keep_master_copies(ours.adam(0.1)), WIDE),
     "lbfgs": (ours.lbfgs(0.1, memory_size=2, linesearch=None), LONG_FLOATS),
     "measure_with_ema": (ours.monitor({"norm": ours.measure_with_ema(tree.norm, 0.9)}), {}),
     "monitor": (ours.monitor({"norm": tree.norm}), {}),
     "noisy_sgd": (ours.noisy_sgd(0.1, key=3), {}),
+    "round_params_stochastically": (ours.round_params_stochastically(ours.adam(0.1)), WIDE),
     "scale_by_dog": (ours.scale_by_dog(("distance", 0.1)), {}),
     "scale_by_dowg": (ours.scale_by_dowg(), {}),
     "scale_by_galore": (ours.scale_by_galore(2, 2), {}),

@@ -83,6 +83,12 @@ from functrain.optim.dog import (
 from functrain.optim.flattening import flatten
 from functrain.optim.galore import GaLoreDimensionNumbers, GaLoreState, galore, scale_by_galore
 from functrain.optim.gradient_scaling import scale_gradient
+from functrain.optim.half_params import (
+    MasterCopiesState,
+    RoundedParamsState,
+    keep_master_copies,
+    round_params_stochastically,
+)
 from functrain.optim.injection import (
     InjectHyperparamsState,
     InjectStatefulHyperparamsState,
