@@ -9,11 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
+from torch.profiler import ProfilerActivity, profile
 
 import functrain as ft
 from functrain import tree
-from functrain.transforms import inductor
+from functrain.transforms import accumulation, inductor
+from functrain.transforms.gradient import add_gradients
 
 law = settings(deadline=None, derandomize=True, max_examples=40)
 KEY = ft.random.key(0)
@@ -146,6 +149,122 @@ def test_the_program_does_not_grow_with_the_number_of_parts(monkeypatch: pytest.
         found[parts] = sizes
     assert len(found[2]) == 2, "a forward and a backward program"
     assert found[5] == found[2] and len(found[4]) == 4
+
+
+def peak_bytes(run: Any) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    now = most = 0
+    for event in seen.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+def layered(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+    x = batch["x"]
+    for layer in params:
+        x = torch.tanh(x @ layer["w"]) + layer["b"]
+    return ft.Loss(torch.sum(batch["mask"] * torch.sum(x**2, 1)), torch.sum(batch["mask"]), {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("way", ["eager", "compiled"])
+def test_gradients_of_a_part_never_lie_all_beside_their_sum(way: str, dtype: torch.dtype) -> None:
+    width, layers = 256, 8
+    params = [{"w": draw(i, width, width).to(dtype) / 16, "b": torch.zeros(width, dtype=dtype)} for i in range(layers)]
+    batch = {"x": draw(9, 7, width).to(dtype), "mask": torch.tensor([1, 0, 1, 1, 1, 0, 1]).to(dtype)}
+    tx = ft.optim.sgd(1e-2)
+    step = ft.train_step(layered, tx, accumulate=3)
+    run = step if way == "eager" else ft.compile(step, donate=True)
+    state = ft.init_state(params, tx, key=KEY)
+    whole, metrics = ft.train_step(layered, tx)(state, batch)
+    new, measured = run(state, batch)
+    # the unit of the params where they are about 1, and of the gradient where it is about 1
+    close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 2**-9}
+    tree.map(lambda a, b: torch.testing.assert_close(a, b, **close), (new.params, measured), (whole.params, metrics))
+    gradients = accumulation.sums(add_gradients(layered), 3, rows=None, buffers=False)
+    peak = peak_bytes(lambda: run(new, batch) if way == "compiled" else gradients(params, batch, KEY))
+    size = layers * (width + 1) * width * 4  # of the sum, float32
+    # the sum, the gradients of a layer, the rows; all gradients beside their sum are 1.5 in bfloat16 and 2 in float32
+    assert size < peak < 1.4 * size
+
+
+def test_a_loss_that_uses_no_large_leaf_or_one_twice_has_its_gradient() -> None:
+    def loss(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+        tied = batch["x"] @ params["tied"]
+        return ft.Loss(torch.sum(tied * tied) + torch.sum(params["tied"]), batch["x"].new_full((), 2.0), {})
+
+    params = {"tied": draw(0, 128, 64), "unused": draw(1, 128, 64), "small": draw(2, 3)}
+    tx, batch = ft.optim.sgd(0.1), {"x": draw(3, 4, 128)}
+    state = ft.init_state(params, tx, key=KEY)
+    before = tree.map(torch.clone, (state, batch))
+    got, _ = ft.train_step(loss, tx, accumulate=2)(state, batch)
+    grads = [ft.grad(loss)(params, {"x": rows}, KEY) for rows in batch["x"].chunk(2)]
+    expected = tree.map(lambda p, a, b: p - 0.1 * (a + b) / 4, params, *grads)
+    assert_close(got.params, expected)
+    assert all(tree.leaves(tree.map(torch.equal, (state, batch), before)))
+
+
+def test_large_leaves_compose_with_sweep_and_a_gradient_through_the_step() -> None:
+    params, batch = [{"w": draw(0, 128, 128) / 12, "b": draw(1, 128)}], {"x": draw(2, 5, 128), "mask": draw(3, 5)}
+    tx = ft.optim.inject_hyperparams(ft.optim.sgd)(learning_rate=0.1)
+    state = ft.init_state(params, tx, key=KEY)
+    whole, parts = ft.train_step(layered, tx), ft.train_step(layered, tx, accumulate=2)
+    # 128 terms of about 1 in another order, in float64
+    both = [ft.sweep(step, {"learning_rate": [0.1, 0.2]}) for step in (parts, whole)]
+    after = [swept(swept.init(state), batch)[0].params for swept in both]
+    tree.map(lambda a, b: torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10), *after)
+
+    def moved(params: Any, step: Any) -> Tensor:
+        return tree.norm(step(state._replace(params=params), batch)[0].params)
+
+    tree.map(
+        lambda a, b: torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10),
+        *[ft.grad(lambda p, step=step: moved(p, step))(params) for step in (parts, whole)],
+    )
+
+
+def test_a_schedule_of_parts_neither_compiles_again_nor_changes_the_result() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    params = {"w": draw(0, 3).float(), "b": draw(1).float()}
+    tx = ft.optim.sgd(0.1, momentum=0.9)
+    step = ft.compile(ft.train_step(squares, tx, accumulate_rows=2), donate=True)
+    whole, graphs = ft.train_step(squares, tx), []
+    state = expected = ft.init_state(params, tx, key=KEY)
+    state = tree.map(torch.clone, state)
+    for t in range(6):
+        parts = (1, 2, 4)[t // 2]  # the batch grows, the part does not
+        batch = tree.cast(problem(10 * t, 2 * parts)[1], torch.float32) | {"mask": torch.ones(2 * parts)}
+        state, metrics = step(state, batch)
+        expected, wanted = whole(expected, batch)
+        # float32 sums of 8 terms in another order, six times
+        tree.map(
+            lambda a, b: torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6),
+            (state.params, metrics),
+            (expected.params, wanted),
+        )
+        graphs.append(int(counters["stats"]["unique_graphs"]))
+    assert graphs == [1] * 6
+
+
+def test_multi_steps_with_a_schedule_of_parts_equals_accumulate_with_as_many() -> None:
+    every = ft.schedules.piecewise_constant_schedule(2, {1: 2.0})  # two parts, and four after the first update
+    tx = ft.optim.adamw(0.1)
+    many = ft.optim.MultiSteps(tx, every, accumulator_dtype=torch.float64).gradient_transformation()
+    step = ft.train_step(squares, many)
+    state = ft.init_state(problem(0, 3)[0], many, key=KEY)
+    expected = ft.init_state(problem(0, 3)[0], tx, key=KEY)
+    for update, parts in enumerate((2, 4, 4)):
+        rows = problem(update, 3 * parts)[1] | {"mask": torch.ones(3 * parts)}
+        for i in range(parts):
+            assert int(state.opt_state.gradient_step) == update
+            state, _ = step(state, tree.map(lambda leaf, i=i: leaf[3 * i : 3 * i + 3], rows))
+        expected, _ = ft.train_step(squares, tx, accumulate=parts)(expected, rows)
+        # a mean of equal parts, in float64
+        assert_close(state.params, expected.params)
 
 
 @pytest.mark.parametrize("parts", [0, -1, 2.0, "2"])

@@ -51,9 +51,10 @@ def graphs_of(monkeypatch: pytest.MonkeyPatch, fn: Any, *args: Any) -> tuple[Any
 
         return aot_eager(graph, inputs)
 
-    monkeypatch.setattr(
-        inductor, "compile_differentiable", lambda f, **_: torch.compile(f, backend=aot_eager, fullgraph=True, dynamic=False)
-    )
+    def compile_differentiable(fn: Any, *, keep_less: bool) -> Any:
+        return torch.compile(fn, backend=aot_eager, fullgraph=True, dynamic=False)
+
+    monkeypatch.setattr(inductor, "compile_differentiable", compile_differentiable)
     # the limit counts the losses that every test of this process has compiled
     with engine.compiling_losses(), dynamo_config.patch(recompile_limit=1000):
         return ft.value_and_grad(fn)(*args), graphs

@@ -112,15 +112,23 @@ def train_step(
 
     gradient = transforms.value_and_grad(scaled, has_aux=True)
 
-    def of_slice(params: Params, inputs: tuple[Tensor | None, Tree], batch: Batch, key: Tensor) -> Any:
-        scale, old = inputs
-        (_, (loss, new)), grads = gradient(params, scale, *((old,) if buffers else ()), batch, key, None)
-        if scale is not None:
-            weight = _divisor(loss)
-            grads = tree.map(lambda grad: wide(grad) * weight.to(wide(grad).dtype), grads)
-        return (loss, (scale, new)), grads
+    add_gradients = transforms.gradient.add_gradients(scaled, has_aux=True)
 
-    of_slices = accumulation.sums(of_slice, parts, rows=accumulate_rows, buffers=True)
+    def add_slice(
+        total: list[Tensor], params: Params, inputs: tuple[Tensor | None, Tree], batch: Batch, key: Tensor
+    ) -> Any:
+        scale, old = inputs
+        args = (scale, *((old,) if buffers else ()), batch, key, None)
+        if scale is None:
+            _, (loss, new) = add_gradients(total, params, *args)
+            return loss, (scale, new)
+        (_, (loss, new)), grads = gradient(params, *args)
+        weight = _divisor(loss)
+        grads = tree.map(lambda grad: wide(grad) * weight.to(wide(grad).dtype), grads)
+        transforms.gradient.add_leaves(total, tree.leaves(grads))
+        return loss, (scale, new)
+
+    of_slices = accumulation.sums(add_slice, parts, rows=accumulate_rows, buffers=True)
 
     def gradients(state: TrainState, batch: Batch) -> _Found:
         _check_state(state, loss_scale, buffers, guard)

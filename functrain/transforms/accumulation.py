@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from functrain import random, tree
-from functrain.transforms.loss_scale import wide
+from functrain.transforms.gradient import add_leaves
 
 
 def accumulate(
@@ -34,17 +34,29 @@ def accumulate(
     check_parts("accumulate", parts, rows)
     if parts == 1:
         return grad_fn
-    add = sums(grad_fn, parts, rows=rows, buffers=buffers)
+
+    def add(total: list[torch.Tensor], params: Any, *args: Any) -> Any:
+        found, grads = grad_fn(params, *args)
+        tree.check_same_structure(params, grads, what="accumulate: params and the gradients of grad_fn")
+        leaves = tree.leaves(grads)
+        del grads
+        add_leaves(total, leaves)
+        return found
+
+    added = sums(add, parts, rows=rows, buffers=buffers)
 
     def accumulated(params: Any, *args: Any) -> Any:
-        result, grads = add(params, *args)
+        result, grads = added(params, *args)
         return result, tree.map(lambda grad, leaf: grad.to(leaf.dtype), grads, params)
 
     return accumulated
 
 
-def sums(grad_fn: Callable[..., Any], parts: int | None, *, rows: int | None, buffers: bool) -> Callable[..., Any]:
-    """Make `accumulate(...)` with gradients left in the dtype that they are added in."""
+def sums(add: Callable[..., Any], parts: int | None, *, rows: int | None, buffers: bool) -> Callable[..., Any]:
+    """Make `accumulate(...)` with gradients left in the dtype that they are added in.
+
+    `add(total, params, ...)` adds the gradients of a part to the list `total`, as that of `add_gradients` does.
+    """
 
     def accumulated(params: Any, *args: Any) -> Any:
         *before, batch, key = args
@@ -53,26 +65,14 @@ def sums(grad_fn: Callable[..., Any], parts: int | None, *, rows: int | None, bu
         total: list[torch.Tensor] = []
         for i, cut in enumerate(cuts):
             part = tree.map(lambda leaf, cut=cut: leaf[cut], batch)
-            found, grads = grad_fn(params, *before, part, key if len(cuts) == 1 else random.fold_in(key, i))
+            found = add(total, params, *before, part, key if len(cuts) == 1 else random.fold_in(key, i))
             if buffers:
                 found, new = found
                 before = [new]
-            leaves, structure = tree.flatten(grads)
-            del grads
-            total = _add(total, leaves)
             result = found if result is None else tree.map(torch.add, result, found)
-        return ((result, before[0]) if buffers else result), tree.unflatten(structure, total)
+        return ((result, before[0]) if buffers else result), tree.unflatten(tree.structure(params), total)
 
     return accumulated
-
-
-def _add(total: list[torch.Tensor], grads: list[torch.Tensor]) -> list[torch.Tensor]:
-    if not total:
-        return [wide(grad) for grad in grads]
-    # both lists are emptied on the way: a third copy of all gradients would be the peak of the step
-    total.reverse()
-    grads.reverse()
-    return [total.pop() + wide(grads.pop()) for _ in range(len(grads))]
 
 
 def check_parts(what: str, parts: Any, rows: Any) -> None:

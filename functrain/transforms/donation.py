@@ -1,9 +1,11 @@
-"""Buffers given away: after `ft.compile(step, donate=True)` the old state's memory holds the new state."""
+"""Memory that is written again: a donated state's, which holds the new state after `ft.compile(step, donate=True)`, and
+a sum's of gradients."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from functrain import tree
@@ -11,6 +13,46 @@ from functrain import tree
 
 class ConsumedError(RuntimeError):
     """A tensor was used after its memory had been given to the next state."""
+
+
+class _AddedTo(torch.autograd.Function):
+    """The identity, whose gradient is added to a sum in the sum's memory as soon as it is made, and goes no further."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, total: Tensor) -> Tensor:
+        ctx.save_for_backward(total)
+        return leaf.view_as(leaf)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (total,) = ctx.saved_tensors
+        total.add_(grad)
+        return None, None
+
+
+def give_gradient(leaf: Tensor, total: Tensor) -> Tensor:
+    """Return the leaf, with a gradient that is added to `total` in place, and is nobody else's; to be compiled."""
+    given: Tensor = _AddedTo.apply(leaf, total)
+    return given
+
+
+def give_gradient_eagerly(leaf: Tensor, total: Tensor) -> Tensor:
+    """Do the same as `give_gradient`, in eager: the gradient that others see is a zero that has no memory.
+
+    With a function in place of the hook, autograd, which runs the youngest function first, would add at the very end.
+    """
+
+    def add_and_forget(grad: Tensor) -> Tensor:
+        total.add_(grad)
+        return grad.new_zeros(()).expand(grad.shape)
+
+    leaf.register_hook(add_and_forget)
+    return leaf
+
+
+def add(total: Tensor, grad: Tensor) -> None:
+    """Add a gradient to a sum, in the sum's memory."""
+    total.add_(grad)
 
 
 class _Consumed(Tensor):

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from functrain import tree
 from functrain.losses import Loss
-from functrain.transforms import engine
+from functrain.transforms import donation, engine
+from functrain.transforms.loss_scale import wide, wide_dtype
 
 Argnums = int | Sequence[int]
 
@@ -43,17 +44,75 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
         if engine.nested() or (torch.is_grad_enabled() and _any_differentiated(args, kwargs)):
             result, grads = _by_functorch(fn, positions, has_aux, args, kwargs, leaves, structure)
         else:
-            if engine.piecewise and not compiled:
-                from functrain.transforms import inductor  # not with the package: see compilation.py
-
-                compiled.append(inductor.compile_differentiable(_forgetting_blocks(fn), keep_less=engine.lean))
-            called = compiled[0] if engine.piecewise else fn
+            called = _compiled(fn, compiled) if engine.piecewise else fn
             if _any_differentiated(args, kwargs):  # under no_grad, where nobody asks for their gradients
                 args, kwargs = tree.map(_detach, (args, kwargs))
-            result, grads = _by_autograd(called, positions, has_aux, args, kwargs, leaves, structure)
+            result, found = _by_autograd(called, positions, has_aux, args, kwargs, leaves, structure)
+            grads = tree.unflatten(structure, found)
         return result, (grads[0] if isinstance(argnums, int) else grads)
 
     return value_and_grad_of
+
+
+def add_gradients(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+    """Make a function `(total, params, *args) -> fn(params, *args)` that adds the gradients to the list `total`.
+
+    `total` is empty, or holds the leaves of a sum that nobody else sees: it is overwritten. The gradient of a large
+    leaf is added as soon as it is made, so that the gradients of all leaves never lie beside their sum. Equals
+    `value_and_grad` and an addition; half-precision gradients are added in float32.
+    """
+    both = value_and_grad(fn, has_aux=has_aux)
+    compiled: list[Callable[..., Any]] = []
+
+    def giving(params: Any, total: Any, *args: Any) -> Any:
+        give = donation.give_gradient if engine.piecewise else donation.give_gradient_eagerly
+        return fn(tree.map(lambda p, t: give(p, t) if _is_large(p) else p, params, total), *args)
+
+    def added(total: list[Tensor], params: Any, *args: Any) -> Any:
+        differentiated = _any_differentiated(params, args)
+        if engine.nested() or engine.tracing or (torch.is_grad_enabled() and differentiated):
+            result, grads = both(params, *args)
+            add_leaves(total, tree.leaves(grads))
+            return result
+        leaves, structure = tree.flatten((params,))
+        _check_leaves((params,), leaves)
+        if not total:
+            total.extend([torch.zeros_like(leaf, dtype=wide_dtype(leaf.dtype)) for leaf in leaves])
+        if differentiated:
+            params, args = tree.map(_detach, (params, args))
+        called = _compiled(giving, compiled) if engine.piecewise else giving
+        everything = (params, tree.unflatten(tree.structure(params), total), *args)
+        result, grads = _by_autograd(called, (0,), has_aux, everything, {}, leaves, structure, zeros=False)
+        for leaf, grad, into in zip(leaves, grads, total, strict=True):
+            if grad is not None and not _is_large(leaf):
+                donation.add(into, grad)
+        return result
+
+    return added
+
+
+def add_leaves(total: list[Tensor], grads: list[Tensor]) -> None:
+    """Add gradients to the leaves of a sum, or make them the sum where there is none; both lists are used up."""
+    if not total:
+        total.extend([wide(grad) for grad in grads])
+        return
+    grads.reverse()
+    # a third copy of all gradients would be the peak of the step
+    for i in range(len(total)):
+        total[i] = total[i] + wide(grads.pop())
+
+
+def _is_large(leaf: Tensor) -> bool:
+    # an addition in the backward program takes 60 ms to compile; the biases and norms together are a hundredth
+    return leaf.nbytes >= 2**16
+
+
+def _compiled(fn: Callable[..., Any], known: list[Callable[..., Any]]) -> Callable[..., Any]:
+    if not known:
+        from functrain.transforms import inductor  # not with the package: see compilation.py
+
+        known.append(inductor.compile_differentiable(_forgetting_blocks(fn), keep_less=engine.lean))
+    return known[0]
 
 
 def grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
@@ -87,8 +146,15 @@ def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, *, chunk_s
 
 
 def _by_autograd(
-    fn: Callable[..., Any], positions: Sequence[int], has_aux: bool, args: Any, kwargs: Any, leaves: Any, structure: Any
-) -> tuple[Any, Any]:
+    fn: Callable[..., Any],
+    positions: Sequence[int],
+    has_aux: bool,
+    args: Any,
+    kwargs: Any,
+    leaves: Any,
+    structure: Any,
+    zeros: bool = True,
+) -> tuple[Any, Sequence[Any]]:
     engine.depth += 1
     try:
         with torch.enable_grad():
@@ -97,10 +163,10 @@ def _by_autograd(
             value = _scalar(result, has_aux)
             if not torch.compiler.is_compiling():
                 _check_reaches(value, inputs, structure)
-        grads = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=zeros)
     finally:
         engine.depth -= 1
-    return tree.map(_detach, result), tree.unflatten(structure, grads)
+    return tree.map(_detach, result), grads
 
 
 def _by_functorch(

@@ -28,11 +28,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from functrain.losses import chunked, cross_entropy
-from functrain.transforms import compiler_jobs, redrawing, regions
+from functrain.transforms import compiler_jobs, donation, redrawing, regions
 from functrain.transforms.forward_mode import DenseZeros
 
 aten = torch.ops.aten
 Kernel = Callable[..., Sequence[Any]]  # takes the graph's inputs, returns its outputs
+
+# Dynamo takes a function with a gradient of its own apart, for 50 ms a call and with a warning about itself
+torch.compiler.allow_in_graph(donation.give_gradient)
 
 
 def trace(fn: Callable[..., Any], inputs: Sequence[Any], *, any_length: bool = False) -> fx.GraphModule:
@@ -63,10 +66,11 @@ def compile_differentiable(fn: Callable[..., Any], *, keep_less: bool = False) -
     With `keep_less` the backward program computes the inputs of its matrix products again where that takes none, such
     as activation functions, norms and casts; else torch keeps them, which is half of a transformer's activations.
     """
-    # torch keeps no compiled graph on disk that calls a function it does not know, unless we vouch for it: this one's
-    # code is all in these files, and their hash is part of the key
-    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (chunked, cross_entropy))
-    known = {"functrain.losses.chunked.total_of_chunks": hashlib.sha256(code).hexdigest()}
+    # torch keeps no compiled graph on disk that calls a function it does not know, unless we vouch for it: the code of
+    # these is all in these files, and their hash is part of the key
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (chunked, cross_entropy, donation))
+    names = ("losses.chunked.total_of_chunks", "transforms.donation.give_gradient")
+    known = {f"functrain.{name}": hashlib.sha256(code).hexdigest() for name in names}
     options: dict[str, Any] = {"unsafe_marked_cacheable_functions": known, "joint_custom_post_pass": _Redraw("mark")}
 
     def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:

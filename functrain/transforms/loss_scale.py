@@ -101,7 +101,12 @@ def unscale(grads: Tree, scale: Tensor) -> Tree:
 
 def wide(leaf: Tensor) -> Tensor:
     """Return a half-precision tensor as float32, where a small number divided by a large scale is still a number."""
-    return leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf
+    return leaf.to(wide_dtype(leaf.dtype))
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return float32 for half precision, else the dtype itself."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def _check_scale(name: str, scale: float) -> None:
