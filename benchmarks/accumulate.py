@@ -1,6 +1,6 @@
 """Peak memory, time, compile time and size of the program of a step that accumulates, for 1, 2, 8 and 32 parts.
 
-    python benchmarks/accumulate.py [--only memory|compile] [--rounds 3]
+    python benchmarks/accumulate.py [--only small|large|many|compile] [--rounds 3]
 
 Peak is what torch's allocator held at most in one step, above what it held before it. The sum of the gradients is as
 large as the parameters, and its share of the peak is what to expect beyond one part. Compile times are of processes
@@ -22,11 +22,11 @@ from recompute import Run, block, measure
 
 import functrain as ft
 
-# layers, width, tokens in a row, rows of a part, layers that keep their activations
+# layers, width, tokens in a row, rows of a part, share of the layers that keep their activations
 SHAPES = {
-    "small parts: 4 rows of 128 tokens": (24, 64, 128, 4, 1.0),
-    "large parts: 16 rows of 128 tokens": (24, 64, 128, 16, 1.0),
-    "many parameters, small parts: 1 row of 64 tokens, recomputed": (12, 256, 64, 1, 0.0),
+    "small": (24, 64, 128, 4, 1.0),
+    "large": (24, 64, 128, 16, 1.0),
+    "many": (12, 256, 64, 1, 0.0),
 }
 
 
@@ -63,21 +63,25 @@ def step_of(shape: tuple[int, int, int, int, float], parts: int, **options: Any)
     return run
 
 
-def memory(rounds: int) -> None:
-    for title, shape in SHAPES.items():
-        variants = {"one part": step_of(shape, 1)}
-        # rows as many as the batch has: a loop of one turn
-        variants["one part, compiled as a part"] = step_of(shape, 1, accumulate_rows=shape[3])
-        variants |= {f"accumulate({n})": step_of(shape, n) for n in (2, 8, 32)}
-        size = ft.tree.bytes(init(*shape[:2])) / 1e6
-        measure(f"{title}; {shape[0]} layers of width {shape[1]}; the sum is {size:.1f} MB", variants, rounds)
+def memory(name: str, rounds: int) -> None:
+    shape = layers, width, tokens, rows, kept = SHAPES[name]
+    variants = {"one part": step_of(shape, 1)}
+    # rows as many as the batch has: a loop of one turn
+    variants["one part, compiled as a part"] = step_of(shape, 1, accumulate_rows=rows)
+    variants |= {f"accumulate({n})": step_of(shape, n) for n in (2, 8, 32)}
+    size = ft.tree.bytes(init(layers, width)) / 1e6
+    recomputed = "" if kept else ", recomputed"
+    title = (
+        f"{name}: parts of {rows}x{tokens} tokens, {layers} layers of width {width}{recomputed}; the sum: {size:.1f} MB"
+    )
+    measure(title, variants, rounds)
 
 
 def first_step(parts: int) -> None:
     from torch._dynamo.utils import counters
     from torch._inductor import metrics
 
-    run = step_of(SHAPES["small parts: 4 rows of 128 tokens"], parts)
+    run = step_of(SHAPES["small"], parts)
     start = time.perf_counter()
     run()
     seconds = time.perf_counter() - start
@@ -97,15 +101,16 @@ def compile_times() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("memory", "compile"))
+    parser.add_argument("--only", choices=(*SHAPES, "compile"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--child", type=int, metavar="PARTS", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         return first_step(options.child)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    if options.only in (None, "memory"):
-        memory(options.rounds)
+    for name in SHAPES:
+        if options.only in (None, name):
+            memory(name, options.rounds)
     if options.only in (None, "compile"):
         compile_times()
 
