@@ -8,6 +8,7 @@ orders of magnitude (torch 2.13). Here such results are taken outside, where the
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any
 
@@ -22,13 +23,16 @@ _VIEWS = {aten._unsafe_view.default}
 
 def unshare(module: fx.GraphModule) -> None:
     """Rewrite a graph in place so that every result of a region is a tensor of its own."""
-    calls: dict[str, list[fx.Node]] = {}
+    calls: dict[fx.GraphModule, list[fx.Node]] = {}  # one region may go by several names
     for node in module.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph):
-        calls.setdefault(node.args[0].target, []).append(node)
-    for name, nodes in calls.items():
-        region = getattr(module, name)
-        unshare(region)
-        _unshare_results(region, nodes)
+        calls.setdefault(getattr(module, node.args[0].target), []).append(node)
+    for region, nodes in calls.items():
+        # a copy: the graph of the backward pass may call the region of the forward pass, to compute it again
+        own = copy.deepcopy(region)
+        for name in {node.args[0].target for node in nodes}:
+            setattr(module, name, own)
+        unshare(own)
+        _unshare_results(own, nodes)
     module.recompile()
 
 
