@@ -27,6 +27,7 @@ from functrain.transforms import (
     Policy,
     accumulate,
     autocast,
+    checkpoint_name,
     compile,
     ggnvp,
     grad,
@@ -51,8 +52,8 @@ def __getattr__(name: str) -> ModuleType:
 
 
 __all__ = [
-    "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "compile", "data", "fit", "from_module",
-    "generate", "ggnvp", "grad", "hvp", "init_state", "loss_scale", "losses", "mixed_precision", "models", "nn",
-    "optim", "per_example_grad", "random", "recompute", "recompute_layers", "schedules", "sweep", "testing",
-    "to_module", "train", "train_step", "transforms", "tree", "unroll", "value_and_grad", "vmap",
+    "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "checkpoint_name", "compile", "data",
+    "fit", "from_module", "generate", "ggnvp", "grad", "hvp", "init_state", "loss_scale", "losses", "mixed_precision",
+    "models", "nn", "optim", "per_example_grad", "random", "recompute", "recompute_layers", "schedules", "sweep",
+    "testing", "to_module", "train", "train_step", "transforms", "tree", "unroll", "value_and_grad", "vmap",
 ]  # fmt: skip

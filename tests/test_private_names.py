@@ -11,6 +11,7 @@ from pathlib import Path
 import functrain as ft
 
 WHY = {
+    "torch._C._autograd._saved_tensors_hooks_get_disabled_error_message": "whether torch's checkpoint may run here",
     "torch._C._functorch": "what torch.func knows of a tensor, for a clear error about one that a function captured",
     "torch._C._functorch.TransformType.Jvp": "see torch._C._functorch",
     "torch._C._functorch.TransformType.Vmap": "see torch._C._functorch",
@@ -38,7 +39,7 @@ WHY = {
     "torch._inductor.custom_graph_pass.get_hash_for_files": "see CustomGraphPass",
     "torch._inductor.exc.InvalidCxxCompiler": "how torch says that there is no compiler",
     "torch._ops.OpOverload": "the type of an operation in a traced graph",
-    "torch.utils._python_dispatch.TorchDispatchMode": "tangents that are zero, which a trace cannot hold otherwise",
+    "torch.utils._python_dispatch.TorchDispatchMode": "operations as they are below every transform",
     "torch.utils._python_dispatch._disable_current_modes": "a kernel compiled while tensors are traced",
 }
 

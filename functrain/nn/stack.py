@@ -10,7 +10,7 @@ import torch
 
 from functrain import tree
 from functrain.transforms import engine
-from functrain.transforms.recompute import recompute, recomputed_layers
+from functrain.transforms.recompute import recomputed_blocks
 
 
 def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) -> Any:
@@ -20,8 +20,7 @@ def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) 
     structure and shapes, so that the time to compile does not grow with the depth. `ft.recompute_layers` around the
     loss recomputes the layers.
     """
-    count = recomputed_layers(len(layers))
-    blocks = [recompute(block)] * count + [block] * (len(layers) - count) if count else [block] * len(layers)
+    blocks, count = recomputed_blocks(block, len(layers))
     # torch 2.13 differentiates a region only from outside its graph, which is how piecewise compilation does it
     # and torch.utils.checkpoint traces what is in it without side effects, such as the list of regions
     if torch.compiler.is_compiling() and engine.piecewise and engine.depth == 1 and not engine.recomputing:

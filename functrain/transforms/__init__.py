@@ -17,12 +17,12 @@ from functrain.transforms.per_example import (
     per_example_value_and_grad,
 )
 from functrain.transforms.precision import Policy, autocast, mixed_precision
-from functrain.transforms.recompute import recompute, recompute_layers
+from functrain.transforms.recompute import checkpoint_name, recompute, recompute_layers
 
 __all__ = [
     "CompilerNotFoundError", "ConsumedError", "Estimate", "GradientMoments", "GradientNoise", "Policy", "Solution",
-    "Spectrum", "Staged", "accumulate", "autocast", "compile", "conjugate_gradients", "fisher_vp", "ggnvp", "grad",
-    "gradient_moments", "gradient_noise", "hutchinson", "hvp", "implicit_grad", "influence", "lanczos", "laplace",
-    "loss_scale", "mixed_precision", "per_example_grad", "per_example_value_and_grad", "recompute", "recompute_layers",
-    "value_and_grad", "vmap",
+    "Spectrum", "Staged", "accumulate", "autocast", "checkpoint_name", "compile", "conjugate_gradients", "fisher_vp",
+    "ggnvp", "grad", "gradient_moments", "gradient_noise", "hutchinson", "hvp", "implicit_grad", "influence",
+    "lanczos", "laplace", "loss_scale", "mixed_precision", "per_example_grad", "per_example_value_and_grad",
+    "recompute", "recompute_layers", "value_and_grad", "vmap",
 ]  # fmt: skip

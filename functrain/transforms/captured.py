@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,11 +15,25 @@ from functrain import tree
 _functorch = torch._C._functorch
 
 
-def check_graph(what: str, values: Iterable[Tensor], inputs: Sequence[Tensor]) -> None:
-    """Walk the graph behind `values`; raise ValueError for a leaf that is none of the inputs."""
+@contextmanager
+def drawing_nothing(what: str, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Raise ValueError when torch's global generators are used inside: the second run would draw other numbers."""
+    accelerators = {x.device for x in tensors if x.is_cuda}
+    generators = [torch.default_generator, *[torch.cuda.default_generators[d.index] for d in accelerators]]
+    before = [generator.get_state() for generator in generators]
+    yield
+    if any(not torch.equal(a, g.get_state()) for a, g in zip(before, generators, strict=True)):
+        raise ValueError(
+            f"{what}: fn draws from torch's global generator, and would draw other numbers the second time; draw with "
+            "functrain.random from a key that is an argument"
+        )
+
+
+def check_graph(what: str, values: Iterable[Tensor], inputs: Sequence[Tensor] = (), begins: Iterable[Any] = ()) -> None:
+    """Walk the graph behind `values` up to the nodes `begins`; raise ValueError for a leaf that is no input."""
     ours = {id(x) for x in inputs}
     queue = [value.grad_fn for value in values if value.grad_fn is not None]
-    seen = set(queue)
+    seen = {*queue, *begins}
     while queue:
         node = queue.pop()
         variable = getattr(node, "variable", None)
@@ -46,7 +61,7 @@ class Checked(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        for x in _tensors((args, kwargs)):
+        for x in tensors_in((args, kwargs)):
             if _functorch.is_functorch_wrapped_tensor(x) and (id(x) in self.foreign or not _of_current_transform(x)):
                 raise _error(self.what, x)
         return func(*args, **kwargs or {})
@@ -75,14 +90,15 @@ def _closed_over(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
         yield from _closed_over(inside, seen)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Return the tensors among arguments or results of an operation."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+        yield from tensors_in(list(value.values()))
 
 
 def _error(what: str, x: Tensor) -> ValueError:

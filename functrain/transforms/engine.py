@@ -19,6 +19,8 @@ piecewise = False  # value_and_grad compiles the function it differentiates
 lean = False  # and so that its backward pass computes again what costs no matrix product, in place of keeping it
 blocks: list[Any] = []  # what nn.stack has met while Dynamo traces a loss: a block and its inputs, for each kind
 layers_kept = 1.0  # the part of the layers of an nn.stack that keep their activations, the others are recomputed
+layers_policy: Any = ("nothing", ())  # what the recomputed layers keep, and which arguments wait in host memory
+memory_budgets: list[float] = []  # what recompute has asked of the loss that Dynamo traces
 recomputing = False  # Dynamo traces a function that will be recomputed as a whole
 tracing = False  # ft.compile runs the function to see its operations
 

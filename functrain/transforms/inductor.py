@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from functrain.losses import chunked, cross_entropy
-from functrain.transforms import compiler_jobs, donation, redrawing, regions
+from functrain.transforms import compiler_jobs, donation, engine, recompute_compiled, redrawing, regions
 from functrain.transforms.forward_mode import DenseZeros
 
 aten = torch.ops.aten
@@ -71,17 +71,26 @@ def compile_differentiable(fn: Callable[..., Any], *, keep_less: bool = False) -
     code = b"".join(Path(str(module.__file__)).read_bytes() for module in (chunked, cross_entropy, donation))
     names = ("losses.chunked.total_of_chunks", "transforms.donation.give_gradient")
     known = {f"functrain.{name}": hashlib.sha256(code).hexdigest() for name in names}
-    options: dict[str, Any] = {"unsafe_marked_cacheable_functions": known, "joint_custom_post_pass": _Redraw("mark")}
+    options: dict[str, Any] = {
+        "unsafe_marked_cacheable_functions": known,
+        "joint_custom_pre_pass": _KeepNamed(),
+        "joint_custom_post_pass": _Redraw("mark"),
+    }
 
     def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
         # without donated buffers: torch 2.13 numbers them by the whole graph's inputs and looks them up by a region's,
         # so that a region overwrites its parameters (read in GraphLowering, seen in gradients)
         # the backward at once, not when it first runs: it is lowered while the forward's kernels are compiled
         compiler_jobs.finish_checks()
+        budgets = {*engine.memory_budgets}
+        engine.memory_budgets.clear()
+        if len(budgets) > 1:
+            raise ValueError(f"recompute: expected one part of the memory to keep in a compiled loss, came {budgets}")
         settings = functorch_config.patch(
             donated_buffer=False,
             force_non_lazy_backward_lowering=True,
             ban_recompute_materialized_backward=not keep_less,
+            activation_memory_budget=budgets.pop() if budgets else 1.0,
         )
         with settings, _writes_in_order(), compiler_jobs.together(inputs):
             kernel: Any = compile_fx(graph, inputs, inner_compile=_compile_unshared, config_patches=options)
@@ -299,6 +308,16 @@ class _Redraw(CustomGraphPass):
 
     def uuid(self) -> Any:
         return get_hash_for_files((__file__, redrawing.__file__), self.what)
+
+
+class _KeepNamed(CustomGraphPass):
+    """What `checkpoint_name` names, before the partitioner chooses what to keep."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        recompute_compiled.keep_named(graph)
+
+    def uuid(self) -> Any:
+        return get_hash_for_files((__file__, recompute_compiled.__file__), "keep named")
 
 
 _OPTIONS: dict[str, Any] = {

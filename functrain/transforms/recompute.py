@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from typing import Any
@@ -12,23 +12,42 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from functrain import tree
-from functrain.transforms import captured, engine
+from functrain.transforms import captured, engine, rematerialized
 from functrain.transforms.rematerialized import Call, Rematerialized
+from functrain.transforms.tape import Policy, Tape, name_value
 
 
-def recompute(fn: Callable[..., Any]) -> Callable[..., Any]:
+def recompute(
+    fn: Callable[..., Any], policy: Policy = "nothing", *, offload: int | Sequence[int] = ()
+) -> Callable[..., Any]:
     """Make a function that keeps its arguments alone for the backward pass, which runs `fn` again.
 
     Equals `fn`, to the last bit where `fn` is differentiated once in eager. Arguments and results are any trees;
     leaves that are no tensors are what they are. Random numbers come from keys and are the same the second time.
     Composes with every transform; forward mode inside of forward mode is an error, because torch's is wrong there.
 
-    Source: Chen et al. 2016 (arXiv:1604.06174); `jax.checkpoint`.
-    Raises: ValueError when `fn` uses a tensor that is differentiated or mapped over and is no argument.
+    `policy` says what is kept beside the arguments, and not computed again: "nothing"; "dots", the results of matrix
+    products, convolutions and attention; a tuple of names, what `checkpoint_name` gave one of them; or a number in
+    [0, 1], the part of the memory that `fn` would keep, spent on what takes longest to compute for its size. Compiled,
+    such a number holds for the whole loss that `fn` is a part of.
+
+    The tensors of the positional arguments `offload`, those on an accelerator, wait in host memory for the backward
+    pass; in eager only.
+
+    Source: Chen et al. 2016 (arXiv:1604.06174); `jax.checkpoint` and its policies.
+    Raises: ValueError when `fn` uses a tensor that is differentiated or mapped over and is no argument, when it draws
+    from torch's global generator, and for another policy.
     """
+    _check_policy(policy)
+    policy = float(policy) if isinstance(policy, int) else policy
+    offloaded = (offload,) if isinstance(offload, int) else tuple(offload)
+    by_checkpoint = policy == "nothing" and not offloaded
+    if policy == 1.0 and not offloaded:
+        return fn
 
     @wraps(fn)
     def recomputed(*args: Any, **kwargs: Any) -> Any:
+        nonlocal by_checkpoint
         if not torch.is_grad_enabled():
             return fn(*args, **kwargs)
         leaves, structure = tree.flatten((args, kwargs))
@@ -43,54 +62,106 @@ def recompute(fn: Callable[..., Any]) -> Callable[..., Any]:
             return fn(*args, **kwargs)
 
         if torch.compiler.is_compiling():
-            if engine.depth > 1:
-                raise NotImplementedError(
-                    "recompute: a gradient or map inside of a loss that ft.compile compiles in pieces cannot recompute "
-                    "in torch 2.13; take recompute out of the inner function, or leave out ft.compile"
-                )
-            before, engine.recomputing = engine.recomputing, True
-            result = checkpoint(of_tensors, *tensors, use_reentrant=False, preserve_rng_state=False)
-            engine.recomputing = before
-            return result
-        return _rematerialized(of_tensors, tensors, _check(fn))
+            from functrain.transforms import recompute_compiled
+
+            return recompute_compiled.recompute(of_tensors, tensors, policy, offloaded)
+        if by_checkpoint and _outside_of_torch_func():
+            try:
+                return _checkpointed(of_tensors, tensors)
+            except RuntimeError as error:
+                if "saved tensor hooks" not in str(error):
+                    raise
+                by_checkpoint = False  # fn differentiates by torch.func
+        chosen = _places(args, offloaded)
+        waiting = [i for i, p in enumerate(places) if p in chosen and not rematerialized.in_host_memory(tensors[i])]
+        return _rematerialized(of_tensors, tensors, policy, _check(fn), waiting)
 
     return recomputed
 
 
-def recompute_layers(fn: Callable[..., Any], *, budget: float = 0.0) -> Callable[..., Any]:
+def checkpoint_name(x: Tensor, name: str) -> Tensor:
+    """Return x, which `recompute` with the policy `(name,)` keeps; equals `jax.ad_checkpoint.checkpoint_name`.
+
+    In eager the operation that made x is not done again, those before it are: name the result of what takes long.
+    """
+    if torch.compiler.is_compiling():
+        from functrain.transforms import recompute_compiled
+
+        return recompute_compiled.name_value(x, name)
+    return name_value(x, name)
+
+
+def _check_policy(policy: Any) -> None:
+    if isinstance(policy, bool) or not isinstance(policy, (str, float, int, tuple)):
+        came = type(policy).__name__
+    elif isinstance(policy, tuple):
+        if all(isinstance(name, str) for name in policy):
+            return
+        came = repr(policy)
+    elif policy in ("nothing", "dots") if isinstance(policy, str) else 0.0 <= policy <= 1.0:
+        return
+    else:
+        came = repr(policy)
+    raise ValueError(
+        f"recompute: expected the policy 'nothing', 'dots', a tuple of names, or a part of the memory in [0, 1], "
+        f"came {came}"
+    )
+
+
+def _checkpointed(of_tensors: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
+    """Use torch's own, which stops the second run at the last value that is needed, but knows no torch.func."""
+    ours = [x.view_as(x) if x.requires_grad else x for x in tensors]  # a node where our graph begins
+    with captured.drawing_nothing("recompute", tensors):
+        result = checkpoint(of_tensors, *ours, use_reentrant=False, preserve_rng_state=False)
+    found = [leaf for leaf in tree.leaves(result) if isinstance(leaf, Tensor)]
+    captured.check_graph("recompute", found, begins=[x.grad_fn for x in ours if x.requires_grad])
+    return result
+
+
+def recompute_layers(
+    fn: Callable[..., Any], *, budget: float = 0.0, policy: Policy = "nothing", offload: bool = False
+) -> Callable[..., Any]:
     """Make a function that runs `fn` with the layers of every `nn.stack` inside recomputed, up to a memory budget.
 
     `budget` is the part of their activation memory that stays, a twelfth of a layer's for the input that a recomputed
     layer keeps; it is met to the nearest number of layers. The last layers keep theirs, which the backward pass needs
-    first and frees before it recomputes. Equals `fn`; see `recompute`.
+    first and frees before it recomputes. Recomputed layers keep what `policy` says, and with `offload` their inputs
+    wait in host memory. Equals `fn`; see `recompute`.
 
-    Raises: ValueError for a budget outside [0, 1].
+    Raises: ValueError for a budget outside [0, 1] and for another policy.
     """
     if not 0.0 <= budget <= 1.0:
         raise ValueError(f"recompute_layers: expected a budget in [0, 1], came {budget}; 0.5 keeps half")
+    _check_policy(policy)
 
     @wraps(fn)
     def with_layers_recomputed(*args: Any, **kwargs: Any) -> Any:
-        before, engine.layers_kept = engine.layers_kept, budget
+        before = engine.layers_kept, engine.layers_policy
+        engine.layers_kept, engine.layers_policy = budget, (policy, (1,) if offload else ())
         try:
             return fn(*args, **kwargs)
         finally:
-            engine.layers_kept = before
+            engine.layers_kept, engine.layers_policy = before
 
     return with_layers_recomputed
 
 
-def recomputed_layers(count: int) -> int:
-    """Return how many of `count` layers are recomputed, the first ones, under the budget in force."""
+def recomputed_blocks(block: Callable[..., Any], count: int) -> tuple[list[Callable[..., Any]], int]:
+    """Return the block `count` times, the first of them recomputed, and how many are, under the budget in force."""
     kept = (engine.layers_kept - _INPUT) / (1.0 - _INPUT) * count
-    return count - max(0, int(kept + 0.5))
+    first = count - max(0, int(kept + 0.5))
+    policy, offload = engine.layers_policy
+    again = [recompute(block, policy, offload=offload)] * first if first else []
+    return [*again, *[block] * (count - first)], first
 
 
 # what the input of a layer is of its activations: a tenth in an MLP block, a sixteenth in a transformer's
 _INPUT = 1 / 12
 
 
-def _rematerialized(fn: Callable[..., Any], tensors: list[Tensor], check: Callable[[], Any]) -> Any:
+def _rematerialized(
+    fn: Callable[..., Any], tensors: list[Tensor], policy: Policy, check: Callable[[], Any], waiting: Sequence[int]
+) -> Any:
     static: list[Any] = []
     made: Any = None
 
@@ -101,9 +172,26 @@ def _rematerialized(fn: Callable[..., Any], tensors: list[Tensor], check: Callab
         static = [None if isinstance(value, Tensor) else (value,) for value in values]
         return tuple([value for value in values if isinstance(value, Tensor)])
 
-    call = Call(function, [x.requires_grad for x in tensors], check)
+    tape = Tape(policy) if policy != "nothing" else None
+    call = Call(function, [x.requires_grad for x in tensors], check, tape, waiting)
     values = iter(Rematerialized.apply(call, *tensors))
     return tree.unflatten(made, [next(values) if value is None else value[0] for value in static])
+
+
+def _places(args: tuple[Any, ...], chosen: Sequence[int]) -> set[int]:
+    """Return the numbers of the leaves of the chosen arguments."""
+    edges = [0]
+    for arg in args:
+        edges.append(edges[-1] + len(tree.leaves(arg)))
+    if any(not 0 <= i < len(args) for i in chosen):
+        raise ValueError(f"recompute: offload={tuple(chosen)}: came {len(args)} arguments by position")
+    return {place for i in chosen for place in range(edges[i], edges[i + 1])}
+
+
+def _outside_of_torch_func() -> bool:
+    # in the forward pass of an autograd.Function there is no transform to see, but the hooks stay forbidden
+    forbidden = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
+    return torch._C._functorch.peek_interpreter_stack() is None and forbidden is None
 
 
 def _check(fn: Callable[..., Any]) -> Callable[[], Any]:

@@ -23,7 +23,8 @@ _VIEWS = {aten._unsafe_view.default}
 
 def unshare(module: fx.GraphModule) -> None:
     """Rewrite a graph in place so that every result of a region is a tensor of its own."""
-    calls: dict[fx.GraphModule, list[fx.Node]] = {}  # one region may go by several names
+    calls: dict[fx.GraphModule, list[Any]] = {}  # one region may go by several names
+    node: Any
     for node in module.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph):
         calls.setdefault(getattr(module, node.args[0].target), []).append(node)
     for region, nodes in calls.items():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from functrain.transforms import captured
+from functrain.transforms.tape import Diverged, Recording, Replay, Tape
 
 _functorch = torch._C._functorch
 Flat = Callable[..., tuple[Tensor, ...]]  # tensors in, tensors out
@@ -21,32 +22,46 @@ Check = Callable[[], AbstractContextManager[Any]]
 
 
 class Rematerialized(torch.autograd.Function):
-    """`apply(call, *tensors)` equals `call.function(*tensors)`."""
+    """`apply(call, *tensors)` equals `call.values(tensors)`, with the copies that wait in host memory after them."""
 
     @staticmethod
     def forward(call: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
         # below every transform of torch.func: plain tensors
-        return call.values(tensors)
+        return (*call.values(tensors), *[_to_host(tensors[i]) for i in call.offloaded])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.call, *tensors = inputs
-        ctx.save_for_backward(*tensors)
+        ctx.tape = ctx.call.tape
+        ctx.devices = {i: tensors[i].device for i in ctx.call.offloaded}
+        values = output[: len(output) - len(ctx.devices)]
         ctx.save_for_forward(*tensors)
-        ctx.differentiable = [value.is_floating_point() or value.is_complex() for value in output]
-        ctx.mark_non_differentiable(*_where(output, [not d for d in ctx.differentiable]))
+        # a result of this function may be saved as an argument may: torch knows how to differentiate through both
+        for i, copy in zip(ctx.devices, output[len(values) :], strict=True):
+            tensors[i] = copy
+        ctx.save_for_backward(*tensors)
+        ctx.differentiable = [value.is_floating_point() or value.is_complex() for value in values]
+        ctx.kinds = [(value.shape, value.dtype, value.device) for value in values]
+        ctx.set_materialize_grads(not ctx.devices)  # nothing comes for a copy, but for a second derivative
+        ctx.mark_non_differentiable(*[x for x in output if not (x.is_floating_point() or x.is_complex())])
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        call, tensors = ctx.call, list(ctx.saved_tensors)
+        for i, device in ctx.devices.items():
+            tensors[i] = tensors[i].to(device, non_blocking=True)
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        pull = Pullback(ctx.call.function, wanted, len(ctx.saved_tensors), ctx.differentiable)
-        tensors = (*ctx.saved_tensors, *_where(cotangents, ctx.differentiable))
+        pull = Pullback(call, wanted, ctx.differentiable)
+        given = (*tensors, *_where(_materialized(ctx.kinds, cotangents), ctx.differentiable))
         # without either nobody transforms the gradients, and the call would only cost time
         transformed = torch.is_grad_enabled() or _functorch.peek_interpreter_stack() is not None
-        found = Rematerialized.apply(pull, *tensors) if transformed else pull.values(tensors)
+        found = Rematerialized.apply(pull, *given) if transformed else pull.values(given)
         grads: list[Any] = [None] * len(ctx.needs_input_grad)
         for i, grad in zip(wanted, found, strict=True):
             grads[i + 1] = grad
+        for (i, device), cotangent in zip(ctx.devices.items(), cotangents[len(ctx.kinds) :], strict=True):
+            if grads[i + 1] is not None and cotangent is not None:
+                grads[i + 1] = grads[i + 1] + cotangent.to(device)
         return tuple(grads)
 
     @staticmethod
@@ -62,61 +77,106 @@ class Rematerialized(torch.autograd.Function):
         function = _of_chosen(ctx.call.function, moved, tensors)
         inputs = tuple([tensors[i] for i in moved])
         moves: Any = torch.func.jvp(function, inputs, tuple([tangents[i] for i in moved]))[1]
-        return tuple([t if d else None for t, d in zip(moves, ctx.differentiable, strict=True)])
+        copies = [torch.zeros_like(tensors[i]) if tangents[i] is None else tangents[i] for i in ctx.devices]
+        copies = [t.cpu() if t is not None and t.is_floating_point() else None for t in copies]
+        return (*[t if d else None for t, d in zip(moves, ctx.differentiable, strict=True)], *copies)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Any, *tensors: Tensor) -> tuple[Any, Any]:
         mapped = torch.func.vmap(call.function, in_dims[1:], randomness=info.randomness)
-        found = Rematerialized.apply(Call(mapped, (False,) * len(tensors), call.check), *tensors)
-        return found, (0,) * len(found)
+        found = Rematerialized.apply(call.of(mapped), *tensors)
+        copies = [in_dims[1 + i] for i in call.offloaded]
+        return found, (*[0] * (len(found) - len(copies)), *copies)
 
 
 class Call:
-    """A function of tensors, which of them are differentiated where it is called, and a context to run it in."""
+    """A function of tensors, which of them are differentiated where it is called, and a context to run it in.
 
-    def __init__(self, function: Flat, differentiated: Sequence[bool], check: Check) -> None:
+    `tape` takes what is kept beside the arguments; those at `offloaded` wait in host memory for the backward pass.
+    """
+
+    def __init__(
+        self,
+        function: Flat,
+        differentiated: Sequence[bool],
+        check: Check,
+        tape: Tape | None = None,
+        offloaded: Sequence[int] = (),
+    ) -> None:
         self.function, self.differentiated, self.check = function, differentiated, check
+        self.tape, self.offloaded = tape, offloaded
+
+    def of(self, mapped: Flat) -> Call:
+        return Call(mapped, self.differentiated, self.check, self.tape, self.offloaded)
 
     def values(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         # as the backward pass will run it: torch.matmul, for one, multiplies in another order for a tensor that
         # requires grad, and the last bits would differ
-        with torch.enable_grad(), self.check():
+        recording = Recording(self.tape, tensors) if self.tape else None
+        # under a map, torch says of who is differentiated outside of it only here
+        self.differentiated = [d or x.requires_grad for x, d in zip(tensors, self.differentiated, strict=True)]
+        with torch.enable_grad():
             seen = [x.detach().requires_grad_(d) for x, d in zip(tensors, self.differentiated, strict=True)]
-            values = self.function(*seen)
-        captured.check_graph("recompute", values, seen)
+            with self.check(), recording or nullcontext(), captured.drawing_nothing("recompute", tensors):
+                values = self.function(*seen)
+            captured.check_graph("recompute", values, seen)
+            if recording:
+                recording.close(values)
         return tuple([value.detach() for value in values])
 
 
 class Pullback:
-    """The function `(*inputs, *cotangents)` that returns the gradients of the `wanted` inputs.
+    """The function `(*inputs, *cotangents)` that returns the gradients of the `wanted` inputs of a call.
 
     Cotangents are those of the results that are `differentiable`.
     """
 
-    check = nullcontext  # what it runs has been checked in the forward pass
+    offloaded = ()
 
-    def __init__(self, of: Flat, wanted: Sequence[int], inputs: int, differentiable: Sequence[bool]) -> None:
-        self.of, self.wanted, self.inputs, self.differentiable = of, wanted, inputs, differentiable
+    def __init__(self, call: Any, wanted: Sequence[int], differentiable: Sequence[bool]) -> None:
+        self.call, self.tape, self.wanted, self.differentiable = call, call.tape, wanted, differentiable
+        self.inputs = len(call.differentiated)
+        self.differentiated = [*call.differentiated, *[True] * sum(differentiable)]
+
+    def of(self, mapped: Flat) -> Call:
+        return Call(mapped, self.differentiated, nullcontext)  # what it runs has been checked in the forward pass
 
     def function(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         inputs, cotangents = tensors[: self.inputs], tensors[self.inputs :]
-        of_chosen = _of_chosen(self.of, self.wanted, inputs)
+        of_chosen = _of_chosen(self.call.function, self.wanted, inputs)
         chosen = [inputs[i] for i in self.wanted]
-        pull: Any = torch.func.vjp(lambda *values: _where(of_chosen(*values), self.differentiable), *chosen)[1]
+
+        def replayed(*values: Tensor) -> tuple[Tensor, ...]:
+            with Replay(self.tape, shorten=False) if self.tape else nullcontext():
+                return _where(of_chosen(*values), self.differentiable)
+
+        pull: Any = torch.func.vjp(replayed, *chosen)[1]
         return pull(cotangents)
 
     def values(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         # autograd frees each activation as soon as it is used, which torch.func does not
         cotangents = tensors[self.inputs :]
+        differentiated = [d or i in self.wanted for i, d in enumerate(self.call.differentiated)]
         with torch.enable_grad():
-            inputs = [x.detach().requires_grad_(i in self.wanted) for i, x in enumerate(tensors[: self.inputs])]
-            values = _where(self.of(*inputs), self.differentiable)
+            inputs = [x.detach().requires_grad_(d) for x, d in zip(tensors[: self.inputs], differentiated, strict=True)]
+            values = self._again(inputs, shorten=differentiated == list(self.call.differentiated))
         chosen = [inputs[i] for i in self.wanted]
-        pairs = [(v, c) for v, c in zip(values, cotangents, strict=True) if v.requires_grad]
+        pairs = [
+            (v, c) for v, c in zip(_where(values, self.differentiable), cotangents, strict=True) if v.requires_grad
+        ]
         if not pairs:
             return tuple([torch.zeros_like(x) for x in chosen])
         values, cotangents = zip(*pairs, strict=True)
         return torch.autograd.grad(values, chosen, cotangents, allow_unused=True, materialize_grads=True)
+
+    def _again(self, inputs: Sequence[Tensor], shorten: bool) -> tuple[Tensor, ...]:
+        if self.tape:
+            try:
+                with Replay(self.tape, shorten=shorten):
+                    return self.call.function(*inputs)
+            except Diverged:
+                pass
+        return self.call.function(*inputs)
 
 
 def _of_chosen(function: Flat, chosen: Sequence[int], tensors: Sequence[Tensor]) -> Flat:
@@ -131,3 +191,17 @@ def _of_chosen(function: Flat, chosen: Sequence[int], tensors: Sequence[Tensor])
 
 def _where(values: Sequence[Tensor], chosen: Sequence[bool]) -> tuple[Tensor, ...]:
     return tuple([value for value, keep in zip(values, chosen, strict=True) if keep])
+
+
+def _materialized(kinds: Sequence[Any], cotangents: Sequence[Tensor | None]) -> list[Tensor]:
+    pairs = zip(kinds, cotangents, strict=False)
+    return [torch.zeros(n, dtype=t, device=d) if c is None else c for (n, t, d), c in pairs]
+
+
+def in_host_memory(x: Tensor) -> bool:
+    return x.device.type == "cpu"
+
+
+def _to_host(x: Tensor) -> Tensor:
+    # page-locked, so that both ways are asynchronous, in the order of the device's stream
+    return torch.empty_like(x, device="cpu", pin_memory=x.is_cuda).copy_(x, non_blocking=True)

@@ -1,0 +1,221 @@
+"""Policies of `recompute`: what is kept is not computed again, and no number changes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_recompute import FIRST, HIGHER, KEY, PARAMS, X, block, loss_of, plain
+from torch import Tensor
+from torch._functorch import config as functorch_config
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import functrain as ft
+from functrain.transforms import inductor, rematerialized
+
+aten = torch.ops.aten
+
+
+class Counted(TorchDispatchMode):
+    """Count the operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count[str(func._schema.name).removeprefix("aten::")] += 1
+        return func(*args, **kwargs or {})
+
+
+def counted(fn: Callable[[], Any]) -> Counter[str]:
+    with Counted() as mode:
+        fn()
+    return mode.count
+
+
+def mlp(p: Any, x: Tensor) -> Tensor:
+    h = ft.checkpoint_name(x @ p["up"], "up")
+    h = ft.checkpoint_name(torch.tanh(h), "tanh")
+    return torch.sin(x + h @ p["down"])
+
+
+P = {"up": 0.5 * torch.eye(4, 6, dtype=torch.float64), "down": 0.5 * torch.eye(6, 4, dtype=torch.float64)}
+
+
+def summed(p: Any, x: Tensor, fn: Callable[..., Tensor]) -> Tensor:
+    return torch.sum(fn(p, fn(p, x)) ** 2)
+
+
+# the second product is not needed again for its own backward pass, but sin(x + product) is
+AGAIN = {
+    "nothing": {"mm": 4, "tanh": 2},
+    "dots": {"tanh": 2},
+    ("up",): {"mm": 2, "tanh": 2},
+    ("tanh",): {"mm": 4},
+    ("up", "tanh"): {"mm": 2},
+    ("other",): {"mm": 4, "tanh": 2},
+    0.0: {"mm": 4, "tanh": 2},
+    0.5: {"mm": 2, "tanh": 2},
+    1.0: {},
+}
+
+
+@pytest.mark.parametrize("policy", AGAIN, ids=str)
+def test_what_is_kept_is_not_computed_again(policy: Any) -> None:
+    fn = ft.recompute(mlp, policy)
+    extra = counted(lambda: ft.grad(summed)(P, X, fn)) - counted(lambda: ft.grad(summed)(P, X, mlp))
+    assert {name: extra[name] for name in ("mm", "tanh") if extra[name]} == AGAIN[policy]
+
+
+@pytest.mark.parametrize("policy", ["nothing", "dots"])
+def test_what_the_backward_pass_does_not_read_is_not_computed_again(policy: str) -> None:
+    def last(w: Tensor, x: Tensor) -> Tensor:
+        return torch.exp(x) @ w
+
+    def loss(w: Tensor, fn: Callable[..., Tensor]) -> Tensor:
+        return torch.sum(fn(w, X))
+
+    fn = ft.recompute(last, policy)
+    extra = counted(lambda: ft.grad(loss)(P["up"][:4], fn)) - counted(lambda: ft.grad(loss)(P["up"][:4], last))
+    assert extra["exp"] == 1 and extra["mm"] == 0
+
+
+def test_products_are_kept_for_single_examples_too() -> None:
+    def count(fn: Callable[..., Tensor]) -> int:
+        found = counted(lambda: ft.per_example_grad(lambda p, x, key: summed(p, x, fn))(P, X, KEY))
+        return found["mm"] + found["bmm"]
+
+    plain, nothing, dots = (count(fn) for fn in (mlp, ft.recompute(mlp), ft.recompute(mlp, "dots")))
+    assert plain <= dots < nothing
+
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "dots": {"policy": "dots"},
+    "named": {"policy": ("tanh",)},
+    "a half": {"policy": 0.5},
+    "offloaded": {"offload": (0, 1)},
+    "named and offloaded": {"policy": ("tanh",), "offload": 1},
+}
+
+
+@pytest.mark.parametrize("case", [*FIRST, *HIGHER])
+@pytest.mark.parametrize("options", POLICIES)
+def test_no_policy_changes_a_number(options: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # as on an accelerator: copies are made, kept and read in place of the arguments
+    monkeypatch.setattr(rematerialized, "in_host_memory", lambda x: False)
+
+    def named(p: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return block(p, ft.checkpoint_name(torch.tanh(x), "tanh"), *args, **kwargs)
+
+    expected = ({**FIRST, **HIGHER}[case])(loss_of(named))
+    found = ({**FIRST, **HIGHER}[case])(loss_of(ft.recompute(named, **POLICIES[options])))
+    tolerance = 0.0 if case in FIRST else 1e-12
+    assert ft.tree.allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_arguments_wait_in_host_memory() -> None:
+    params, x, key = ft.tree.map(Tensor.cuda, (PARAMS, X.repeat(1000, 1), KEY))
+    held = []
+    for options in ({}, {"offload": 1}):
+        loss = loss_of(ft.recompute(block, **options))
+        leaves = ft.tree.map(lambda leaf: leaf.detach().requires_grad_(), params)
+        before = torch.cuda.memory_allocated()
+        value = loss(leaves, x, key)
+        held.append(torch.cuda.memory_allocated() - before)
+        grads = torch.autograd.grad(value, ft.tree.leaves(leaves))
+        expected = ft.tree.leaves(ft.grad(plain)(params, x, key))
+        assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
+    assert held[1] < held[0]
+
+
+def test_a_kept_value_that_is_written_over_is_computed_again() -> None:
+    def writing(w: Tensor, x: Tensor) -> Tensor:
+        return torch.exp((x @ w).mul_(2.0))
+
+    def loss(w: Tensor, fn: Callable[..., Tensor]) -> Tensor:
+        return torch.sum(fn(w, X))
+
+    assert torch.equal(ft.grad(loss)(P["up"], ft.recompute(writing, "dots")), ft.grad(loss)(P["up"], writing))
+
+
+@pytest.mark.parametrize("policy", ["dots", ("tanh",), 0.5], ids=str)
+def test_a_function_that_caches_is_right(policy: Any) -> None:
+    def caching(cache: list[Tensor]) -> Callable[..., Tensor]:
+        def fn(p: Any, x: Tensor) -> Tensor:
+            if not cache:
+                cache.append(torch.cos(x.detach()) @ P["up"])
+            h = ft.checkpoint_name(torch.tanh(x @ p["up"]), "tanh")
+            return torch.sum((h * cache[0]) @ p["down"])
+
+        return fn
+
+    expected = ft.grad(caching([]))(P, X)
+    assert ft.tree.allclose(ft.grad(ft.recompute(caching([]), policy))(P, X), expected, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("policy", ["nothing", "dots"])
+@pytest.mark.parametrize("grad", [ft.grad, torch.func.grad])
+def test_numbers_of_the_global_generator_are_an_error(grad: Any, policy: str) -> None:
+    fn = ft.recompute(lambda x: torch.sum(torch.nn.functional.dropout(x, 0.5)), policy)
+    with pytest.raises(ValueError, match=r"recompute: fn draws from torch's global generator.* functrain.random"):
+        grad(fn)(X)
+
+
+@pytest.mark.parametrize("policy", ["every", 1.5, -0.1, True, None, ("a", 3), ["a"]])
+def test_another_policy_is_an_error(policy: Any) -> None:
+    for make in (ft.recompute, lambda fn, policy: ft.recompute_layers(fn, policy=policy)):
+        with pytest.raises(ValueError, match="recompute: expected the policy 'nothing', 'dots', a tuple of names"):
+            make(mlp, policy)
+
+
+def test_an_argument_to_offload_is_there() -> None:
+    with pytest.raises(ValueError, match=r"recompute: offload=\(2,\): came 2 arguments by position"):
+        ft.grad(summed)(P, X, ft.recompute(mlp, offload=2))
+
+
+def loss_in_stack(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def loss(params: Any, batch: Any, key: Any) -> ft.Loss:
+        x = ft.nn.stack(fn, params, batch)
+        return ft.Loss(torch.sum(x**2), torch.ones(()), {})
+
+    return loss
+
+
+# of 3 layers, the last two of one region: products and tanh in the backward program
+COMPILED: dict[Any, dict[str, int] | None] = {
+    None: {"mm": 7, "tanh": 0},
+    "nothing": {"mm": 11, "tanh": 2},
+    "dots": {"mm": 7, "tanh": 2},
+    ("tanh",): {"mm": 9, "tanh": 0},
+    0.0: None,  # as the partitioner likes, but not everything
+}
+
+
+@pytest.mark.parametrize("policy", COMPILED, ids=str)
+def test_a_compiled_policy_keeps_what_it_says(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Counter[str]] = []
+    compile_graph = inductor._compile_unshared
+
+    def seen(graph: Any, inputs: Any, **options: Any) -> Any:
+        inner = [module.graph for module in graph.modules() if isinstance(module, torch.fx.GraphModule)]
+        nodes = [n for g in inner for n in g.find_nodes(op="call_function", target=aten.mm.default)]
+        nodes += [n for g in inner for n in g.find_nodes(op="call_function", target=aten.tanh.default)]
+        graphs.append(Counter(str(node.target).removeprefix("aten.").removesuffix(".default") for node in nodes))
+        return compile_graph(graph, inputs, **options)
+
+    monkeypatch.setattr(inductor, "_compile_unshared", seen)
+    params = [ft.tree.map(lambda leaf: leaf.repeat(300, 300), P)] * 3  # above what is compiled as a whole
+    x, optimizer = X.repeat(1, 300), ft.optim.sgd(0.1)
+    state = ft.init_state(params, optimizer, key=KEY)
+    fn = mlp if policy is None else ft.recompute(mlp, policy)
+    with functorch_config.patch(enable_autograd_cache=False):
+        new, _ = ft.compile(ft.train_step(loss_in_stack(fn), optimizer))(state, x)
+    expected, _ = ft.train_step(loss_in_stack(mlp), optimizer)(state, x)
+    assert ft.tree.allclose(new.params, expected.params, rtol=1e-9, atol=1e-9)
+    found, counts = {name: graphs[-1][name] for name in ("mm", "tanh")}, COMPILED[policy]
+    assert found == counts if counts else found["mm"] > 7
