@@ -6,7 +6,7 @@ interpreter stack. They are process-wide: transforms are entered from one thread
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +38,21 @@ def nested() -> bool:
 def concrete() -> bool:
     """Tell whether tensors are numbers that can be looked at, for an error where there would be a NaN."""
     return not (nested() or tracing or torch.compiler.is_compiling())
+
+
+def with_layers(fn: Callable[..., Any], kept: float, policy: Any) -> Callable[..., Any]:
+    """Make a function that runs `fn` with these settings, also where the backward pass runs it again."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        global layers_kept, layers_policy
+        before = layers_kept, layers_policy
+        layers_kept, layers_policy = kept, policy
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            layers_kept, layers_policy = before
+
+    return run
 
 
 @contextmanager

@@ -65,16 +65,17 @@ def recompute(
             from functrain.transforms import recompute_compiled
 
             return recompute_compiled.recompute(of_tensors, tensors, policy, offloaded)
+        again = engine.with_layers(of_tensors, engine.layers_kept, engine.layers_policy)
         if by_checkpoint and _outside_of_torch_func():
             try:
-                return _checkpointed(of_tensors, tensors)
+                return _checkpointed(again, tensors)
             except RuntimeError as error:
                 if "saved tensor hooks" not in str(error):
                     raise
                 by_checkpoint = False  # fn differentiates by torch.func
         chosen = _places(args, offloaded)
         waiting = [i for i, p in enumerate(places) if p in chosen and not rematerialized.in_host_memory(tensors[i])]
-        return _rematerialized(of_tensors, tensors, policy, _check(fn), waiting)
+        return _rematerialized(again, tensors, policy, _check(fn), waiting)
 
     return recomputed
 
@@ -134,16 +135,7 @@ def recompute_layers(
         raise ValueError(f"recompute_layers: expected a budget in [0, 1], came {budget}; 0.5 keeps half")
     _check_policy(policy)
 
-    @wraps(fn)
-    def with_layers_recomputed(*args: Any, **kwargs: Any) -> Any:
-        before = engine.layers_kept, engine.layers_policy
-        engine.layers_kept, engine.layers_policy = budget, (policy, (1,) if offload else ())
-        try:
-            return fn(*args, **kwargs)
-        finally:
-            engine.layers_kept, engine.layers_policy = before
-
-    return with_layers_recomputed
+    return wraps(fn)(engine.with_layers(fn, budget, (policy, (1,) if offload else ())))
 
 
 def recomputed_blocks(block: Callable[..., Any], count: int) -> tuple[list[Callable[..., Any]], int]:
