@@ -50,24 +50,30 @@ def batch(rows: int = ROWS) -> Any:
     return {"x": ft.random.normal(ft.random.key(1), (rows, TOKENS, WIDTH))}
 
 
-BUDGETS = {"plain": 1.0, "recompute, budget 0.5": 0.5, "recompute": 0.0}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {"budget": 1.0},
+    "recompute": {"budget": 0.0},
+    "recompute, budget 0.5": {"budget": 0.5},
+    "recompute, policy dots": {"policy": "dots"},
+    "recompute, policy 0.5": {"policy": 0.5},
+}
 
 
 def eager() -> dict[str, Run]:
     params, rows, key = init(LAYERS), batch(), ft.random.key(2)
-    fns = {name: ft.grad(ft.recompute_layers(loss_fn, budget=budget)) for name, budget in BUDGETS.items()}
+    fns = {name: ft.grad(ft.recompute_layers(loss_fn, **options)) for name, options in VARIANTS.items()}
     return {name: lambda fn=fn: fn(params, rows, key) for name, fn in fns.items()}
 
 
 def per_example() -> dict[str, Run]:
     # few examples: a gradient for each of them is in every variant's peak
     params, rows, key = init(LAYERS), {"x": batch(4)["x"].repeat(1, 8, 1)}, ft.random.key(2)
-    fns = {name: ft.per_example_grad(ft.recompute_layers(loss_fn, budget=b)) for name, b in BUDGETS.items()}
+    fns = {name: ft.per_example_grad(ft.recompute_layers(loss_fn, **o)) for name, o in VARIANTS.items()}
     return {name: lambda fn=fn: fn(params, rows, key) for name, fn in fns.items()}
 
 
 def compiled() -> dict[str, Run]:
-    return {name: _step(ft.recompute_layers(loss_fn, budget=budget)) for name, budget in BUDGETS.items()}
+    return {name: _step(ft.recompute_layers(loss_fn, **o)) for name, o in VARIANTS.items()}
 
 
 def _step(loss: Any) -> Run:
