@@ -59,7 +59,7 @@ class GPT(nn.Module):
         self.ln_f, self.head = nn.LayerNorm(width), nn.Linear(width, vocab, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        positions = torch.arange(tokens.shape[1]).expand(tokens.shape)  # opacus wants a batch everywhere
+        positions = torch.arange(tokens.shape[1]).repeat(len(tokens), 1)  # opacus wants a batch everywhere
         return self.head(self.ln_f(self.blocks(self.wte(tokens) + self.wpe(positions))))
 
 

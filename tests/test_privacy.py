@@ -104,7 +104,8 @@ def test_a_batch_of_nothing_moves_by_noise_alone() -> None:
     got, metrics = stepped(params, absent, optimizer)
     aggregate = optim.differentially_private_aggregate(2.0, 0.5, seed=3)
     zeros = tree.map(lambda p: torch.zeros((4, *p.shape), dtype=p.dtype), params)
-    noise, _ = aggregate.update(zeros, aggregate.init(params), params)
+    noise, drawn = aggregate.update(zeros, aggregate.init(params), params)
+    assert not torch.equal(noise["w"], aggregate.update(zeros, drawn, params)[0]["w"])
     tree.map(lambda a, b: torch.testing.assert_close(a, b, rtol=0, atol=1e-15), got, tree.sub(params, noise))
     assert metrics["loss"] == metrics["weight"] == metrics["gradient_norm_mean"] == 0 and tree.norm(noise) > 0
 
