@@ -83,7 +83,8 @@ def uniform(
 
     m is 7 for bfloat16, 10 for float16, 23 for float32, 52 for float64.
 
-    Equals `jax.random.uniform` on the CPU; in float64 outside [0, 1) to float rounding.
+    Equals `jax.random.uniform` on the CPU; in float64 outside [0, 1) to float rounding, and in float16 on a CPU that
+    computes in float16 itself.
     """
     _check_float("uniform", dtype)
     if not minval <= maxval:
