@@ -96,6 +96,15 @@ def test_a_product_that_torch_folds_by_who_requires_grad_keeps_its_bits(transpos
     assert torch.equal(expected[0], found[0]) and torch.equal(expected[1], found[1])
 
 
+@pytest.mark.parametrize(
+    "grad", [ft.grad, F.grad, lambda f: F.jacrev(f), lambda f: lambda x: ft.vmap(ft.grad(f))(x[None])]
+)
+def test_a_result_that_nobody_reads_has_no_gradient(grad: Any) -> None:
+    # the slope of sqrt at 0 is infinite, and zero times it is NaN
+    fn = ft.recompute(lambda x: (x.sum(), torch.sqrt((x * 0).sum())))
+    assert torch.all(grad(lambda x: fn(x)[0])(torch.ones(3)) == 1)
+
+
 def test_it_is_pure_and_leaves_arguments_untouched() -> None:
     before = ft.tree.map(torch.clone, (PARAMS, X))
     first, second = (ft.value_and_grad(recomputed)(PARAMS, X) for _ in range(2))

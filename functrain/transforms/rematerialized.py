@@ -41,8 +41,7 @@ class Rematerialized(torch.autograd.Function):
             tensors[i] = copy
         ctx.save_for_backward(*tensors)
         ctx.differentiable = [value.is_floating_point() or value.is_complex() for value in values]
-        ctx.kinds = [(value.shape, value.dtype, value.device) for value in values]
-        ctx.set_materialize_grads(not ctx.devices)  # nothing comes for a copy, but for a second derivative
+        ctx.set_materialize_grads(False)  # zero times an infinite slope is NaN: what nobody reads has no gradient
         ctx.mark_non_differentiable(*[x for x in output if not (x.is_floating_point() or x.is_complex())])
 
     @staticmethod
@@ -51,17 +50,23 @@ class Rematerialized(torch.autograd.Function):
         for i, device in ctx.devices.items():
             tensors[i] = tensors[i].to(device, non_blocking=True)
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        pull = Pullback(call, wanted, ctx.differentiable)
-        given = (*tensors, *_where(_materialized(ctx.kinds, cotangents), ctx.differentiable))
+        of_values: Any = cotangents[: len(ctx.differentiable)]
+        of_copies = cotangents[len(ctx.differentiable) :]
+        read = [d and c is not None for d, c in zip(ctx.differentiable, of_values, strict=True)]
+        pull = Pullback(call, wanted, read)
+        given = (*tensors, *_where(of_values, read))
         # without either nobody transforms the gradients, and the call would only cost time
         transformed = torch.is_grad_enabled() or _functorch.peek_interpreter_stack() is not None
-        found = Rematerialized.apply(pull, *given) if transformed else pull.values(given)
+        found: Any = [None] * len(wanted)
+        if any(read):
+            found = Rematerialized.apply(pull, *given) if transformed else pull.values(given)
         grads: list[Any] = [None] * len(ctx.needs_input_grad)
         for i, grad in zip(wanted, found, strict=True):
             grads[i + 1] = grad
-        for (i, device), cotangent in zip(ctx.devices.items(), cotangents[len(ctx.kinds) :], strict=True):
-            if grads[i + 1] is not None and cotangent is not None:
-                grads[i + 1] = grads[i + 1] + cotangent.to(device)
+        for (i, device), cotangent in zip(ctx.devices.items(), of_copies, strict=True):
+            if i in wanted and cotangent is not None:
+                add = cotangent.to(device)
+                grads[i + 1] = add if grads[i + 1] is None else grads[i + 1] + add
         return tuple(grads)
 
     @staticmethod
@@ -191,11 +196,6 @@ def _of_chosen(function: Flat, chosen: Sequence[int], tensors: Sequence[Tensor])
 
 def _where(values: Sequence[Tensor], chosen: Sequence[bool]) -> tuple[Tensor, ...]:
     return tuple([value for value, keep in zip(values, chosen, strict=True) if keep])
-
-
-def _materialized(kinds: Sequence[Any], cotangents: Sequence[Tensor | None]) -> list[Tensor]:
-    pairs = zip(kinds, cotangents, strict=False)
-    return [torch.zeros(n, dtype=t, device=d) if c is None else c for (n, t, d), c in pairs]
 
 
 def in_host_memory(x: Tensor) -> bool:
