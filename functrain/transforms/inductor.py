@@ -50,6 +50,7 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Any], *, any_length: bool = F
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
     """Compile a traced graph as one program."""
+    let_views_copy(graph)
     unstack_sums(graph.graph)
     compute_numbers_once(graph.graph)
     compiler_jobs.finish_checks()
@@ -198,6 +199,13 @@ def no_cxx_compiler(error: BaseException | None) -> bool:
     return False
 
 
+def let_views_copy(module: fx.GraphModule) -> None:
+    """Turn views into reshapes, which copy where the compiler has laid out their argument in another way than eager."""
+    for node in module.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
+    module.recompile()
+
+
 def unstack_sums(graph: fx.Graph) -> None:
     """Turn the sum of stacked numbers into additions: a stack is a buffer, a view and a copy for each number."""
     for node in graph.find_nodes(op="call_function", target=aten.sum.default):
@@ -261,8 +269,8 @@ _CHEAP = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.mul.Tensor, a
           aten.where.self, aten.maximum.default, aten.minimum.default, aten.clamp.default, aten._to_copy.default,
           aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar, aten.eq.Scalar, aten.ne.Scalar,
           aten.gt.Tensor, aten.ge.Tensor, aten.lt.Tensor, aten.le.Tensor, aten.eq.Tensor, aten.ne.Tensor,
-          aten.copy_.default, aten.full.default, aten.select.int, aten.view.default, aten.alias.default,
-          aten.detach.default}  # fmt: skip
+          aten.copy_.default, aten.full.default, aten.select.int, aten.view.default, aten.reshape.default,
+          aten.alias.default, aten.detach.default}  # fmt: skip
 
 
 def _dim(node: fx.Node) -> int:
