@@ -219,3 +219,22 @@ def test_a_compiled_policy_keeps_what_it_says(policy: Any, monkeypatch: pytest.M
     assert ft.tree.allclose(new.params, expected.params, rtol=1e-9, atol=1e-9)
     found, counts = {name: graphs[-1][name] for name in ("mm", "tanh")}, COMPILED[policy]
     assert found == counts if counts else found["mm"] > 7
+
+
+@pytest.mark.parametrize("policy", [0.5, ("tanh",)], ids=str)
+def test_a_policy_that_a_compilation_of_ones_own_would_lose_is_an_error(policy: Any) -> None:
+    fn = torch.compile(lambda x: torch.sum(ft.recompute(mlp, policy)(P, x)), backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="needs ft.compile"):
+        fn(X.clone().requires_grad_())
+
+
+def test_a_part_of_the_memory_is_not_left_for_the_next_loss() -> None:
+    inductor.engine.memory_budgets[:] = [0.25, 0.5]  # as two losses leave them that Dynamo could not trace to the end
+    inductor.compile_differentiable(lambda x: torch.sum(x**2))(X.clone().requires_grad_())
+
+
+def test_two_parts_of_the_memory_in_one_loss_are_an_error() -> None:
+    half, quarter = ft.recompute(mlp, 0.5), ft.recompute(mlp, 0.25)
+    with pytest.raises(Exception, match="expected one part of the memory to keep in a compiled loss"):
+        with inductor.engine.compiling_losses():
+            ft.grad(lambda p, x: torch.sum(half(p, quarter(p, x))))(P, X)

@@ -100,6 +100,7 @@ def compile_differentiable(fn: Callable[..., Any], *, keep_less: bool = False) -
     compiled = torch.compile(fn, fullgraph=True, dynamic=False, backend=backend)
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        engine.memory_budgets.clear()  # of a trace that failed before anybody read them
         # Dynamo counts the programs of all losses together, and refuses the ninth; JAX has no such limit
         with dynamo_config.patch(recompile_limit=_UNLIMITED, accumulated_recompile_limit=_UNLIMITED):
             return compiled(*args, **kwargs)

@@ -19,6 +19,11 @@ def recompute(of_tensors: Callable[..., Any], tensors: Sequence[Tensor], policy:
         raise NotImplementedError(
             "recompute: arguments wait in host memory in eager only; leave out offload or compile"
         )
+    if not (engine.piecewise or isinstance(policy, str)):
+        raise NotImplementedError(
+            f"recompute: the policy {policy!r} needs ft.compile, and would be lost in a torch.compile of your "
+            "own; use ft.compile, or the policy 'nothing' or 'dots'"
+        )
     if isinstance(policy, (int, float)):
         _ask_for(float(policy))
         return of_tensors(*tensors)
