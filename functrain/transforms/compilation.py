@@ -80,10 +80,10 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
 
 def _compile_whole(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Sequence[Any]]:
     """Compile as one program; an update of many leaves, recognized by its lack of matrix products, leaf by leaf."""
-    from functrain.transforms import inductor, leafwise
+    from functrain.transforms import graph_passes, inductor, leafwise
 
     size = sum(leaf.nbytes for leaf in inputs if isinstance(leaf, Tensor))
-    if size >= _PIECEWISE_BYTES and len(inputs) >= _MANY and not inductor.has_products(graph.graph):
+    if size >= _PIECEWISE_BYTES and len(inputs) >= _MANY and not graph_passes.has_products(graph.graph):
         return leafwise.compile_graph(graph, inputs)
     return inductor.compile_graph(graph, inputs)
 

@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from functrain.losses import chunked, cross_entropy
-from functrain.transforms import compiler_jobs, donation, engine, recompute_compiled, redrawing, regions
+from functrain.transforms import compiler_jobs, donation, engine, graph_passes, recompute_compiled, redrawing, regions
 from functrain.transforms.forward_mode import DenseZeros
 
 aten = torch.ops.aten
@@ -50,9 +50,9 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Any], *, any_length: bool = F
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
     """Compile a traced graph as one program."""
-    let_views_copy(graph)
-    unstack_sums(graph.graph)
-    compute_numbers_once(graph.graph)
+    graph_passes.let_views_copy(graph)
+    graph_passes.unstack_sums(graph.graph)
+    graph_passes.compute_numbers_once(graph.graph)
     compiler_jobs.finish_checks()
     with config.patch(_OPTIONS), _writes_in_order(), warnings.catch_warnings():
         # of torch 2.13 to itself, where it compiles a diagonal
@@ -200,85 +200,6 @@ def no_cxx_compiler(error: BaseException | None) -> bool:
     return False
 
 
-def let_views_copy(module: fx.GraphModule) -> None:
-    """Turn views into reshapes, which copy where the compiler has laid out their argument in another way than eager."""
-    for node in module.graph.find_nodes(op="call_function", target=aten.view.default):
-        node.target = aten.reshape.default
-    module.recompile()
-
-
-def unstack_sums(graph: fx.Graph) -> None:
-    """Turn the sum of stacked numbers into additions: a stack is a buffer, a view and a copy for each number."""
-    for node in graph.find_nodes(op="call_function", target=aten.sum.default):
-        stack = node.args[0]
-        if len(node.args) > 1 or stack.target is not aten.stack.default or any(_dim(n) for n in stack.all_input_nodes):
-            continue
-        with graph.inserting_before(node):
-            total = stack.args[0][0]
-            for term in stack.args[0][1:]:
-                total = graph.call_function(aten.add.Tensor, (total, term))
-                total.meta.update(node.meta)
-        node.replace_all_uses_with(total)
-        graph.erase_node(node)
-        if not stack.users:
-            graph.erase_node(stack)
-
-
-def has_products(graph: fx.Graph) -> bool:
-    """Tell whether a graph multiplies matrices, or calls anything else that is no loop of ours."""
-    return any(_is_product(node) for node in graph.nodes)
-
-
-def _is_product(node: fx.Node) -> bool:
-    return node.target in _PRODUCTS or "convolution" in str(node.target)
-
-
-_PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.mv.default}
-
-
-def compute_numbers_once(graph: fx.Graph) -> None:
-    """Give a number that costs much, and that larger tensors are computed with, a kernel of its own.
-
-    Inductor writes the operations of a () tensor into the loop of every kernel that reads it. With the powers of a
-    bias correction and the cosine of a schedule there, AdamW over 7 million parameters takes 40 ms instead of 9. It
-    never writes out a reduction there; 16 copies are enough for it to stay one.
-    """
-    costly: set[fx.Node] = set()
-    for node in list(graph.nodes):
-        if node.op != "call_function" or _dim(node) or node.target in _REDUCTIONS:
-            continue
-        if node.target not in _CHEAP or any(arg in costly for arg in node.all_input_nodes):
-            costly.add(node)
-    for node in costly:
-        readers = [user for user in node.users if user.op == "call_function" and _dim(user)]
-        value = node.meta["val"]
-        if not readers:
-            continue
-        reduction = aten.any.default if value.dtype == torch.bool else aten.amax.default
-        with graph.inserting_after(node):
-            copies = graph.call_function(aten.expand.default, (node, [16]))
-        with graph.inserting_after(copies):
-            number = graph.call_function(reduction, (copies,))
-        copies.meta["val"], number.meta["val"] = value.expand(16), value
-        for user in readers:
-            user.replace_input_with(node, number)
-
-
-_REDUCTIONS = {aten.sum.default, aten.sum.dim_IntList, aten.amax.default, aten.max.default, aten.min.default,
-               aten.any.default, aten.all.default, aten.mean.default, aten.mm.default, aten.dot.default}  # fmt: skip
-_CHEAP = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.mul.Tensor, aten.neg.default, aten.abs.default,
-          aten.where.self, aten.maximum.default, aten.minimum.default, aten.clamp.default, aten._to_copy.default,
-          aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar, aten.eq.Scalar, aten.ne.Scalar,
-          aten.gt.Tensor, aten.ge.Tensor, aten.lt.Tensor, aten.le.Tensor, aten.eq.Tensor, aten.ne.Tensor,
-          aten.copy_.default, aten.full.default, aten.select.int, aten.view.default, aten.reshape.default,
-          aten.alias.default, aten.detach.default}  # fmt: skip
-
-
-def _dim(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return value.dim() if isinstance(value, Tensor) else 1  # a node without a value: do not touch it
-
-
 class _Unfuse(CustomGraphPass):
     """Turn a small addmm into mm and an addition, which fuses with what follows: addmm first copies its row to every
     line of the result, so that a 32x64 one takes 15 us, and mm 4 us."""
@@ -287,7 +208,7 @@ class _Unfuse(CustomGraphPass):
         for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
             row, a, b = node.args
             value = node.meta["val"]
-            if node.kwargs or value.device.type != "cpu" or value.numel() > _SMALL or _dim(row) != 1:
+            if node.kwargs or value.device.type != "cpu" or value.numel() > _SMALL or graph_passes.dim_of(row) != 1:
                 continue
             with graph.inserting_before(node):
                 product = graph.call_function(aten.mm.default, (a, b))
@@ -297,7 +218,7 @@ class _Unfuse(CustomGraphPass):
             graph.erase_node(node)
 
     def uuid(self) -> Any:
-        return get_hash_for_files((__file__,), "unfuse")
+        return get_hash_for_files((__file__, graph_passes.__file__), "unfuse")
 
 
 _SMALL = 2**16
@@ -313,10 +234,10 @@ class _Redraw(CustomGraphPass):
         if self.what == "mark":
             redrawing.mark(graph)
         else:
-            redrawing.draw_again(graph, _is_product)
+            redrawing.draw_again(graph, graph_passes.is_product)
 
     def uuid(self) -> Any:
-        return get_hash_for_files((__file__, redrawing.__file__), self.what)
+        return get_hash_for_files((__file__, redrawing.__file__, graph_passes.__file__), self.what)
 
 
 class _KeepNamed(CustomGraphPass):

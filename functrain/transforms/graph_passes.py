@@ -1,0 +1,93 @@
+"""Graphs rewritten before torch compiles them, where its own choice costs much or does not work."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+
+def let_views_copy(module: fx.GraphModule) -> None:
+    """Turn views into reshapes, which copy where the compiler has laid out their argument in another way than eager."""
+    for node in module.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
+    module.recompile()
+
+
+def unstack_sums(graph: fx.Graph) -> None:
+    """Turn the sum of stacked numbers into additions: a stack is a buffer, a view and a copy for each number."""
+    for node in graph.find_nodes(op="call_function", target=aten.sum.default):
+        stack = node.args[0]
+        if (
+            len(node.args) > 1
+            or stack.target is not aten.stack.default
+            or any(dim_of(n) for n in stack.all_input_nodes)
+        ):
+            continue
+        with graph.inserting_before(node):
+            total = stack.args[0][0]
+            for term in stack.args[0][1:]:
+                total = graph.call_function(aten.add.Tensor, (total, term))
+                total.meta.update(node.meta)
+        node.replace_all_uses_with(total)
+        graph.erase_node(node)
+        if not stack.users:
+            graph.erase_node(stack)
+
+
+def has_products(graph: fx.Graph) -> bool:
+    """Tell whether a graph has a node that `is_product`."""
+    return any(is_product(node) for node in graph.nodes)
+
+
+def is_product(node: fx.Node) -> bool:
+    """Tell whether a node multiplies matrices, or calls anything else that is no loop of ours."""
+    return node.target in _PRODUCTS or "convolution" in str(node.target)
+
+
+_PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.mv.default}
+
+
+def compute_numbers_once(graph: fx.Graph) -> None:
+    """Give a number that costs much, and that larger tensors are computed with, a kernel of its own.
+
+    Inductor writes the operations of a () tensor into the loop of every kernel that reads it. With the powers of a
+    bias correction and the cosine of a schedule there, AdamW over 7 million parameters takes 40 ms instead of 9. It
+    never writes out a reduction there; 16 copies are enough for it to stay one.
+    """
+    costly: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        if node.op != "call_function" or dim_of(node) or node.target in _REDUCTIONS:
+            continue
+        if node.target not in _CHEAP or any(arg in costly for arg in node.all_input_nodes):
+            costly.add(node)
+    for node in costly:
+        readers = [user for user in node.users if user.op == "call_function" and dim_of(user)]
+        value = node.meta["val"]
+        if not readers:
+            continue
+        reduction = aten.any.default if value.dtype == torch.bool else aten.amax.default
+        with graph.inserting_after(node):
+            copies = graph.call_function(aten.expand.default, (node, [16]))
+        with graph.inserting_after(copies):
+            number = graph.call_function(reduction, (copies,))
+        copies.meta["val"], number.meta["val"] = value.expand(16), value
+        for user in readers:
+            user.replace_input_with(node, number)
+
+
+_REDUCTIONS = {aten.sum.default, aten.sum.dim_IntList, aten.amax.default, aten.max.default, aten.min.default,
+               aten.any.default, aten.all.default, aten.mean.default, aten.mm.default, aten.dot.default}  # fmt: skip
+_CHEAP = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.mul.Tensor, aten.neg.default, aten.abs.default,
+          aten.where.self, aten.maximum.default, aten.minimum.default, aten.clamp.default, aten._to_copy.default,
+          aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar, aten.eq.Scalar, aten.ne.Scalar,
+          aten.gt.Tensor, aten.ge.Tensor, aten.lt.Tensor, aten.le.Tensor, aten.eq.Tensor, aten.ne.Tensor,
+          aten.copy_.default, aten.full.default, aten.select.int, aten.view.default, aten.reshape.default,
+          aten.alias.default, aten.detach.default}  # fmt: skip
+
+
+def dim_of(node: fx.Node) -> int:
+    """Return the number of dimensions of a node's value."""
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, Tensor) else 1  # a node without a value: do not touch it
