@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import peak_bytes
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
-from torch.profiler import ProfilerActivity, profile
 
 import functrain as ft
 from functrain import tree
@@ -149,17 +149,6 @@ def test_the_program_does_not_grow_with_the_number_of_parts(monkeypatch: pytest.
         found[parts] = sizes
     assert len(found[2]) == 2, "a forward and a backward program"
     assert found[5] == found[2] and len(found[4]) == 4
-
-
-def peak_bytes(run: Any) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        run()
-    now = most = 0
-    for event in seen.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most
 
 
 def layered(params: Any, batch: Any, key: Tensor) -> ft.Loss:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from memory import peak_bytes
 from torch import Tensor, fx
-from torch.profiler import ProfilerActivity, profile
 
 import functrain as ft
-from functrain.transforms import engine, inductor, redrawing
+from functrain.transforms import engine, graph_passes, inductor, redrawing
 
 ROWS, WIDTH = 2048, 64
 KEY = ft.random.key(0)
@@ -52,18 +52,6 @@ def test_a_loss_compiled_in_pieces_keeps_no_mask() -> None:
     assert_equal_to_eager(grads)
 
 
-def peak_bytes(run: Any) -> int:
-    """What torch's allocator held at most during one call, above what it held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        run()
-    now, most = 0, 0
-    for event in seen.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most
-
-
 def test_a_gradient_compiled_as_a_whole_keeps_no_words() -> None:
     compiled = ft.compile(ft.grad(loss_fn))
     args = (*problem(), KEY)
@@ -96,7 +84,7 @@ def test_readers_on_both_sides_of_a_product_draw_for_themselves() -> None:
 
     def edit(graph: fx.Graph) -> None:
         for _ in range(2):
-            redrawing.draw_again(graph, inductor._is_product)
+            redrawing.draw_again(graph, graph_passes.is_product)
             draws.append(len(graph.find_nodes(op="call_function", target=torch.ops.aten.arange.default)))
 
     x = ft.random.normal(KEY, (128, 128))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from memory import peak_bytes
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 import functrain as ft
 from functrain import optim, tree
@@ -130,14 +130,7 @@ def peak(steps: int, **options: Any) -> int:
         state = ft.init_state(params, tx, key=KEY)._replace(params=p)
         return torch.sum(ft.unroll(step, state, batches, **options)[0].params)
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        ft.grad(last)(params)
-    now, most = 0, 0
-    for event in seen.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most
+    return peak_bytes(lambda: ft.grad(last)(params))
 
 
 def test_memory_grows_with_the_square_root_of_the_steps() -> None:
