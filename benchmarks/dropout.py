@@ -10,14 +10,12 @@ held before. Variants take turns, round by round, in one process; times are medi
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from step import peak_bytes
+from step import peak_bytes, seconds_by_turns
 from torch import Tensor
 
 import functrain as ft
@@ -87,18 +85,13 @@ def in_pieces(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def measure(title: str, elements: int, variants: dict[str, Run], rounds: int) -> None:
-    times: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
         for _ in range(3):
             run()
-    for _ in range(rounds):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
+    seconds = seconds_by_turns(variants, rounds)
     print(f"\n{title}\n\n| | ns an element | peak, bytes an element |\n|---|---|---|")
     for name, run in variants.items():
-        ns = statistics.median(times[name]) / elements * 1e9
+        ns = seconds[name] / elements * 1e9
         print(f"| {name} | {ns:.2f} | {peak_bytes(run) / elements:.2f} |", flush=True)
 
 

@@ -10,8 +10,6 @@ it held before. Variants take turns, round by round, in one process; times are m
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from step import peak_bytes
+from step import peak_bytes, seconds_by_turns
 from torch import Tensor, nn
 
 import functrain as ft
@@ -188,18 +186,13 @@ def steps(problem: Problem) -> dict[str, Run]:
 
 
 def measure(title: str, variants: dict[str, Run], rounds: int) -> None:
-    times: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
         for _ in range(2):
             run()
-    for _ in range(rounds):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
+    seconds = seconds_by_turns(variants, rounds)
     print(f"\n{title}\n\n| | ms | peak MB |\n|---|---|---|")
     for name, run in variants.items():
-        print(f"| {name} | {statistics.median(times[name]) * 1e3:.1f} | {peak_bytes(run) / 1e6:.1f} |", flush=True)
+        print(f"| {name} | {seconds[name] * 1e3:.1f} | {peak_bytes(run) / 1e6:.1f} |", flush=True)
 
 
 def check(variants: dict[str, Run]) -> None:

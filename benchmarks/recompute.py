@@ -9,13 +9,12 @@ round, in one process; times are medians.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from step import peak_bytes
+from step import peak_bytes, seconds_by_turns
 
 import functrain as ft
 
@@ -90,23 +89,19 @@ def _step(loss: Any) -> Run:
 
 
 def measure(title: str, variants: dict[str, Run], rounds: int) -> None:
-    first, times = {}, {name: [] for name in variants}
+    first = {}
     for name, run in variants.items():
         start = time.perf_counter()
         run()
         first[name] = time.perf_counter() - start
         run()
-    for _ in range(rounds):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
+    seconds = seconds_by_turns(variants, rounds)
     peaks = {name: peak_bytes(run) for name, run in variants.items()}
     name = next(iter(variants))
-    base, least = statistics.median(times[name]), peaks[name]
+    base, least = seconds[name], peaks[name]
     print(f"\n{title}\n\n| | peak MB | of the first | ms | of the first | first call s |\n|---|---|---|---|---|---|")
     for name in variants:
-        ms = statistics.median(times[name])
+        ms = seconds[name]
         print(
             f"| {name} | {peaks[name] / 1e6:.1f} | {peaks[name] / least:.3f} | {ms * 1e3:.0f} | {ms / base:.2f} "
             f"| {first[name]:.1f} |",

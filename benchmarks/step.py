@@ -94,6 +94,17 @@ def mlp() -> dict[str, Run]:
     }
 
 
+def seconds_by_turns(variants: dict[str, Run], rounds: int) -> dict[str, float]:
+    """Return the median time of each variant, which take turns, round by round."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
 def peak_bytes(run: Run) -> int:
     """What torch's allocator held at most during one call, above what it held before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from step import peak_bytes
+from step import peak_bytes, seconds_by_turns
 
 import functrain as ft
 
@@ -68,15 +66,10 @@ def main() -> None:
     before: dict[str, tuple[int, int]] = {}
     for steps in options.steps:
         runs = {name: gradient(steps, chosen) for name, chosen in VARIANTS.items()}
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(options.rounds):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                times[name].append(time.perf_counter() - start)
-        plain = statistics.median(times["plain"])
+        seconds = seconds_by_turns(runs, options.rounds)
+        plain = seconds["plain"]
         for name, run in runs.items():
-            peak, ms = peak_bytes(run), statistics.median(times[name])
+            peak, ms = peak_bytes(run), seconds[name]
             growth = "" if name not in before else f"{peak / before[name][1]:.2f}"
             before[name] = steps, peak
             print(f"| {steps} | {name} | {peak / 1e6:.2f} | {growth} | {ms * 1e3:.0f} | {ms / plain:.2f} |", flush=True)
