@@ -71,8 +71,8 @@ def test_what_is_kept_is_not_computed_again(policy: Any) -> None:
     assert {name: extra[name] for name in ("mm", "tanh") if extra[name]} == AGAIN[policy]
 
 
-@pytest.mark.parametrize("policy", ["nothing", "dots"])
-def test_what_the_backward_pass_does_not_read_is_not_computed_again(policy: str) -> None:
+@pytest.mark.parametrize("policy", ["nothing", "dots", ("other",), 0.0], ids=str)
+def test_what_the_backward_pass_does_not_read_is_not_computed_again(policy: Any) -> None:
     def last(w: Tensor, x: Tensor) -> Tensor:
         return torch.exp(x) @ w
 
@@ -156,6 +156,24 @@ def test_a_function_that_caches_is_right(policy: Any) -> None:
 
     expected = ft.grad(caching([]))(P, X)
     assert ft.tree.allclose(ft.grad(ft.recompute(caching([]), policy))(P, X), expected, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("policy", ["dots", ("exp",), 0.5], ids=str)
+def test_a_second_run_that_reads_what_the_first_did_not_is_done_again(policy: Any) -> None:
+    calls: list[None] = []
+
+    def twice_the_product(w: Tensor, x: Tensor) -> Tensor:
+        calls.append(None)
+        y = ft.checkpoint_name(torch.exp(x @ w), "exp")
+        product = torch.abs(x.detach()) @ w  # nothing reads it for the backward pass, the first time
+        doubled = product + product if len(calls) == 1 else torch.sqrt(4 * product * product)
+        return torch.sum(y) + torch.sum(doubled)
+
+    w = torch.ones(4, 6, dtype=torch.float64)
+    expected = ft.grad(twice_the_product)(w, X)
+    calls.clear()
+    found = ft.grad(ft.recompute(twice_the_product, policy))(w, X)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("policy", ["nothing", "dots"])

@@ -122,7 +122,7 @@ class Call:
         self.differentiated = [d or x.requires_grad for x, d in zip(tensors, self.differentiated, strict=True)]
         with torch.enable_grad():
             seen = [x.detach().requires_grad_(d) for x, d in zip(tensors, self.differentiated, strict=True)]
-            with self.check(), recording or nullcontext(), captured.drawing_nothing("recompute", tensors):
+            with self.check(), captured.drawing_nothing("recompute", tensors), recording or nullcontext():
                 values = self.function(*seen)
             captured.check_graph("recompute", values, seen)
             if recording:
