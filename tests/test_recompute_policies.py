@@ -71,6 +71,19 @@ def test_what_is_kept_is_not_computed_again(policy: Any) -> None:
     assert {name: extra[name] for name in ("mm", "tanh") if extra[name]} == AGAIN[policy]
 
 
+def test_what_costs_most_is_kept_though_small_values_fill_the_room() -> None:
+    def fn(w: Tensor, x: Tensor) -> Tensor:
+        small = x[:, :2] + x[:, 2:]  # cheap, but more for its size than the product
+        return torch.sum(torch.sin(small)) + torch.sum(torch.sin(x @ w))
+
+    w = torch.ones(4, 6, dtype=torch.float64)
+    # sin saves the product, 240 bytes, and the sum, 80: in 256 bytes one of them has room
+    both = (0, 1)
+    extra = counted(lambda: ft.grad(ft.recompute(fn, 0.8), argnums=both)(w, X))
+    extra -= counted(lambda: ft.grad(fn, argnums=both)(w, X))
+    assert extra["mm"] == 0 and extra["add"] == 1
+
+
 @pytest.mark.parametrize("policy", ["nothing", "dots", ("other",), 0.0], ids=str)
 def test_what_the_backward_pass_does_not_read_is_not_computed_again(policy: Any) -> None:
     def last(w: Tensor, x: Tensor) -> Tensor:

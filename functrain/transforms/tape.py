@@ -131,10 +131,16 @@ class Recording(TorchDispatchMode):
         for i, (func, _) in enumerate(self.tape.calls[: self.tape.end]):
             if func in DOTS and i in self.values:
                 sizes.setdefault(i, sum(x.nbytes for x in tensors_in(self.values[i])))
-        for i in sorted(sizes, key=lambda i: self.costs[i] / max(1, sizes[i]), reverse=True):
-            if sizes[i] <= room and i in self.values:
-                room -= sizes[i]
-                self.tape.kept[i] = self.values[i]
+        fitting = [i for i in sizes if sizes[i] <= room and i in self.values]
+        chosen: list[int] = []
+        for i in sorted(fitting, key=lambda i: self.costs[i] / max(1, sizes[i]), reverse=True):
+            if sum(sizes[j] for j in chosen) + sizes[i] <= room:
+                chosen.append(i)
+        # a large value that small ones leave no room for may be worth more than they: half of the best choice, at least
+        costliest = max(fitting, key=lambda i: self.costs[i], default=None)
+        if costliest is not None and self.costs[costliest] > sum(self.costs[i] for i in chosen):
+            chosen = [costliest]
+        self.tape.kept.update({i: self.values[i] for i in chosen})
 
 
 class Replay(TorchDispatchMode):
