@@ -105,6 +105,20 @@ def test_a_result_that_nobody_reads_has_no_gradient(grad: Any) -> None:
     assert torch.all(grad(lambda x: fn(x)[0])(torch.ones(3)) == 1)
 
 
+@pytest.mark.parametrize("grad", [ft.grad, F.grad])
+@pytest.mark.parametrize("policy", ["nothing", "dots", 0.5])
+def test_the_second_run_has_the_autocast_of_the_first(policy: Any, grad: Any) -> None:
+    p, x = ft.tree.map(Tensor.float, (PARAMS[0], X))
+
+    def fn(p: Any, x: Tensor) -> Tensor:
+        return torch.tanh(x @ p["w"]) @ p["w"]
+
+    def gradient(fn: Any) -> Any:
+        return grad(ft.autocast(lambda p: torch.sum(fn(p, x) ** 2), "bf16"))(p)  # whose context ends before backward
+
+    assert torch.equal(gradient(fn)["w"], gradient(ft.recompute(fn, policy))["w"])
+
+
 def test_it_is_pure_and_leaves_arguments_untouched() -> None:
     before = ft.tree.map(torch.clone, (PARAMS, X))
     first, second = (ft.value_and_grad(recomputed)(PARAMS, X) for _ in range(2))

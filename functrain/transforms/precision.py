@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any
 
@@ -129,6 +130,24 @@ def autocast(fn: Callable[..., Any], policy: Policy | str) -> Callable[..., Any]
         return tree.map(lambda x: _to(x, chosen.output), result)
 
     return autocasting
+
+
+def with_autocast(fn: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable[..., Any]:
+    """Make a function that runs `fn` under the autocast in force now, or none, wherever a backward pass runs it."""
+    kinds = {"cpu", *[x.device.type for x in tensors if x.device.type != "meta"]}
+    wanted = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds}
+    # no cache: what a forward pass has cast is no part of the second run's graph
+    casts = [torch.autocast(kind, dtype, on, cache_enabled=False) for kind, (on, dtype) in wanted.items()]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if all((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) == w for kind, w in wanted.items()):
+            return fn(*args, **kwargs)
+        with ExitStack() as stack:
+            for cast in casts:
+                stack.enter_context(cast)
+            return fn(*args, **kwargs)
+
+    return run
 
 
 def _policy(what: str, policy: Policy | str) -> Policy:

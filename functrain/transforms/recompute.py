@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from functrain import tree
 from functrain.transforms import captured, engine, rematerialized
+from functrain.transforms.precision import with_autocast
 from functrain.transforms.rematerialized import Call, Rematerialized
 from functrain.transforms.tape import Policy, Tape, name_value
 
@@ -65,7 +66,7 @@ def recompute(
             from functrain.transforms import recompute_compiled
 
             return recompute_compiled.recompute(of_tensors, tensors, policy, offloaded)
-        again = engine.with_layers(of_tensors, engine.layers_kept, engine.layers_policy)
+        again = with_autocast(engine.with_layers(of_tensors, engine.layers_kept, engine.layers_policy), tensors)
         if by_checkpoint and _outside_of_torch_func():
             try:
                 return _checkpointed(again, tensors)
