@@ -36,6 +36,21 @@ def unstack_sums(graph: fx.Graph) -> None:
             graph.erase_node(stack)
 
 
+def write_early(graph: fx.Graph) -> None:
+    """Move an addition to an input right behind the value that is added, so that this value need not live any longer.
+
+    torch writes to inputs at the end of a program: all gradients would lie there beside the sums they are added to.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for write in graph.find_nodes(op="call_function", target=aten.copy_.default):
+        into, total = write.args
+        if total.target is aten.add.Tensor and {*into.users} == {total, write} and {*total.users} == {write}:
+            last = max(total.all_input_nodes, key=order.__getitem__)
+            if last.op != "placeholder":
+                last.append(total)
+                total.append(write)
+
+
 def has_products(graph: fx.Graph) -> bool:
     """Tell whether a graph has a node that `is_product`."""
     return any(is_product(node) for node in graph.nodes)
