@@ -135,6 +135,25 @@ def test_a_changed_value_never_compiles_again(way: str) -> None:
     assert programs() == 2, "another shape is another program"
 
 
+def test_another_autocast_or_default_dtype_is_another_program() -> None:
+    x = torch.ones(2, 2)
+    product = compilation.interpret(lambda x: torch.ones(2).to(x.device) @ (x @ x).to(torch.get_default_dtype()))
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert product(x).dtype == torch.bfloat16
+        assert product(x).dtype == torch.float32
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert product(x).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_value_without_a_hash_names_its_place() -> None:
+    with pytest.raises(TypeError, match=r"1/x: expected a tensor, .* came ndarray"):
+        ft.compile(lambda a, b: a)(torch.ones(1), {"x": torch.ones(1).numpy()})
+
+
 def test_each_part_is_one_graph_without_breaks(way: str) -> None:
     torch._dynamo.reset()
     counters.clear()

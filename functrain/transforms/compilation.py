@@ -12,7 +12,7 @@ A function is traced by running it once on tensors without data, as JAX does, an
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -51,10 +51,12 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
     With `donate`, `fn` returns `(new, ...)` with `new` like its first argument, whose memory `new` takes over: the
     peak is lower by the size of the state, and touching the old tensors raises `ConsumedError`. Equals `fn` to
     floating-point rounding. `fn` runs as Python once for each structure, shape, dtype, and value of an argument that
-    is no tensor; the value of a tensor never compiles again. Goes outermost: `compile(grad(f))`, not the reverse.
+    is no tensor, and for another default dtype or autocast around the call; the value of a tensor never compiles again.
+    Goes outermost: `compile(grad(f))`, not the reverse.
 
     Raises: CompilerNotFoundError at the first call on a machine without a C++ compiler; TypeError, ValueError for a
-    first argument that cannot be donated; TypeError for an argument that is being differentiated or mapped.
+    first argument that cannot be donated; TypeError for an argument that is being differentiated or mapped, or that is
+    neither a tensor nor has a hash.
     """
     # not with the package: Inductor takes two seconds to import, and who does not compile does not need it
     from functrain.transforms import compiler_jobs, leafwise
@@ -106,6 +108,7 @@ class _Compiled:
         self.fn, self.donate, self.compiler = fn, donate, compiler
         self.programs: dict[Any, _Program] = {}
         self.last: _Program | None = None
+        self.settings: Any = None  # under which the last one was made
         self.returned: list[weakref.ref[Tensor]] = []
 
     @property
@@ -117,9 +120,10 @@ class _Compiled:
             return self.fn(*args)
         leaves, structure = tree.flatten(args)
         _check_outermost(leaves)  # at every call: a program that is there already would lose the gradient in silence
-        program = self.last
-        if program is None or not self._fits_again(program, leaves, structure):
-            program = self.last = self._program(args, leaves, structure)
+        program, settings = self.last, _settings()
+        if program is None or settings != self.settings or not self._fits_again(program, leaves, structure):
+            program = self.last = self._program(args, leaves, structure, settings)
+            self.settings = settings
         with torch.no_grad():
             results = program.kernel(*leaves)
         result = tree.unflatten(program.result, results)
@@ -139,12 +143,16 @@ class _Compiled:
                 return False
         return [_kind(leaf) for leaf in leaves[len(known) :]] == program.kinds[len(known) :]
 
-    def _program(self, args: tuple[Any, ...], leaves: list[Any], structure: Any) -> _Program:
+    def _program(self, args: tuple[Any, ...], leaves: list[Any], structure: Any, settings: Any) -> _Program:
         if self.donate:
             donation.check_donatable(args[0], tree.leaves(args[0]))
         kinds = [_kind(leaf) for leaf in leaves]
-        key = (structure, tuple(kinds))
-        if key not in self.programs:
+        key = (structure, tuple(kinds), settings)
+        try:
+            known = key in self.programs
+        except TypeError as error:
+            raise _unhashable(args) from error
+        if not known:
             self.programs[key] = _or_explain(_Program, self, args, leaves, structure, kinds)
         return self.programs[key]
 
@@ -195,6 +203,23 @@ def _kind(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, type(leaf))
     return (type(leaf), leaf)
+
+
+def _settings() -> Any:
+    """What beside its arguments a trace depends on: torch's dtypes where none is named, and those of autocast."""
+    return (
+        torch.get_default_dtype(),
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_enabled() and torch.get_autocast_dtype("cuda"),
+    )
+
+
+def _unhashable(args: Any) -> TypeError:
+    path, leaf = next((path, leaf) for path, leaf in tree.items(args) if not isinstance(leaf, Hashable))
+    return TypeError(
+        f"ft.compile: argument {path}: expected a tensor, or a value with a hash, for which a program is made, came "
+        f"{type(leaf).__name__}; convert it outside, as by torch.as_tensor(x), or dict(x)"
+    )
 
 
 def _check_outermost(leaves: list[Any]) -> None:
