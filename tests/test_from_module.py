@@ -236,6 +236,38 @@ def test_a_transformers_model_trains_as_the_stateful_loop() -> None:
         torch.testing.assert_close(metrics["loss"], loss.detach(), rtol=1e-5, atol=1e-5)
 
 
+def test_outputs_of_transformers_are_trees_for_every_transform() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=1, use_cache=False, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    params, tokens = (functional := ft.from_module(model.eval())).params, torch.arange(8)[None]
+
+    def outputs(params: Any) -> Any:
+        return functional.apply(params, functional.buffers, None, input_ids=tokens, labels=tokens)[0]
+
+    (_, found), grads = ft.value_and_grad(lambda p: ((out := outputs(p)).loss, out), has_aux=True)(params)
+    assert type(found) is type(outputs(params)) and not found.logits.requires_grad and found.loss is found["loss"]
+    assert tree.paths(found) == ["loss", "logits"]
+    assert ft.mixed_precision(outputs, "bf16")(params).logits.dtype == torch.float32
+    again = ft.grad(lambda p: ft.recompute(outputs, "dots")(p).loss)(params)
+    assert all(torch.equal(a, b) for a, b in zip(tree.leaves(grads), tree.leaves(again), strict=True))
+    model.train().transformer.gradient_checkpointing = True  # what its gradient_checkpointing_enable sets
+    with pytest.raises(ValueError, match="transformer: recomputes by torch.utils.checkpoint"):
+        ft.from_module(model)
+
+
+def test_an_embedding_that_writes_or_has_sparse_gradients_is_refused() -> None:
+    for name, value in (("max_norm", 0.1), ("sparse", True)):
+        for kind in (nn.Embedding, nn.EmbeddingBag):
+            functional = ft.from_module(kind(3, 2, **{name: value}))
+            before = functional.params["weight"].clone()
+            with pytest.raises(RuntimeError, match=f"an embedding with {name}"):
+                functional.apply(functional.params, {}, None, torch.tensor([[0, 1]]))
+            assert torch.equal(functional.params["weight"], before)
+
+
 def test_a_transformers_model_with_dropout_compiles() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=1, embd_pdrop=0.0)

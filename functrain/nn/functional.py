@@ -14,6 +14,7 @@ from functrain.nn.attributes import check_attributes
 from functrain.nn.keyed import Keyed, check_generator
 from functrain.transforms import engine
 from functrain.tree import Params, Tree
+from functrain.tree.registering import register_outputs
 
 
 class Functional(NamedTuple):
@@ -30,12 +31,16 @@ def from_module(module: torch.nn.Module) -> Functional:
     untouched. Dropout draws from the key; it may be None where nothing is drawn. A parameter that stands at several
     places of the module is one leaf, under its first name. `train_step(..., buffers=True)` carries the buffers.
 
-    Raises: ValueError for a lazy module that has not seen a batch, and for a tensor that a hook made of parameters; at
-    the call, ValueError naming the paths where params or buffers are not the module's, and RuntimeError for a module
-    that draws random numbers without a key or in a way that a key cannot replace, and for one that remembers something
-    in an attribute that is no buffer.
+    Results of transformers, `ModelOutput`s, are tree nodes from here on.
+
+    Raises: ValueError for a lazy module that has not seen a batch, for a tensor that a hook made of parameters, and for
+    gradient checkpointing of transformers; at the call, ValueError naming the paths where params or buffers are not the
+    module's, and RuntimeError for a module that draws random numbers without a key or in a way that a key cannot
+    replace, for one that remembers something in an attribute that is no buffer, and for an embedding with `max_norm`
+    or sparse gradients.
     """
     _check(module)
+    register_outputs()
     fixed = {name: p for name, p in module.named_parameters() if not p.requires_grad}
     params = _nested((name, p) for name, p in module.named_parameters() if p.requires_grad)
     buffers = _nested([*fixed.items(), *module.named_buffers()])
@@ -126,6 +131,11 @@ def _check(module: torch.nn.Module) -> None:
                 f"from_module: {name}: expected a shape, came a lazy tensor; call the module on a batch first"
             )
     for name, part in module.named_modules():
+        if part.training and getattr(part, "gradient_checkpointing", False) is True:
+            raise ValueError(
+                f"from_module: {name or 'the module'}: recomputes by torch.utils.checkpoint, whose second run does not "
+                "see the params it is given; turn gradient checkpointing off, and put ft.recompute around apply"
+            )
         for attribute, value in vars(part).items():
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 raise ValueError(

@@ -34,6 +34,8 @@ class Keyed(TorchFunctionMode):
         if func is F.normalize and kwargs.get("out") is not None:
             # spectral norm writes its vectors this way, for which torch.vmap has no rule
             return kwargs.pop("out").copy_(func(*args, **kwargs))
+        if func in (F.embedding, F.embedding_bag):
+            _check_embedding(func, args, kwargs)
         if getattr(func, "__name__", "") in _GLOBAL and not _quiet(func, args, kwargs):
             raise RuntimeError(
                 f"from_module: the module calls torch's {func.__name__}, which draws from the global generator, so "
@@ -73,6 +75,20 @@ class Keyed(TorchFunctionMode):
         elif attn_mask is not None:
             scores = scores + attn_mask
         return self.drop(torch.softmax(scores, -1), dropout_p) @ value
+
+
+def _check_embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    given = inspect.signature(func).bind(*args, **kwargs).arguments
+    if given.get("max_norm") is not None:
+        raise RuntimeError(
+            "from_module: an embedding with max_norm writes into its weight when it is called, which is the caller's; "
+            "make it without, and scale the rows that are looked up"
+        )
+    if given.get("sparse"):
+        raise RuntimeError(
+            "from_module: an embedding with sparse=True has a sparse gradient, which gradient transformations do not "
+            "take; set sparse=False"
+        )
 
 
 def _elementwise(mode: Keyed, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -1,14 +1,16 @@
-"""Dataclasses as nodes."""
+"""Dataclasses as nodes, and what other libraries return."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar, dataclass_transform, overload
 
 import optree
 
-from functrain.tree.nodes import NAMESPACE
+from functrain.tree.nodes import NAMESPACE, is_registered
 
 T = TypeVar("T")
 
@@ -60,3 +62,29 @@ def dataclass(cls: type[T] | None = None, *, static: Sequence[str] = ()) -> Any:
         return register_dataclass(dataclasses.dataclass(frozen=True)(inner), static=static)
 
     return decorate if cls is None else decorate(cls)
+
+
+def register_outputs() -> None:
+    """Make the dataclasses that are ordered dicts tree nodes, as transformers' `ModelOutput`s are: of entries by name.
+
+    Those that Python has imported by now; what is a node already stays as it is.
+    """
+    found = [*OrderedDict.__subclasses__()]
+    for cls in found:
+        found += cls.__subclasses__()
+        if dataclasses.is_dataclass(cls) and not is_registered(cls):
+            optree.register_pytree_node(cls, _entries, partial(_output, cls), namespace=NAMESPACE)
+
+
+def _entries(output: Any) -> tuple[tuple[Any, ...], tuple[str, ...], tuple[str, ...]]:
+    return tuple(output.values()), tuple(output), tuple(output)
+
+
+def _output(cls: Any, names: tuple[str, ...], values: Iterable[Any]) -> Any:
+    new = cls.__new__(cls)  # without __post_init__, which looks for a mistake of the caller in what is no tensor
+    for field in dataclasses.fields(cls):
+        object.__setattr__(new, field.name, None)
+    for name, value in zip(names, values, strict=True):
+        OrderedDict.__setitem__(new, name, value)
+        object.__setattr__(new, name, value)
+    return new
