@@ -81,6 +81,17 @@ def test_fisher_is_the_mean_of_outer_products() -> None:
     torch.testing.assert_close(vector(got), rows.T @ rows @ vector(V) / 6, **CLOSE)
 
 
+def test_a_padded_row_is_no_example_of_the_fisher() -> None:
+    def masked(params: Any, batch: Any, key: Tensor | None = None) -> ft.Loss:
+        losses = batch["mask"] * (batch["x"] @ params) ** 2
+        return ft.Loss(torch.sum(losses), torch.sum(batch["mask"]), {})
+
+    p, x = draw(1, 3), draw(2, 5, 3)
+    padded = {"x": torch.cat([x, x[:2]]), "mask": torch.tensor([1.0] * 5 + [0.0] * 2)}
+    whole = transforms.fisher_vp(masked, p, {"x": x, "mask": torch.ones(5)}, p)
+    torch.testing.assert_close(transforms.fisher_vp(masked, p, padded, p), whole, **CLOSE)
+
+
 @pytest.mark.parametrize("kind", ["hessian", "gauss-newton"])
 def test_products_map_and_compile(kind: str) -> None:
     many = torch.stack([draw(i, sum(SIZES)) for i in range(3)])

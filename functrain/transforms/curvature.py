@@ -72,15 +72,23 @@ def fisher_vp(
 ) -> Tree:
     """Return the product of the empirical Fisher matrix and v: the mean of g (g . v) over the examples' gradients g.
 
-    The loss is one for each example, as `per_example_grad` has it; the gradients are those of the totals.
+    The loss is one for each example, as `per_example_grad` has it; the gradients are those of the totals. An example of
+    weight 0 (a padded row) is none.
 
     Shapes: every batch leaf is (B, ...).
     Raises: ValueError naming the paths where v is not like params.
     """
     tree.check_same_structure(params, v, what="fisher_vp: v")
-    grads = per_example_grad(total_of(loss_fn), chunk_size=chunk_size)(params, batch, key)  # (B, ...)
+
+    def counted(*args: Any) -> tuple[Tensor, Tensor]:
+        loss = loss_fn(*args)
+        weighs = loss.weight != 0 if isinstance(loss, Loss) else torch.ones_like(tensor_of(loss), dtype=torch.bool)
+        return loss.total if isinstance(loss, Loss) else tensor_of(loss), weighs
+
+    grads, weighs = per_example_grad(counted, has_aux=True, chunk_size=chunk_size)(params, batch, key)  # (B, ...)
+    count = torch.clamp(torch.sum(weighs), min=1)
     along: Any = sum([_rows(g) @ _rows(d[None])[0] for g, d in zip(tree.leaves(grads), tree.leaves(v), strict=True)])
-    return tree.map(lambda g: (along @ _rows(g) / len(g)).view(g.shape[1:]).to(g.dtype), grads)
+    return tree.map(lambda g: (along @ _rows(g) / count).view(g.shape[1:]).to(g.dtype), grads)
 
 
 def mean_of(loss_fn: LossFn) -> Callable[..., Tensor]:
