@@ -330,3 +330,18 @@ def test_a_schedule_and_a_name_of_two_are_refused() -> None:
     tx = optim.chain(INJECTED, INJECTED)
     with pytest.raises(ValueError, match="is the name of several hyper-parameters"):
         ft.sweep(ft.train_step(loss_fn, tx), {"learning_rate": [0.1]}).init(ft.init_state(problem()[0], tx, key=KEY))
+
+
+def test_states_and_batches_of_other_lanes_are_refused() -> None:
+    params, batches = problem()
+    state = ft.init_state(params, INJECTED, key=KEY)
+    two, three = (ft.sweep(ft.train_step(loss_fn, INJECTED), {"seed": list(range(n))}) for n in (2, 3))
+    with pytest.raises(ValueError, match=r"states: step: expected \(2, ...\), came \(\)"):
+        two(state, batches[0])
+    with pytest.raises(ValueError, match=r"states: step: expected \(2, ...\), came \(3,\)"):
+        two(three.init(state), batches[0])
+    own = ft.sweep(ft.train_step(loss_fn, INJECTED), {"seed": [0, 1]}, batches=True)
+    with pytest.raises(ValueError, match=r"batch: x: expected \(2, ...\), came \(6, 3\)"):
+        own(own.init(state), batches[0])
+    with pytest.raises(TypeError, match="learning_rate: expected a list"):
+        ft.sweep(ft.train_step(loss_fn, INJECTED), {"learning_rate": 0.1})  # type: ignore[dict-item]

@@ -159,3 +159,35 @@ def test_an_optimizer_that_reads_the_loss_gets_that_of_the_whole_batch(way: str,
         torch.testing.assert_close(metrics["loss"], loss, rtol=1e-5, atol=1e-6)
         assert tree.allclose(state.params, params, rtol=1e-5, atol=1e-6)
     assert tree.allclose(state.opt_state, opt_state, rtol=1e-5, atol=1e-6)
+
+
+def test_arguments_in_another_order_or_kind_are_told_apart() -> None:
+    params, tx, x = {"w": torch.ones(3)}, ft.optim.sgd(0.1), torch.ones(2, 3)
+
+    def loss_fn(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+        return ft.Loss(torch.sum(batch @ params["w"]), len(batch), {})  # type: ignore[arg-type]
+
+    step: Any = ft.train_step
+    state = ft.init_state(params, tx, key=KEY)
+    with pytest.raises(TypeError, match="weight is a .. tensor, came 2"):
+        step(loss_fn, tx)(state, x)
+    with pytest.raises(TypeError, match=r"expected \(state, batch\).* came Tensor first"):
+        step(loss_fn, tx)(x, state)
+    with pytest.raises(TypeError, match=r"expected \(loss_fn, optimizer\)"):
+        step(tx, loss_fn)
+    init: Any = ft.init_state
+    with pytest.raises(TypeError, match="came dict second"):
+        init(tx, params, key=KEY)
+    for key in (0, torch.Generator()):
+        with pytest.raises(TypeError, match="expected a key"):
+            init(params, tx, key=key)
+
+
+def test_params_whose_graph_would_grow_with_every_step_are_refused() -> None:
+    tx = ft.optim.sgd(0.1)
+    step = ft.train_step(lambda p, batch, key: torch.sum(p["w"] * batch), tx)
+    with pytest.raises(ValueError, match="w: expected a tensor, came a Parameter"):
+        ft.init_state({"w": torch.nn.Parameter(torch.ones(3))}, tx, key=KEY)
+    state = ft.init_state({"w": torch.ones(3, requires_grad=True)}, tx, key=KEY)  # which an unrolled run may ask for
+    with pytest.raises(ValueError, match="params/w: expected a tensor that does not require grad"):
+        ft.fit(step, state, [torch.ones(3)], steps=1)

@@ -6,7 +6,9 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeAlias
 
-from functrain import data
+from torch import Tensor
+
+from functrain import data, tree
 from functrain.train.guard import Diverged
 from functrain.train.signals import Signals
 from functrain.train.state import TrainState
@@ -51,8 +53,15 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
     stands); while hooks run, every further signal waits. Handlers are set in the main thread only, and put back. Where
     torch.distributed runs, a signal in one rank ends the same step in all; no rank may have fewer batches.
 
-    Raises: Interrupted; Diverged; ValueError if the state is past `steps`, or the batches are fewer.
+    Raises: Interrupted; Diverged; ValueError if the state is past `steps`, or the batches are fewer, and naming a leaf
+    that requires grad.
     """
+    for path, leaf in tree.items(state):
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            raise ValueError(
+                f"fit: {path}: expected a tensor that does not require grad, since every step would keep the graphs of "
+                "all steps before; detach it, or differentiate through ft.unroll"
+            )
     start = t = _done(state)
     if start > steps:
         raise ValueError(f"fit: the state has done {start} steps, more than steps={steps}; ask for at least {start}")

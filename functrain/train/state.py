@@ -37,10 +37,19 @@ def init_state(
 
     `buffers` is a tree of tensors for `ft.train_step(..., buffers=True)`; they are copied.
 
-    Raises: TypeError naming a leaf of params that is no floating-point tensor, or of buffers that is no tensor;
-    ValueError for keys that make a path ambiguous.
+    Raises: TypeError naming a leaf of params that is no floating-point tensor, or of buffers that is no tensor, and for
+    an argument of another kind; ValueError for keys that make a path ambiguous, and naming a leaf that is a Parameter.
     """
+    if not hasattr(optimizer, "init"):
+        raise TypeError(f"init_state: expected (params, optimizer, key=...), came {type(optimizer).__name__} second")
+    if not isinstance(key, Tensor) or key.shape != (2,):
+        raise TypeError(f"init_state: expected a key, as ft.random.key(0) makes it, came {type(key).__name__} {key!r}")
     for path, leaf in tree.items(params):
+        if isinstance(leaf, torch.nn.Parameter) and leaf.requires_grad:
+            raise ValueError(
+                f"init_state: {path}: expected a tensor, came a Parameter that requires grad, so that every step would "
+                "keep the graphs of all steps before; take ft.from_module(module).params, or detach it"
+            )
         if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
             came = f"dtype {leaf.dtype}" if isinstance(leaf, Tensor) else f"{type(leaf).__name__} {leaf!r}"
             raise TypeError(

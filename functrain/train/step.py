@@ -79,9 +79,15 @@ def train_step(
     by weight; with `loss_scale` also the "loss_scale" of this step; with either, "skipped", 0 or 1; with `guard`,
     "skipped_in_row", "skipped_in_all" and "rolled_back". All are () tensors.
 
+    A batch of weight 0 has no mean: loss and gradient are NaN, in which a loss scale or a guard skips the step.
+
     Raises: TypeError for a loss that is no Loss where slices are added, since the mean of each slice would count as
-    much however few of its rows count; ValueError for a state made with other options.
+    much however few of its rows count, and for arguments or a Loss of another kind; ValueError for a state made with
+    other options.
     """
+    if not callable(loss_fn) or not hasattr(optimizer, "update"):
+        came = f"({type(loss_fn).__name__}, {type(optimizer).__name__})"
+        raise TypeError(f"train_step: expected (loss_fn, optimizer), a function and a pair of functions, came {came}")
     # one part is no wish where rows are asked for
     parts = None if accumulate_rows is not None and accumulate == 1 else accumulate
     accumulation.check_parts("train_step: accumulate", parts, accumulate_rows)
@@ -186,6 +192,12 @@ def _divisor(loss: Loss) -> Tensor:
 
 def _loss(result: Any, looped: bool) -> Loss:
     if isinstance(result, Loss):
+        if not isinstance(result.weight, Tensor) or result.weight.dim() != 0:
+            came = tuple(result.weight.shape) if isinstance(result.weight, Tensor) else repr(result.weight)
+            raise TypeError(
+                f"train_step: expected a Loss whose weight is a () tensor, came {came}; write torch.sum(mask), or "
+                "total.new_tensor(count)"
+            )
         return result
     value, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
     if not isinstance(value, Tensor) or not isinstance(metrics, dict):
@@ -202,6 +214,10 @@ def _loss(result: Any, looped: bool) -> Loss:
 
 
 def _check_state(state: TrainState, loss_scale: LossScale | None, buffers: bool, guard: Guard | None) -> None:
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"train_step: expected (state, batch) with a state of init_state, came {type(state).__name__} first"
+        )
     for name, theirs, ours in (("loss_scale", state.loss_scale, loss_scale), ("guard", state.guard, guard)):
         if (theirs is None) != (ours is None):
             there, here = ("no", "one") if theirs is None else ("one", "none")

@@ -35,7 +35,7 @@ def sweep(step: Step, over: Over, *, batches: bool = False) -> Sweep:
     Equals the K runs one after another, to floating-point rounding, with the same random numbers. Goes inside
     `ft.compile`, where all lanes are one graph.
 
-    Raises: ValueError for lists of different lengths or none.
+    Raises: ValueError for lists of different lengths or none; at the call, naming a leaf that is not (K, ...).
     """
     return Sweep(step, over, batches=batches)
 
@@ -54,6 +54,9 @@ class Sweep:
     """K runs as one step; made by `sweep`."""
 
     def __init__(self, step: Step, over: Over, *, batches: bool = False) -> None:
+        for name, values in over.items():
+            if not hasattr(values, "__len__"):
+                raise TypeError(f"sweep: {name}: expected a list, a value for each lane, came {values!r}")
         sizes = {name: len(values) for name, values in over.items()}
         if not sizes or len(set(sizes.values())) > 1 or 0 in sizes.values():
             raise ValueError(
@@ -81,6 +84,9 @@ class Sweep:
         return tree.map(lambda *leaves: torch.stack(leaves), *[self._lane(state, i) for i in range(self.lanes)])
 
     def __call__(self, states: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        self._check_lanes("states", states)
+        if self.batches:
+            self._check_lanes("batch", batch)
         (leaves, structure), (rows, batch_structure) = tree.flatten(states), tree.flatten(batch)
         found: list[Any] = []
 
@@ -112,6 +118,13 @@ class Sweep:
         if bool(torch.isnan(losses).all()):
             raise ValueError("best: expected a lane that is not NaN, came none; sweep smaller learning rates")
         return int(torch.sort(losses, stable=True).indices[0])  # which puts NaN last
+
+    def _check_lanes(self, what: str, values: Any) -> None:
+        for path, leaf in tree.items(values):
+            if not isinstance(leaf, Tensor) or leaf.shape[:1] != (self.lanes,):
+                came = tuple(leaf.shape) if isinstance(leaf, Tensor) else repr(leaf)
+                way = "sweep.init(state) makes them" if what == "states" else "stack a batch for each lane"
+                raise ValueError(f"sweep: {what}: {path}: expected ({self.lanes}, ...), came {came}; {way}")
 
     def _lane(self, state: TrainState | Callable[[Tensor], TrainState] | None, index: int) -> TrainState:
         given = self.values(index)
