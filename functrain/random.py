@@ -10,6 +10,7 @@ k0 k1 k2 key words, x0 x1 counter words, all int32: torch has no uint32 arithmet
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         raise ValueError(f"random.fold_in: expected data in [0, 2**32), came {data}; take it modulo 2**32")
     else:
         low = torch.full((), _signed(data), dtype=torch.int32, device=key.device)
-    return torch.stack(_threefry(key, 0, low))
+    return torch.stack(_threefry(key.unbind(), 0, low))
 
 
 # ---- draws ------------------------------------------------------------------------------------------------------
@@ -104,13 +105,8 @@ def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
     bfloat16 and float16 are float32 draws rounded: jax inverts 7 and 10 random bits there, 128 different numbers.
     """
     _check_float("normal", dtype)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    low = -1.0 + torch.finfo(wide).eps / 2  # the number above -1, so that no draw is infinite
-
-    def finish(x0: Tensor, x1: Tensor) -> Tensor:
-        return _inverse_normal(_unit(x0, x1, wide).mul_(2.0).add_(low)).to(dtype)
-
-    return _draw("normal", key, shape, offset, dtype, finish)
+    finish = _normal_from(torch.float64 if dtype == torch.float64 else torch.float32)
+    return _draw("normal", key, shape, offset, dtype, lambda x0, x1: finish(x0, x1).to(dtype))
 
 
 def truncated_normal(
@@ -176,6 +172,33 @@ def randint(key: Tensor, shape: Sequence[int], minval: int, maxval: int, *, offs
     return torch.remainder(mixed & (2**32 - 1), span) + minval
 
 
+def bits_of_each(keys: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Draw `bits(key, x.shape)` for each row of a stack of keys (L, 2) and tensor of `like`, all in one pass.
+
+    The results share memory: to keep one is to keep all.
+    """
+    _check_keys("bits_of_each", keys, len(like))
+    return _draw_each(keys, [x.shape for x in like], torch.int32, lambda x0, x1: x0 ^ x1)
+
+
+def normal_of_each(keys: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Draw `normal(key, x.shape, x.dtype)` for each row of a stack of keys (L, 2) and tensor of `like`, in one pass.
+
+    The results share memory: to keep one is to keep all.
+    """
+    _check_keys("normal_of_each", keys, len(like))
+    for x in like:
+        _check_float("normal_of_each", x.dtype)
+    drawn: dict[int, Tensor] = {}
+    for wide in (torch.float32, torch.float64):
+        rows = [i for i, x in enumerate(like) if (x.dtype == torch.float64) == (wide == torch.float64)]
+        found = _draw_each(
+            keys if len(rows) == len(like) else keys[rows], [like[i].shape for i in rows], wide, _normal_from(wide)
+        )
+        drawn |= zip(rows, found, strict=True)
+    return [drawn[i].to(x.dtype) for i, x in enumerate(like)]
+
+
 def permutation(key: Tensor, n_or_x: int | Tensor) -> Tensor:
     """Shuffle 0 .. n-1, int64, or the rows of a tensor. An algorithm of its own, not jax's bits.
 
@@ -214,6 +237,11 @@ def _affine(unit: Tensor, span: Tensor, low: Tensor) -> Tensor:
         # float64: XLA rounds unit * span + low once, and there this is exact before the one rounding back
         return (unit.double() * span.double() + low.double()).float()
     return unit * span + low
+
+
+def _normal_from(dtype: torch.dtype) -> Finish:
+    low = -1.0 + torch.finfo(dtype).eps / 2  # the number above -1, so that no draw is infinite
+    return lambda x0, x1: _inverse_normal(_unit(x0, x1, dtype).mul_(2.0).add_(low))
 
 
 # Giles 2011, "Approximating the erfinv function", single precision: erfinv(u) / u in w = -log(1 - u**2),
@@ -281,6 +309,42 @@ def _draw(name: str, key: Tensor, shape: Sequence[int], offset: int, dtype: torc
     return out.reshape(shape)
 
 
+# Many draws are the lines of one matrix, each of one key: a loop with a key for each element would read three numbers
+# for every one that it draws. The last line of a draw is cut off. Shorter lines waste less, longer ones run faster.
+_LINE = 128
+
+
+def _draw_each(keys: Tensor, shapes: Sequence[Sequence[int]], dtype: torch.dtype, finish: Finish) -> list[Tensor]:
+    sizes = [math.prod(shape) for shape in shapes]
+    if keys.device.type == "meta" or not any(sizes):  # on meta there are no bits, and any size costs nothing
+        return [keys.new_empty(tuple(shape), dtype=dtype) for shape in shapes]
+    ends = list(itertools.accumulate(-(-size // _LINE) for size in sizes))
+    count = ends[-1]
+    place = torch.tensor([0, *ends], device=keys.device)
+    line = torch.arange(count, device=keys.device)
+    owner = torch.searchsorted(place[1:], line, right=True)
+    element = (line - place[owner]).mul_(_LINE)
+
+    def some(part: slice) -> Tensor:
+        own, first = keys[owner[part]], element[part, None]  # (lines, 2), (lines, 1)
+        low = first.to(torch.int32) + torch.arange(_LINE, dtype=torch.int32, device=keys.device)
+        return finish(*_threefry(own.unsqueeze(-1).unbind(1), (first >> 32).to(torch.int32), low))
+
+    parts = [slice(start // _LINE, -(-stop // _LINE)) for start, stop in _pieces(keys, 0, count * _LINE)]
+    if len(parts) == 1:
+        out = some(parts[0])
+    else:
+        out = keys.new_empty((count, _LINE), dtype=dtype)
+        for part in parts:
+            out[part] = some(part)
+    flat = out.reshape(-1)
+    begins = [end * _LINE for end in [0, *ends]]
+    return [
+        flat[begin : begin + size].reshape(tuple(shape))
+        for begin, size, shape in zip(begins, sizes, shapes, strict=False)
+    ]
+
+
 def _pieces(key: Tensor, start: int, stop: int) -> Iterator[tuple[int, int]]:
     # A piece ends at multiples of 2**32, so that its high counter word is one number. Compiled, the draw is one pass
     # anyway; a subclass of Tensor may be fake or spread over devices, where blocks save nothing and cost their number.
@@ -298,19 +362,19 @@ def _pieces(key: Tensor, start: int, stop: int) -> Iterator[tuple[int, int]]:
 def _hash(key: Tensor, start: int, n: int) -> tuple[Tensor, Tensor]:
     # the two words of elements start .. start + n - 1, which share their high counter word
     low = torch.arange(n, dtype=torch.int32, device=key.device).add_(_signed(start))
-    return _threefry(key, _signed(start >> 32), low)
+    return _threefry(key.unbind(), _signed(start >> 32), low)
 
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-def _threefry(key: Tensor, high: int, low: Tensor) -> tuple[Tensor, Tensor]:
+def _threefry(key: Sequence[Tensor], high: int | Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
     # In place only on tensors made here: few buffers stay in the cache, and what vmap batches is batched already.
-    k0, k1 = key.unbind()
+    k0, k1 = key
     if low.device.type == "meta":  # there are no bits, and 110 operations that find their shape take a second a model
         return low + k0, low + k1
     k2 = k0 ^ k1 ^ 0x1BD11BDA
-    x0, x1 = torch.full_like(low, high) + k0, low + k1
+    x0, x1 = (high if isinstance(high, Tensor) else torch.full_like(low, high)) + k0, low + k1
     for i, (add0, add1) in enumerate(((k1, k2), (k2, k0), (k0, k1), (k1, k2), (k2, k0))):
         for r in _ROTATIONS[i % 2]:
             x0, x1 = _once(x0), _once(x1)
@@ -362,6 +426,15 @@ def _check_key(name: str, key: Tensor) -> None:
         raise TypeError(
             f"random.{name}: expected a key, an int32 tensor of shape (2,), came {came}; "
             "make one with ft.random.key(seed), or map over a stack of keys with ft.vmap"
+        )
+
+
+def _check_keys(name: str, keys: Tensor, count: int) -> None:
+    if not isinstance(keys, Tensor) or keys.shape != (count, 2) or keys.dtype != torch.int32:
+        came = f"{tuple(keys.shape)} {keys.dtype}" if isinstance(keys, Tensor) else type(keys).__name__
+        raise TypeError(
+            f"random.{name}: expected a key for each tensor, int32 of shape ({count}, 2), came {came}; make them with "
+            f"ft.random.split(key, {count})"
         )
 
 

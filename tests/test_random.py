@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from functrain import random
 
@@ -175,6 +176,50 @@ def test_vmapped_lanes_of_every_draw_are_the_draws_alone() -> None:
                 assert torch.equal(lane[i], alone)
 
 
+# an empty and a () tensor, parts of a line, a line, more, and more than a block
+LIKE = [torch.empty(shape) for shape in ((3, 5), (), (0, 4), (128,), (257, 300), (129,))]
+MIXED = [torch.empty(5, dtype=torch.bfloat16), torch.empty(9, dtype=torch.float64), *LIKE]
+
+
+def test_draws_of_each_are_the_draws_alone() -> None:
+    stacks = torch.stack([random.split(random.key(seed), len(MIXED)) for seed in (1, 2)])
+    lanes = torch.func.vmap(lambda keys: (random.normal_of_each(keys, MIXED), random.bits_of_each(keys, MIXED)))(stacks)
+    for i, keys in enumerate(stacks.unbind()):
+        normal, bits = random.normal_of_each(keys, MIXED), random.bits_of_each(keys, MIXED)
+        for j, (key, x) in enumerate(zip(keys.unbind(), MIXED, strict=True)):
+            alone = random.normal(key, x.shape, x.dtype)
+            assert normal[j].dtype == x.dtype and torch.equal(normal[j], alone) and torch.equal(lanes[0][j][i], alone)
+            alone = random.bits(key, x.shape)
+            assert torch.equal(bits[j], alone) and torch.equal(lanes[1][j][i], alone)
+    assert random.bits_of_each(random.split(random.key(0), 0), []) == []
+    assert [x.shape for x in random.normal_of_each(keys.to("meta"), MIXED)] == [x.shape for x in MIXED]
+
+
+def test_compiled_draws_of_each_are_the_eager_bits_and_one_pass() -> None:
+    def draw(keys: Tensor) -> list[Tensor]:
+        return random.normal_of_each(keys, LIKE)
+
+    def operations(count: int) -> int:
+        like, keys = [torch.empty(5, 7)] * count, random.split(random.key(0), count)
+        graph = make_fx(lambda keys: torch.cat([x.reshape(-1) for x in random.normal_of_each(keys, like)]))(keys).graph
+        return sum(node.target is torch.ops.aten.bitwise_xor_.Tensor for node in graph.nodes)
+
+    keys = random.split(random.key(3), len(LIKE))
+    compiled = torch.compile(draw, fullgraph=True)(keys)
+    assert all(torch.equal(inside, alone) for inside, alone in zip(compiled, draw(keys), strict=True))
+    # 20 rounds; each leaf with its own would be 20 a leaf, which a C++ compiler takes seconds over
+    assert operations(2) == operations(9) == 20
+
+
+def test_an_element_beyond_two_words_of_a_key_has_its_own_counter() -> None:
+    # a tensor of 2**32 elements does not fit: the counter that its lines count with is compared
+    high, low = torch.tensor([[0], [3]], dtype=torch.int32), torch.arange(4, dtype=torch.int32)
+    key = random.key(5)
+    both = random._threefry(key.unbind(), high, low.expand(2, 4))
+    for i, start in enumerate((0, 3 * 2**32)):
+        assert all(torch.equal(a[i], b) for a, b in zip(both, random._hash(key, start, 4), strict=True))
+
+
 def masked_loss(x: Tensor, key: Tensor, step: Tensor) -> Tensor:
     return (x * random.bernoulli(random.fold_in(key, step), 0.5, x.shape)).sum()
 
@@ -282,6 +327,8 @@ KEY = random.key(0)
         (lambda: random.fold_in(KEY, torch.arange(2)), TypeError, r"came \(2,\) torch.int64; map over many"),
         (lambda: random.bits(KEY, 5), TypeError, r"came 5; write \(5,\)"),
         (lambda: random.bits(KEY, (5,), offset=-1), ValueError, r"offset >= 0, .*came -1"),
+        (lambda: random.bits_of_each(KEY, LIKE), TypeError, r"of shape \(6, 2\), came \(2,\) .*split\(key, 6\)"),
+        (lambda: random.normal_of_each(KEY[None], [KEY]), TypeError, r"normal_of_each: .*came torch.int32"),
         (lambda: random.normal(KEY, (5,), torch.int32), TypeError, r"came torch.int32; draw float32 and cast"),
         (lambda: random.uniform(KEY, (5,), minval=1.0, maxval=0.0), ValueError, r"came 1.0 and 0.0; exchange"),
         (lambda: random.truncated_normal(KEY, 1.0, -1.0), ValueError, r"\[1.0, -1.0\] is empty"),

@@ -53,8 +53,7 @@ def add_noise(
         deviation = (eta / count.to(working_dtype(updates)) ** gamma) ** 0.5
         rng_key, sample_key = random.split(state.rng_key).unbind()
         leaves, structure = tree.flatten(updates)
-        keys = random.split(sample_key, len(leaves)).unbind() if leaves else ()
-        noise = [random.normal(k, tuple(g.shape), g.dtype) for k, g in zip(keys, leaves, strict=True)]
+        noise = random.normal_of_each(random.split(sample_key, len(leaves)), leaves)
         noisy = [add_scaled(g, deviation, n) for g, n in zip(leaves, noise, strict=True)]
         return tree.unflatten(structure, noisy), AddNoiseState(count, rng_key)
 

@@ -61,11 +61,11 @@ def differentially_private_aggregate(
         leaves, structure = tree.flatten(sums)
         dtypes = [g.dtype for g in tree.leaves(updates)]
         size = len(tree.leaves(updates)[0])
-        rng_key, *keys = random.split(state.rng_key, len(leaves) + 1).unbind()
-        noise = [random.normal(k, tuple(g.shape), g.dtype) for k, g in zip(keys, leaves, strict=True)]
+        keys = random.split(state.rng_key, len(leaves) + 1)
+        noise = random.normal_of_each(keys[1:], leaves)
         noisy = [add_scaled(g, l2_norm_clip * noise_multiplier, n) / size for g, n in zip(leaves, noise, strict=True)]
         noisy = [g.to(dtype) for g, dtype in zip(noisy, dtypes, strict=True)]
-        return tree.unflatten(structure, noisy), DifferentiallyPrivateAggregateState(rng_key)
+        return tree.unflatten(structure, noisy), DifferentiallyPrivateAggregateState(keys[0])
 
     return GradientTransformation(init, update)
 
