@@ -15,7 +15,7 @@ from torch import Tensor
 import functrain.random as random
 import functrain.tree as tree
 from functrain.optim.numerics import device_of
-from functrain.optim.rounding import round_stochastically
+from functrain.optim.rounding import round_with_bits
 from functrain.optim.transformation import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -98,9 +98,11 @@ def round_params_stochastically(
         wide = _wide(params)
         steps, inner_state = inner.update(tree.cast_like(updates, wide), state.inner_state, wide, **extra_args)
         leaves, structure = tree.flatten(params)
-        keys = random.split(noise, max(len(leaves), 1)).unbind()
-        rows = zip(leaves, tree.leaves(apply_updates(wide, steps)), tree.leaves(steps), keys, strict=False)
-        ways = [_way(p, round_stochastically(n, k)) if _half(p) else u for p, n, u, k in rows]
+        new, ways = tree.leaves(apply_updates(wide, steps)), tree.leaves(steps)
+        half = [i for i, leaf in enumerate(leaves) if _half(leaf)]
+        bits = random.bits_of_each(random.split(noise, len(leaves))[half], [leaves[i] for i in half])
+        for i, drawn in zip(half, bits, strict=True):
+            ways[i] = _way(leaves[i], round_with_bits(new[i], drawn))
         return tree.unflatten(structure, ways), RoundedParamsState(next_key, inner_state)
 
     return GradientTransformationExtraArgs(init, update)

@@ -61,10 +61,14 @@ def round_stochastically(x: Tensor, key: Tensor) -> Tensor:
 
     What is not finite stays, and so does what has no neighbour above. The derivative is that of the mean, 1.
     """
+    return round_with_bits(x, random.bits(key, x.shape))
+
+
+def round_with_bits(x: Tensor, bits: Tensor) -> Tensor:
+    """Do what `round_stochastically` does with a key from which these bits are drawn, int32, one for each element."""
     exact = x.to(torch.float32)
-    noise = random.bits(key, x.shape) & 0xFFFF
     # the upper half of a float32 is a bfloat16: 16 random bits carry into it as often as the lower half is large
-    near = ((exact.view(torch.int32) + noise) & ~0xFFFF).view(torch.float32)
+    near = ((exact.view(torch.int32) + (bits & 0xFFFF)) & ~0xFFFF).view(torch.float32)
     away = torch.where(torch.isfinite(near) & torch.isfinite(exact), near - exact, 0.0)
     # x + (near - x) is near: both are multiples of the float32 unit of x, and less than a bfloat16 unit apart
     return (exact + away.detach()).to(torch.bfloat16)
@@ -72,9 +76,11 @@ def round_stochastically(x: Tensor, key: Tensor) -> Tensor:
 
 def _rounded(state: Tree, key: Tensor) -> Tree:
     leaves, structure = tree.flatten(state)
-    keys = random.split(key, max(len(leaves), 1)).unbind()
-    small = [round_stochastically(x, k) if _is_kept_small(x) else x for x, k in zip(leaves, keys, strict=False)]
-    return tree.unflatten(structure, small)
+    small = [i for i, x in enumerate(leaves) if _is_kept_small(x)]
+    bits = random.bits_of_each(random.split(key, len(leaves))[small], [leaves[i] for i in small])
+    for i, drawn in zip(small, bits, strict=True):
+        leaves[i] = round_with_bits(leaves[i], drawn)
+    return tree.unflatten(structure, leaves)
 
 
 def _is_kept_small(x: Tensor) -> bool:
