@@ -136,15 +136,14 @@ def with_autocast(fn: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable
     """Make a function that runs `fn` under the autocast in force now, or none, wherever a backward pass runs it."""
     kinds = {"cpu", *[x.device.type for x in tensors if x.device.type != "meta"]}
     wanted = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds}
-    # no cache: what a forward pass has cast is no part of the second run's graph
-    casts = [torch.autocast(kind, dtype, on, cache_enabled=False) for kind, (on, dtype) in wanted.items()]
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if all((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) == w for kind, w in wanted.items()):
             return fn(*args, **kwargs)
         with ExitStack() as stack:
-            for cast in casts:
-                stack.enter_context(cast)
+            for kind, (on, dtype) in wanted.items():
+                # no cache: what a forward pass has cast is no part of the second run's graph
+                stack.enter_context(torch.autocast(kind, dtype, on, cache_enabled=False))
             return fn(*args, **kwargs)
 
     return run

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from functrain import tree
-from functrain.transforms import captured, engine, rematerialized
+from functrain.transforms import captured, checkpointed, engine, rematerialized
 from functrain.transforms.precision import with_autocast
 from functrain.transforms.rematerialized import Call, Rematerialized
 from functrain.transforms.tape import Policy, Tape, name_value
@@ -54,9 +53,10 @@ def recompute(
         leaves, structure = tree.flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         tensors = [leaves[i] for i in places]
+        static = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
         def of_tensors(*tensors: Tensor) -> Any:
-            full = list(leaves)
+            full = list(static)  # and not the tensors: what holds them is the graph
             for i, value in zip(places, tensors, strict=True):
                 full[i] = value
             args, kwargs = tree.unflatten(structure, full)
@@ -69,7 +69,7 @@ def recompute(
         again = with_autocast(engine.with_layers(of_tensors, engine.layers_kept, engine.layers_policy), tensors)
         if by_checkpoint and _outside_of_torch_func():
             try:
-                return _checkpointed(again, tensors)
+                return checkpointed.run(again, tensors)
             except RuntimeError as error:
                 if "saved tensor hooks" not in str(error):
                     raise
@@ -108,16 +108,6 @@ def _check_policy(policy: Any) -> None:
         f"recompute: expected the policy 'nothing', 'dots', a tuple of names, or a part of the memory in [0, 1], "
         f"came {came}"
     )
-
-
-def _checkpointed(of_tensors: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
-    """Use torch's own, which stops the second run at the last value that is needed, but knows no torch.func."""
-    ours = [x.view_as(x) if x.requires_grad else x for x in tensors]  # a node where our graph begins
-    with captured.drawing_nothing("recompute", tensors):
-        result = checkpoint(of_tensors, *ours, use_reentrant=False, preserve_rng_state=False)
-    found = [leaf for leaf in tree.leaves(result) if isinstance(leaf, Tensor)]
-    captured.check_graph("recompute", found, begins=[x.grad_fn for x in ours if x.requires_grad])
-    return result
 
 
 def recompute_layers(
