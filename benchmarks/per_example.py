@@ -1,15 +1,22 @@
 """Gradients of single examples of a small GPT, beside a loop of gradients and beside opacus; and private steps.
 
-    python benchmarks/per_example.py [--only small|larger] [--rounds 5]
+    python benchmarks/per_example.py [--only small|larger|compile] [--rounds 5]
 
 Every variant of the first table makes the same gradients, (B, ...) for each parameter, which is checked first. In the
-second table a step clips them and adds the noise. Peak is what torch's allocator held at most in one call, above what
-it held before. Variants take turns, round by round, in one process; times are medians.
+second table a step clips them and adds the noise, beside the ordinary compiled step. The last table is of first steps
+of the small model, each in a process with an empty cache folder: the wall's seconds, and those of CPUs, the C++
+compiler's among them, which other work on the host changes less. Peak is what torch's allocator held at most in one
+call, above what it held before. Variants take turns, round by round, in one process; times are medians.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -147,14 +154,6 @@ def steps(problem: Problem) -> dict[str, Run]:
     from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
     count = len(problem.batch["tokens"])
-    optimizer = ft.optim.dpsgd(1e-3, CLIP, NOISE, seed=0)
-    step = ft.compile(ft.train.private_step(problem.loss_fn, optimizer), donate=True)
-    state = ft.init_state(ft.tree.map(torch.clone, problem.params), optimizer, key=KEY)
-
-    def ours() -> None:
-        nonlocal state
-        state, _ = step(state, problem.batch)
-
     hooked = problem.module()
     wrapped = wrap_model(hooked, grad_sample_mode="hooks", loss_reduction="sum")
     noisy = {"noise_multiplier": NOISE, "max_grad_norm": CLIP, "expected_batch_size": count, "loss_reduction": "sum"}
@@ -182,7 +181,43 @@ def steps(problem: Problem) -> dict[str, Run]:
         loss(ghostly(problem.batch["tokens"]), problem.batch["targets"]).backward()
         outer.step()
 
-    return {"ft.train.private_step, ft.compile": ours, "opacus, hooks": hooks, "opacus, ghost clipping": ghost}
+    ours = {f"ft.train.{name}, ft.compile": compiled_step(problem, name) for name in STEPS}
+    return ours | {"opacus, hooks": hooks, "opacus, ghost clipping": ghost}
+
+
+STEPS = ("train_step", "private_step")
+
+
+def compiled_step(problem: Problem, name: str) -> Run:
+    private = name == "private_step"
+    optimizer = ft.optim.dpsgd(1e-3, CLIP, NOISE, seed=0) if private else ft.optim.sgd(1e-3)
+    make = ft.train.private_step if private else ft.train_step
+    step = ft.compile(make(problem.loss_fn, optimizer), donate=True)
+    state = ft.init_state(ft.tree.map(torch.clone, problem.params), optimizer, key=KEY)
+
+    def run() -> None:
+        nonlocal state
+        state, _ = step(state, problem.batch)
+
+    return run
+
+
+def first_step(name: str) -> None:
+    run = compiled_step(Problem(*SIZES["small"]), name)
+    start = time.perf_counter()
+    run()
+    print(time.perf_counter() - start, sum(os.times()[:4]))
+
+
+def compile_times() -> None:
+    print("\n| | first step s | CPU s |\n|---|---|---|")
+    for name in STEPS:
+        with tempfile.TemporaryDirectory() as cache:
+            command = [sys.executable, __file__, "--child", name]
+            environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+            done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        seconds, cpu = map(float, done.stdout.split()[-2:])
+        print(f"| {name} | {seconds:.1f} | {cpu:.1f} |", flush=True)
 
 
 def measure(title: str, variants: dict[str, Run], rounds: int) -> None:
@@ -205,9 +240,12 @@ def check(variants: dict[str, Run]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=tuple(SIZES))
+    parser.add_argument("--only", choices=(*SIZES, "compile"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--child", choices=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.child:
+        return first_step(options.child)
     warnings.simplefilter("ignore")  # opacus' own, about its hooks
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name, (shape, examples) in SIZES.items():
@@ -217,6 +255,8 @@ def main() -> None:
             check(variants)
             measure(f"gradients of {examples} examples, {shape}", variants, options.rounds)
             measure(f"private steps of {examples} examples, {shape}", steps(problem), options.rounds)
+    if options.only in (None, "compile"):
+        compile_times()
 
 
 if __name__ == "__main__":
