@@ -29,11 +29,25 @@ def drawing_nothing(what: str, tensors: Sequence[Tensor]) -> Iterator[None]:
         )
 
 
+@contextmanager
+def writing_nothing(what: str, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Raise ValueError when an argument is written to inside: the second run would begin with what the first left."""
+    before = [None if x.is_inference() else x._version for x in tensors]
+    yield
+    for x, version in zip(tensors, before, strict=True):
+        if version is not None and x._version != version:
+            raise ValueError(
+                f"{what}: fn writes into its argument, a tensor of shape {tuple(x.shape)}, and would begin with the "
+                "result the second time; write into a clone"
+            )
+
+
 def check_graph(what: str, values: Iterable[Tensor], inputs: Sequence[Tensor] = (), begins: Iterable[Any] = ()) -> None:
     """Walk the graph behind `values` up to the nodes `begins`; raise ValueError for a leaf that is no input."""
     ours = {id(x) for x in inputs}
-    queue = [value.grad_fn for value in values if value.grad_fn is not None]
-    seen = {*queue, *begins}
+    seen = set(begins)
+    queue = [value.grad_fn for value in values if value.grad_fn is not None and value.grad_fn not in seen]
+    seen.update(queue)
     while queue:
         node = queue.pop()
         variable = getattr(node, "variable", None)

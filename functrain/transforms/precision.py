@@ -86,7 +86,8 @@ def mixed_precision(fn: Callable[..., Any], policy: Policy | str) -> Callable[..
     Gradients reach the arguments in the arguments' own dtypes, because a cast is differentiable: parameters kept in
     float32 are float32 master copies. "bf16", "fp16" and "full" are policies that compute in bfloat16, float16 and
     float32, and return float32; "full" around a part of a function keeps that part in float32 inside of another policy.
-    float16 wants a loss scale: see `ft.loss_scale`.
+    float16 wants a loss scale: see `ft.loss_scale`. A mask is an argument too, and bfloat16 counts to 256 only: give a
+    Loss the weight `torch.sum(mask, dtype=torch.float32)`, as those of `ft.losses` have.
 
     Raises: TypeError when `policy` is no Policy, and naming a leaf of the first argument in another dtype than
     `policy.param`; ValueError for another string; PathError for an exception that fits no path of any argument.

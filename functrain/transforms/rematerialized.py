@@ -122,11 +122,12 @@ class Call:
         self.differentiated = [d or x.requires_grad for x, d in zip(tensors, self.differentiated, strict=True)]
         with torch.enable_grad():
             seen = [x.detach().requires_grad_(d) for x, d in zip(tensors, self.differentiated, strict=True)]
-            with self.check(), captured.drawing_nothing("recompute", tensors), recording or nullcontext():
-                values = self.function(*seen)
-            captured.check_graph("recompute", values, seen)
-            if recording:
-                recording.close(values)
+            with _own_hooks(), captured.writing_nothing("recompute", tensors):
+                with self.check(), captured.drawing_nothing("recompute", tensors), recording or nullcontext():
+                    values = self.function(*seen)
+                captured.check_graph("recompute", values, seen)
+                if recording:
+                    recording.close(values)
         return tuple([value.detach() for value in values])
 
 
@@ -182,6 +183,14 @@ class Pullback:
             except Diverged:
                 pass
         return self.call.function(*inputs)
+
+
+def _own_hooks() -> AbstractContextManager[Any]:
+    """Hide what is saved inside from hooks outside: a recomputed function around us counts the tensors that its own
+    backward pass will read, and the graph of a forward pass here is thrown away."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
 def _of_chosen(function: Flat, chosen: Sequence[int], tensors: Sequence[Tensor]) -> Flat:
