@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -395,22 +396,25 @@ def _once(x: Tensor) -> Tensor:
     return x.as_strided(x.shape, x.stride()) if _compiling() else x
 
 
-_traced = False
+class _Here(threading.local):
+    traced = False
+
+
+_here = _Here()
 
 
 @contextmanager
 def traced() -> Iterator[None]:
     """Draw inside in the form that compiles well, for a tracer that `torch.compiler.is_compiling()` does not know."""
-    global _traced
-    before, _traced = _traced, True
+    before, _here.traced = _here.traced, True
     try:
         yield
     finally:
-        _traced = before
+        _here.traced = before
 
 
 def _compiling() -> bool:
-    return _traced or torch.compiler.is_compiling()
+    return _here.traced or torch.compiler.is_compiling()
 
 
 def _signed(word: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,8 @@ X = torch.arange(1.0, 4.0, dtype=torch.float64)
 @pytest.fixture(autouse=True)
 def found_as_left() -> Iterator[None]:
     def found() -> tuple[Any, ...]:
-        return engine.depth, engine.piecewise, engine.tracing, engine.blocks, engine.layers_kept, engine.recomputing
+        here = engine.here
+        return here.depth, here.piecewise, here.tracing, here.blocks, here.layers_kept, here.recomputing
 
     assert found() == (0, False, False, [], 1.0, False)
     yield
@@ -51,9 +53,9 @@ def test_the_probe_sees_the_callers_transforms() -> None:
 
 
 def test_without_the_probe_torchs_vmap_would_not_be_noticed() -> None:
-    assert engine.depth == 0
+    assert engine.here.depth == 0
     depths: list[int] = []
-    torch.func.vmap(lambda x: depths.append(engine.depth) or x)(X)
+    torch.func.vmap(lambda x: depths.append(engine.here.depth) or x)(X)
     assert depths == [0]
 
 
@@ -61,7 +63,7 @@ def test_transforms_count_their_depth() -> None:
     depths: list[int] = []
 
     def fn(x: Tensor) -> Tensor:
-        depths.append(engine.depth)
+        depths.append(engine.here.depth)
         return torch.sum(x**3)
 
     ft.grad(fn)(X)
@@ -110,8 +112,40 @@ def test_an_error_leaves_the_engine_as_it_was(case: str) -> None:
     call, error = FAILING[case]
     with pytest.raises(error):
         call()
-    assert engine.depth == 0 and not engine.nested()
+    assert engine.here.depth == 0 and not engine.nested()
     assert torch.equal(ft.grad(cube)(X), 3 * X**2)
+
+
+def test_transforms_in_other_threads_are_not_ours() -> None:
+    # a data set that maps in the loader's thread, beside a compiled step
+    entered, leave, found = threading.Event(), threading.Event(), []
+
+    def beside(x: Tensor) -> Tensor:
+        entered.set()
+        leave.wait(60)
+        return x
+
+    def again(call: Callable[[], Any]) -> None:
+        found.append(call())
+
+    thread = threading.Thread(target=lambda: ft.vmap(beside)(X[None]))
+    thread.start()
+    entered.wait(60)
+    assert not engine.nested() and engine.here.depth == 0
+    leave.set()
+    thread.join()
+    # but a backward pass, which an accelerator runs in a thread of its own, runs a function again as it was run first
+    deep: list[Callable[[], Any]] = []
+
+    def run(x: Tensor) -> Tensor:
+        deep.append(engine.as_here(lambda: (engine.here.depth, engine.here.layers_kept)))
+        return torch.sum(x)
+
+    engine.with_layers(ft.grad(run), 0.5, ("dots", ()))(X)
+    thread = threading.Thread(target=again, args=deep)
+    thread.start()
+    thread.join()
+    assert found == [(1, 0.5)]
 
 
 def test_contexts_are_left_after_an_error() -> None:
@@ -119,9 +153,9 @@ def test_contexts_are_left_after_an_error() -> None:
         with pytest.raises(RuntimeError, match="in the block"), context():
             with context():
                 pass
-            assert getattr(engine, name)
+            assert getattr(engine.here, name)
             raise RuntimeError("in the block")
-        assert not getattr(engine, name)
+        assert not getattr(engine.here, name)
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -220,7 +220,7 @@ def test_a_gradient_inside_of_a_loss_in_pieces_is_an_error() -> None:
     with torch.no_grad(), engine.compiling_losses():
         with pytest.raises(torch._dynamo.exc.Unsupported, match="compiles in pieces cannot recompute"):
             ft.grad(lambda x: torch.sum(inner(x)))(X)
-    engine.depth = 0
+    engine.here.depth = 0
 
 
 # ---- layers -----------------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def test_a_budget_recomputes_the_first_layers(budget: float, twice: int) -> None
     found = ft.value_and_grad(ft.recompute_layers(loss, budget=budget))(ws, X)
     assert runs == [0, 1, 2, 3, *reversed(range(twice))]
     assert all(torch.equal(a, b) for a, b in zip(ft.tree.leaves(expected), ft.tree.leaves(found), strict=True))
-    assert engine.layers_kept == 1.0
+    assert engine.here.layers_kept == 1.0
 
 
 @pytest.mark.parametrize("budget", [-0.1, 1.1])

@@ -260,7 +260,8 @@ def test_a_policy_that_a_compilation_of_ones_own_would_lose_is_an_error(policy: 
 
 
 def test_a_part_of_the_memory_is_not_left_for_the_next_loss() -> None:
-    inductor.engine.memory_budgets[:] = [0.25, 0.5]  # as two losses leave them that Dynamo could not trace to the end
+    # as two losses leave them that Dynamo could not trace to the end
+    inductor.engine.here.memory_budgets[:] = [0.25, 0.5]
     inductor.compile_differentiable(lambda x: torch.sum(x**2))(X.clone().requires_grad_())
 
 

@@ -73,7 +73,7 @@ def test_a_block_is_compiled_once_for_all_layers_and_each_stack_has_its_own(monk
     found = regions(graphs)
     assert len(found) == 5 and len(set(found)) == 2
     assert len(set(found[:3])) == 1 and len(set(found[3:])) == 1
-    assert engine.blocks == [], "nothing of the trace outlives it"
+    assert engine.here.blocks == [], "nothing of the trace outlives it"
 
 
 # torch's hint that the same layers in turn are compiled twice

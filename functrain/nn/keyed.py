@@ -138,7 +138,7 @@ def _quiet(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 @contextmanager
 def check_generator() -> Iterator[None]:
     """Raise when the code inside has read the CPU's global generator all the same; nothing is checked in a trace."""
-    if engine.tracing or torch.compiler.is_compiling():
+    if engine.here.tracing or torch.compiler.is_compiling():
         yield
         return
     before = torch.get_rng_state()

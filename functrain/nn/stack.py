@@ -23,7 +23,8 @@ def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) 
     blocks, count = recomputed_blocks(block, len(layers))
     # torch 2.13 differentiates a region only from outside its graph, which is how piecewise compilation does it
     # and torch.utils.checkpoint traces what is in it without side effects, such as the list of regions
-    if torch.compiler.is_compiling() and engine.piecewise and engine.depth == 1 and not engine.recomputing:
+    here = engine.here
+    if torch.compiler.is_compiling() and here.piecewise and here.depth == 1 and not here.recomputing:
         return _regions(blocks, count, layers, x, *args)
     for layer, run in zip(layers, blocks, strict=True):
         x = run(layer, x, *args)
@@ -38,15 +39,15 @@ def _regions(blocks: Sequence[Callable[..., Any]], first: int, layers: Sequence[
         pairs = tree.items(inputs)
         kind = (i < first, *[(path, _kind(leaf)) for path, leaf in pairs])
         if kind not in kinds:
-            kinds[kind] = len(engine.blocks)
-            engine.blocks.append((block, inputs))
+            kinds[kind] = len(engine.here.blocks)
+            engine.here.blocks.append((block, inputs))
         x = _region(kinds[kind], *[leaf for _, leaf in pairs])
     return x
 
 
 def _run(number: int, *leaves: Any) -> Any:
     # a region takes tensors alone, and a function that Dynamo did not make: the block comes by its number
-    block, inputs = engine.blocks[number]
+    block, inputs = engine.here.blocks[number]
     layer, x, args = tree.unflatten(tree.structure(inputs), leaves)
     return block(layer, x, *args)
 

@@ -46,7 +46,7 @@ def _is_over(going: Tensor) -> bool:
 
 def _is_known(going: Tensor) -> bool:
     """Tell whether the host can read a () tensor: nobody traces it, and it is no lane of a vmap."""
-    if torch.compiler.is_compiling() or engine.tracing:
+    if torch.compiler.is_compiling() or engine.here.tracing:
         return False
     try:
         bool(going)

@@ -41,7 +41,7 @@ def assert_max_traces(n: int) -> Callable[[Callable[..., Any]], Callable[..., An
 
         @wraps(fn)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_dynamo_compiling() or engine.tracing:
+            if torch.compiler.is_dynamo_compiling() or engine.here.tracing:
                 note()
             return fn(*args, **kwargs)
 

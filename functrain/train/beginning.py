@@ -35,7 +35,7 @@ def _begun(optimizer: GradientTransformation, state: TrainState, lane: TrainStat
     with replaced({name: tree.at(lane, f"{place}/hyperparams/{name}") for place, _, name in numbers}):
         own = optimizer.init(lane.params)
     inside = tuple(f"{place}/" for place, _, _ in numbers)  # another one's number of the same name stays what it is
-    unread = engine.tracing or engine.nested()  # a number cannot be read to the host, and an error not be raised
+    unread = engine.here.tracing or engine.nested()  # a number cannot be read to the host, and an error not be raised
     leaves = []
     for (path, old), other, new, came, kept in zip(
         tree.items({"opt_state": base}),

@@ -116,7 +116,7 @@ class _Compiled:
         return self.last is not None
 
     def __call__(self, *args: Any) -> Any:
-        if engine.tracing:
+        if engine.here.tracing:
             return self.fn(*args)
         leaves, structure = tree.flatten(args)
         _check_outermost(leaves)  # at every call: a program that is there already would lose the gradient in silence

@@ -44,7 +44,7 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
         if engine.nested() or (torch.is_grad_enabled() and _any_differentiated(args, kwargs)):
             result, grads = _by_functorch(fn, positions, has_aux, args, kwargs, leaves, structure)
         else:
-            called = _compiled(fn, compiled) if engine.piecewise else fn
+            called = _compiled(fn, compiled) if engine.here.piecewise else fn
             if _any_differentiated(args, kwargs):  # under no_grad, where nobody asks for their gradients
                 args, kwargs = tree.map(_detach, (args, kwargs))
             result, found = _by_autograd(called, positions, has_aux, args, kwargs, leaves, structure)
@@ -65,12 +65,12 @@ def add_gradients(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[
     compiled: list[Callable[..., Any]] = []
 
     def giving(params: Any, total: Any, *args: Any) -> Any:
-        give = donation.give_gradient if engine.piecewise else donation.give_gradient_eagerly
+        give = donation.give_gradient if engine.here.piecewise else donation.give_gradient_eagerly
         return fn(tree.map(lambda p, t: give(p, t) if _is_large(p) else p, params, total), *args)
 
     def added(total: list[Tensor], params: Any, *args: Any) -> Any:
         differentiated = _any_differentiated(params, args)
-        if engine.nested() or engine.tracing or (torch.is_grad_enabled() and differentiated):
+        if engine.nested() or engine.here.tracing or (torch.is_grad_enabled() and differentiated):
             result, grads = both(params, *args)
             add_leaves(total, tree.leaves(grads))
             return result
@@ -80,7 +80,7 @@ def add_gradients(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[
             total.extend([torch.zeros_like(leaf, dtype=wide_dtype(leaf.dtype)) for leaf in leaves])
         if differentiated:
             params, args = tree.map(_detach, (params, args))
-        called = _compiled(giving, compiled) if engine.piecewise else giving
+        called = _compiled(giving, compiled) if engine.here.piecewise else giving
         everything = (params, tree.unflatten(tree.structure(params), total), *args)
         result, grads = _by_autograd(called, (0,), has_aux, everything, {}, leaves, structure, zeros=False)
         for leaf, grad, into in zip(leaves, grads, total, strict=True):
@@ -111,7 +111,7 @@ def _compiled(fn: Callable[..., Any], known: list[Callable[..., Any]]) -> Callab
     if not known:
         from functrain.transforms import inductor  # not with the package: see compilation.py
 
-        known.append(inductor.compile_differentiable(_forgetting_blocks(fn), keep_less=engine.lean))
+        known.append(inductor.compile_differentiable(_forgetting_blocks(fn), keep_less=engine.here.lean))
     return known[0]
 
 
@@ -136,11 +136,11 @@ def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, *, chunk_s
 
     @wraps(fn)
     def deeper(*args: Any, **kwargs: Any) -> Any:
-        engine.depth += 1
+        engine.here.depth += 1
         try:
             return fn(*args, **kwargs)
         finally:
-            engine.depth -= 1
+            engine.here.depth -= 1
 
     return torch.func.vmap(deeper, in_dims=in_dims, out_dims=out_dims, randomness="error", chunk_size=chunk_size)
 
@@ -155,7 +155,7 @@ def _by_autograd(
     structure: Any,
     zeros: bool = True,
 ) -> tuple[Any, Sequence[Any]]:
-    engine.depth += 1
+    engine.here.depth += 1
     try:
         with torch.enable_grad():
             inputs = [leaf.detach().requires_grad_() for leaf in leaves]
@@ -165,7 +165,7 @@ def _by_autograd(
                 _check_reaches(value, inputs, structure)
         grads = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=zeros)
     finally:
-        engine.depth -= 1
+        engine.here.depth -= 1
     return tree.map(_detach, result), grads
 
 
@@ -183,11 +183,11 @@ def _by_functorch(
         found.extend(tree.flatten(result))
         return value, [leaf for leaf in found[0] if isinstance(leaf, Tensor)]
 
-    engine.depth += 1
+    engine.here.depth += 1
     try:
         grads, tensors = torch.func.grad(scalar_of, has_aux=True)(leaves)
     finally:
-        engine.depth -= 1
+        engine.here.depth -= 1
     unwrapped = iter(tensors)
     result = [next(unwrapped) if isinstance(leaf, Tensor) else leaf for leaf in found[0]]
     return tree.unflatten(found[1], result), tree.unflatten(structure, grads)
@@ -196,7 +196,7 @@ def _by_functorch(
 def _forgetting_blocks(fn: Callable[..., Any]) -> Callable[..., Any]:
     def forgetting(*args: Any, **kwargs: Any) -> Any:
         result = fn(*args, **kwargs)
-        engine.blocks.clear()  # as it was found, so that nothing of the trace outlives it
+        engine.here.blocks.clear()  # as it was found, so that nothing of the trace outlives it
         return result
 
     return forgetting

@@ -83,8 +83,8 @@ def compile_differentiable(fn: Callable[..., Any], *, keep_less: bool = False) -
         # so that a region overwrites its parameters (read in GraphLowering, seen in gradients)
         # the backward at once, not when it first runs: it is lowered while the forward's kernels are compiled
         compiler_jobs.finish_checks()
-        budgets = {*engine.memory_budgets}
-        engine.memory_budgets.clear()
+        budgets = {*engine.here.memory_budgets}
+        engine.here.memory_budgets.clear()
         if len(budgets) > 1:
             raise ValueError(f"recompute: expected one part of the memory to keep in a compiled loss, came {budgets}")
         settings = functorch_config.patch(
@@ -100,7 +100,7 @@ def compile_differentiable(fn: Callable[..., Any], *, keep_less: bool = False) -
     compiled = torch.compile(fn, fullgraph=True, dynamic=False, backend=backend)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        engine.memory_budgets.clear()  # of a trace that failed before anybody read them
+        engine.here.memory_budgets.clear()  # of a trace that failed before anybody read them
         # Dynamo counts the programs of all losses together, and refuses the ninth; JAX has no such limit
         with dynamo_config.patch(recompile_limit=_UNLIMITED, accumulated_recompile_limit=_UNLIMITED):
             return compiled(*args, **kwargs)

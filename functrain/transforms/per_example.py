@@ -134,7 +134,7 @@ class _InPieces:
         self.fn, self.compiled = fn, compile(fn)
 
     def __call__(self, *args: Any) -> Any:
-        return (self.compiled if engine.piecewise and not engine.nested() else self.fn)(*args)
+        return (self.compiled if engine.here.piecewise and not engine.nested() else self.fn)(*args)
 
 
 def _mapped(fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:

@@ -36,7 +36,7 @@ def recompute(
 
     Source: Chen et al. 2016 (arXiv:1604.06174); `jax.checkpoint` and its policies.
     Raises: ValueError when `fn` uses a tensor that is differentiated or mapped over and is no argument, when it draws
-    from torch's global generator, and for another policy.
+    from torch's global generator or writes into an argument, and for another policy.
     """
     _check_policy(policy)
     policy = float(policy) if isinstance(policy, int) else policy
@@ -66,7 +66,7 @@ def recompute(
             from functrain.transforms import recompute_compiled
 
             return recompute_compiled.recompute(of_tensors, tensors, policy, offloaded)
-        again = with_autocast(engine.with_layers(of_tensors, engine.layers_kept, engine.layers_policy), tensors)
+        again = with_autocast(engine.as_here(of_tensors), tensors)
         if by_checkpoint and _outside_of_torch_func():
             try:
                 return checkpointed.run(again, tensors)
@@ -131,9 +131,9 @@ def recompute_layers(
 
 def recomputed_blocks(block: Callable[..., Any], count: int) -> tuple[list[Callable[..., Any]], int]:
     """Return the block `count` times, the first of them recomputed, and how many are, under the budget in force."""
-    kept = (engine.layers_kept - _INPUT) / (1.0 - _INPUT) * count
+    kept = (engine.here.layers_kept - _INPUT) / (1.0 - _INPUT) * count
     first = count - max(0, int(kept + 0.5))
-    policy, offload = engine.layers_policy
+    policy, offload = engine.here.layers_policy
     again = [recompute(block, policy, offload=offload)] * first if first else []
     return [*again, *[block] * (count - first)], first
 

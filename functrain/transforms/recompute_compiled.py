@@ -19,7 +19,7 @@ def recompute(of_tensors: Callable[..., Any], tensors: Sequence[Tensor], policy:
         raise NotImplementedError(
             "recompute: arguments wait in host memory in eager only; leave out offload or compile"
         )
-    if not (engine.piecewise or isinstance(policy, str)):
+    if not (engine.here.piecewise or isinstance(policy, str)):
         raise NotImplementedError(
             f"recompute: the policy {policy!r} needs ft.compile, and would be lost in a torch.compile of your "
             "own; use ft.compile, or the policy 'nothing' or 'dots'"
@@ -27,7 +27,7 @@ def recompute(of_tensors: Callable[..., Any], tensors: Sequence[Tensor], policy:
     if isinstance(policy, (int, float)):
         _ask_for(float(policy))
         return of_tensors(*tensors)
-    if engine.depth > 1:
+    if engine.here.depth > 1:
         raise NotImplementedError(
             "recompute: a gradient or map inside of a loss that ft.compile compiles in pieces cannot recompute "
             "in torch 2.13; take recompute out of the inner function, or leave out ft.compile"
@@ -37,15 +37,15 @@ def recompute(of_tensors: Callable[..., Any], tensors: Sequence[Tensor], policy:
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_dots)
     elif policy != "nothing":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, partial(_keep_names, policy))
-    before, engine.recomputing = engine.recomputing, True
+    before, engine.here.recomputing = engine.here.recomputing, True
     result = checkpoint(of_tensors, *tensors, use_reentrant=False, preserve_rng_state=False, **options)
-    engine.recomputing = before
+    engine.here.recomputing = before
     return result
 
 
 def name_value(x: Tensor, name: str) -> Tensor:
     """Mark x in the graph of a recomputed function; `keep_named` takes the marks away again."""
-    return _mark(x, name) if engine.recomputing else x
+    return _mark(x, name) if engine.here.recomputing else x
 
 
 def keep_named(graph: fx.Graph) -> None:
@@ -70,7 +70,7 @@ _mark.register_autograd(lambda ctx, grad: (grad, None))
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _ask_for(budget: float) -> None:
     # run by Dynamo as it traces, and read by the backend right afterwards
-    engine.memory_budgets.append(budget)
+    engine.here.memory_budgets.append(budget)
 
 
 def _keep_dots(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
