@@ -267,6 +267,16 @@ def test_parts_below_one_or_no_integer_are_refused(parts: Any) -> None:
         ft.accumulate(ft.value_and_grad(squares), parts)
 
 
+def test_what_grad_fn_takes_and_gives_is_told() -> None:
+    params, batch = problem(0, 4)
+    accumulated = ft.accumulate(ft.value_and_grad(squares), 2)
+    assert_close(accumulated(params, batch, None)[1], accumulated(params, batch, KEY)[1])
+    with pytest.raises(TypeError, match=r"expected \(params, batch, key\), came 2 arguments"):
+        accumulated(params, batch)
+    with pytest.raises(TypeError, match="pass value_and_grad"):
+        ft.accumulate(ft.grad(squares), 2)(params, batch, KEY)
+
+
 def test_more_parts_than_rows_are_refused() -> None:
     params, batch = problem(0, 3)
     with pytest.raises(ValueError, match="came 4 parts of 3 rows"):

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import embedding
 
 import functrain as ft
 from functrain import tree
@@ -352,6 +353,26 @@ def test_a_value_that_lost_its_gradient_is_an_error(trap: str) -> None:
             call(X)
     with pytest.raises(ValueError, match="does not depend on any leaf"):
         fn(X.clone().requires_grad_())
+
+
+WRITES: dict[str, tuple[Any, type[Exception], str]] = {
+    "in place": (lambda p: torch.sum(p["e"].detach().mul_(2) * p["e"]), ValueError, "e: fn has written into"),
+    "embedding": (lambda p: torch.sum(embedding(ROW, p["e"], max_norm=0.1)), ValueError, "e: fn has written into"),
+    "sparse": (lambda p: torch.sum(embedding(ROW, p["e"], sparse=True)), TypeError, "e: expected a dense gradient"),
+}
+ROW = torch.tensor([1])
+
+
+@pytest.mark.parametrize("case", WRITES)
+def test_a_function_that_writes_or_gives_a_sparse_gradient_is_an_error(case: str) -> None:
+    fn, error, says = WRITES[case]
+    with pytest.raises(error, match=f"value_and_grad: {says}"):
+        ft.grad(fn)({"a": torch.ones(1), "e": torch.ones(2, 3)})
+
+
+def test_inference_mode_is_named() -> None:
+    with torch.inference_mode(), pytest.raises(ValueError, match="use torch.no_grad there"):
+        ft.grad(torch.sum)(torch.ones(2))
 
 
 def test_a_value_without_leaves_is_an_error() -> None:

@@ -36,10 +36,16 @@ def accumulate(
         return grad_fn
 
     def add(total: list[torch.Tensor], params: Any, *args: Any) -> Any:
-        found, grads = grad_fn(params, *args)
+        result = grad_fn(params, *args)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(
+                f"accumulate: expected grad_fn to return (loss, gradients), came {type(result).__name__}; pass "
+                "value_and_grad(loss_fn) in place of grad(loss_fn)"
+            )
+        found, grads = result
         tree.check_same_structure(params, grads, what="accumulate: params and the gradients of grad_fn")
         leaves = tree.leaves(grads)
-        del grads
+        del result, grads
         add_leaves(total, leaves)
         return found
 
@@ -59,13 +65,23 @@ def sums(add: Callable[..., Any], parts: int | None, *, rows: int | None, buffer
     """
 
     def accumulated(params: Any, *args: Any) -> Any:
+        if len(args) != 2 + buffers:
+            wanted = "(params, buffers, batch, key)" if buffers else "(params, batch, key)"
+            raise TypeError(
+                f"accumulate: expected {wanted}, came {1 + len(args)} arguments; a loss that draws nothing takes a key "
+                "of None"
+            )
         *before, batch, key = args
         cuts = _cuts(batch, parts, rows)
+
+        def key_of(i: int) -> Any:
+            return key if key is None or len(cuts) == 1 else random.fold_in(key, i)
+
         result: Any = None
         total: list[torch.Tensor] = []
         for i, cut in enumerate(cuts):
             part = tree.map(lambda leaf, cut=cut: leaf[cut], batch)
-            found = add(total, params, *before, part, key if len(cuts) == 1 else random.fold_in(key, i))
+            found = add(total, params, *before, part, key_of(i))
             if buffers:
                 found, new = found
                 before = [new]

@@ -159,11 +159,14 @@ def _by_autograd(
     try:
         with torch.enable_grad():
             inputs = [leaf.detach().requires_grad_() for leaf in leaves]
+            versions = [] if torch.compiler.is_compiling() else _versions(inputs)
             result = fn(*_replace(args, positions, tree.unflatten(structure, inputs)), **kwargs)
             value = _scalar(result, has_aux)
             if not torch.compiler.is_compiling():
+                _check_unwritten(inputs, versions, structure)
                 _check_reaches(value, inputs, structure)
         grads = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=zeros)
+        _check_dense(grads, structure)
     finally:
         engine.here.depth -= 1
     return tree.map(_detach, result), grads
@@ -251,6 +254,38 @@ def _check_leaves(chosen: Any, leaves: list[Any]) -> None:
                 f"value_and_grad: {path.partition('/')[2] or 'the argument'}: expected a floating-point tensor, came "
                 f"{came}; pass it in another argument, or take it out with tree.partition"
             )
+
+
+def _versions(inputs: list[Tensor]) -> list[int]:
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "value_and_grad: inside of torch.inference_mode there are no gradients; use torch.no_grad there"
+        )
+    return [x._version for x in inputs]
+
+
+def _check_unwritten(inputs: list[Tensor], versions: list[int], structure: Any) -> None:
+    if [x._version for x in inputs] != versions:
+        i = next(i for i, (x, version) in enumerate(zip(inputs, versions, strict=True)) if x._version != version)
+        raise ValueError(
+            f"value_and_grad: {_path(structure, i)}: fn has written into this argument, which is the caller's tensor; "
+            "compute a new one, as in x = x + 1 for x += 1 (torch's embedding with max_norm= writes too)"
+        )
+
+
+def _check_dense(grads: Sequence[Any], structure: Any) -> None:
+    for i, grad in enumerate(grads):
+        if grad is not None and grad.layout != torch.strided:
+            raise TypeError(
+                f"value_and_grad: {_path(structure, i)}: expected a dense gradient, came one of {grad.layout}; leave "
+                "out sparse=True"
+            )
+
+
+def _path(structure: Any, i: int) -> str:
+    """Return the path of leaf i of the differentiated arguments, within its argument."""
+    path = list(tree.items(tree.unflatten(structure, range(structure.num_leaves))))[i][0]
+    return path.partition("/")[2] or "the argument"
 
 
 def _unreached() -> ValueError:
