@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+import functrain as ft
 from functrain import nn, random
 
 law = settings(deadline=None, derandomize=True, max_examples=25)
@@ -147,10 +148,23 @@ def test_attention_has_what_the_fused_one_lacks() -> None:
     mapped = vmap(math_attention)(Q[:, None], K[:, None], V[:, None])[:, 0]
     torch.testing.assert_close(mapped, math_attention(Q, K, V), rtol=1e-12, atol=1e-12)
 
-    with pytest.raises(RuntimeError, match="derivative for .*attention.* is not implemented"):
-        curvature(nn.fused_causal_attention)
-    with pytest.raises(NotImplementedError, match="forward AD with .*attention"):
-        jvp(lambda q: energy(nn.fused_causal_attention, q), (Q,), (DIRECTION,))
+    # torch's kernel has neither second derivatives nor a forward mode, and is left out where transforms want them
+    fused = nn.fused_causal_attention
+    torch.testing.assert_close(curvature(fused), forward, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(curvature(ft.recompute(fused)), forward, rtol=1e-12, atol=1e-12)
+    moved = [jvp(lambda q, f=f: energy(f, q), (Q,), (DIRECTION,))[1] for f in (fused, math_attention)]
+    torch.testing.assert_close(*moved, rtol=1e-12, atol=1e-12)
+    mean = lambda f: lambda p, batch, key: torch.sum(f(p["q"], K, V) ** 2)  # noqa: E731
+    products = [ft.hvp(mean(f), {"q": Q}, {}, {"q": DIRECTION}) for f in (fused, math_attention)]
+    torch.testing.assert_close(products[0]["q"], products[1]["q"], rtol=1e-12, atol=1e-12)
+    by_kernel: list[str] = []
+
+    def watched(q: Tensor) -> Tensor:
+        by_kernel.append(str(fused(q, K, V).grad_fn))
+        return energy(fused, q)
+
+    ft.grad(watched)(Q)
+    assert "Scaled" in by_kernel[0], "first derivatives are the kernel's"
     with pytest.warns(UserWarning, match="batching rule for .*attention"):
         vmap(nn.fused_causal_attention)(Q[:, None], K[:, None], V[:, None])
 

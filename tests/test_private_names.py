@@ -14,6 +14,7 @@ WHY = {
     "torch._C._autograd._saved_tensors_hooks_get_disabled_error_message": "whether torch's checkpoint may run here",
     "torch._C._autograd._top_saved_tensors_default_hooks": "whether a checkpoint outside counts what is saved",
     "torch._C._functorch": "what torch.func knows of a tensor, for a clear error about one that a function captured",
+    "torch._C._functorch.TransformType.Grad": "see torch._C._functorch",
     "torch._C._functorch.TransformType.Jvp": "see torch._C._functorch",
     "torch._C._functorch.TransformType.Vmap": "see torch._C._functorch",
     "torch._C._functorch.get_interpreter_stack": "see peek_interpreter_stack",

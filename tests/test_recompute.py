@@ -215,6 +215,14 @@ def test_a_compiled_forward_mode_of_reverse_mode() -> None:
     assert torch.allclose(found, 2 * torch.cos(2 * X) * V, rtol=1e-12, atol=1e-12)
 
 
+def test_a_call_inside_of_another_takes_forward_mode() -> None:
+    plain = lambda x: torch.sum(torch.sin(x) ** 2)  # noqa: E731
+    nested = ft.recompute(lambda x: ft.recompute(plain)(x))
+    assert torch.equal(torch.func.jvp(nested, (X,), (X,))[1], torch.func.jvp(plain, (X,), (X,))[1])
+    assert torch.allclose(torch.func.hessian(nested)(X), torch.func.hessian(plain)(X), rtol=1e-12, atol=1e-12)
+    assert not engine.here.plain
+
+
 def test_a_gradient_inside_of_a_loss_in_pieces_is_an_error() -> None:
     inner = ft.grad(ft.recompute(lambda x: torch.sum(x**3)))
     with torch.no_grad(), engine.compiling_losses():

@@ -5,7 +5,7 @@ B batch, H heads, T queries, S keys, K width of a head. The two functions comput
 | | `fused_causal_attention` | `attention` |
 |---|---|---|
 | holds the (T, S) scores | no | yes |
-| second derivatives, forward mode | an error of torch | yes |
+| second derivatives, forward mode | as `attention` | yes |
 | `torch.func.vmap` | slow, torch warns | yes |
 | other masks, dropout of the weights | no | yes |
 """
@@ -17,13 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from functrain.nn.dropout import dropout
+from functrain.transforms import engine
 
 
 def fused_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Let query t attend to keys 0 to t, by torch's fused kernel. Shapes: all (B, H, T, K).
 
-    Equals `attention(q, k, v, causal_mask(T))`.
+    Equals `attention(q, k, v, causal_mask(T))`, and is it where transforms differentiate twice or in forward mode,
+    which torch's kernel does not know.
     """
+    if engine.twice():
+        return attention(q, k, v, causal_mask(q.shape[-2], q.device))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 

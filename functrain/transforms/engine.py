@@ -21,12 +21,14 @@ class _Here(threading.local):
 
     def __init__(self) -> None:
         self.depth = 0  # transforms of ours around the current call
+        self.by_autograd = False  # the call is differentiated by torch.autograd, which torch.func does not see
         self.piecewise = False  # value_and_grad compiles the function it differentiates
         self.lean = False  # and so that its backward pass computes again what costs no matrix product
         self.blocks: list[Any] = []  # what nn.stack has met while Dynamo traces a loss: each kind's block and inputs
         self.layers_kept = 1.0  # the part of an nn.stack's layers that keep their activations, others are recomputed
         self.layers_policy: Any = ("nothing", ())  # what the recomputed layers keep, which arguments wait in the host
         self.memory_budgets: list[float] = []  # what recompute has asked of the loss that Dynamo traces
+        self.plain = False  # recompute keeps everything, as there is no backward pass to come
         self.recomputing = False  # Dynamo traces a function that will be recomputed as a whole
         self.tracing = False  # ft.compile runs the function to see its operations
 
@@ -42,6 +44,38 @@ def nested() -> bool:
         return False
     # private: the only way to see a torch.func transform that the caller applied without us; guarded by a test
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Let `twice` know that torch.autograd differentiates what runs inside."""
+    before, here.by_autograd = here.by_autograd, True
+    try:
+        yield
+    finally:
+        here.by_autograd = before
+
+
+def twice() -> bool:
+    """Tell whether transforms want more than first derivatives in reverse of what is running."""
+    if torch.compiler.is_compiling():
+        return False
+    kinds = [interpreter.key() for interpreter in torch._C._functorch.get_interpreter_stack() or ()]
+    reverse = kinds.count(torch._C._functorch.TransformType.Grad) + here.by_autograd
+    return torch._C._functorch.TransformType.Jvp in kinds or reverse > 1
+
+
+def without_recompute(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function that runs `fn` with what it recomputes as it stands."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        before, here.plain = here.plain, True
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            here.plain = before
+
+    return run
 
 
 def concrete() -> bool:

@@ -157,7 +157,7 @@ def _by_autograd(
 ) -> tuple[Any, Sequence[Any]]:
     engine.here.depth += 1
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), engine.differentiating():
             inputs = [leaf.detach().requires_grad_() for leaf in leaves]
             versions = [] if torch.compiler.is_compiling() else _versions(inputs)
             result = fn(*_replace(args, positions, tree.unflatten(structure, inputs)), **kwargs)

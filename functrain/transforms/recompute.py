@@ -48,7 +48,7 @@ def recompute(
     @wraps(fn)
     def recomputed(*args: Any, **kwargs: Any) -> Any:
         nonlocal by_checkpoint
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or engine.here.plain:
             return fn(*args, **kwargs)
         leaves, structure = tree.flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functrain.transforms import captured
+from functrain.transforms import captured, engine
 from functrain.transforms.tape import Diverged, Recording, Replay, Tape
 
 _functorch = torch._C._functorch
@@ -79,7 +79,8 @@ class Rematerialized(torch.autograd.Function):
             )
         tensors = ctx.saved_tensors
         moved = [i for i, tangent in enumerate(tangents) if tangent is not None]
-        function = _of_chosen(ctx.call.function, moved, tensors)
+        # a call inside would find the forward mode of ours around it, besides the one that the caller wants
+        function = engine.without_recompute(_of_chosen(ctx.call.function, moved, tensors))
         inputs = tuple([tensors[i] for i in moved])
         moves: Any = torch.func.jvp(function, inputs, tuple([tangents[i] for i in moved]))[1]
         copies = [torch.zeros_like(tensors[i]) if tangents[i] is None else tangents[i] for i in ctx.devices]
@@ -163,7 +164,7 @@ class Pullback:
         # autograd frees each activation as soon as it is used, which torch.func does not
         cotangents = tensors[self.inputs :]
         differentiated = [d or i in self.wanted for i, d in enumerate(self.call.differentiated)]
-        with torch.enable_grad():
+        with torch.enable_grad(), engine.differentiating():
             inputs = [x.detach().requires_grad_(d) for x, d in zip(tensors[: self.inputs], differentiated, strict=True)]
             values = self._again(inputs, shorten=differentiated == list(self.call.differentiated))
         chosen = [inputs[i] for i in self.wanted]
