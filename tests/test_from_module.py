@@ -407,3 +407,22 @@ def test_a_tensor_made_by_a_hook_of_the_old_kind_is_an_error() -> None:
         module = nn.utils.weight_norm(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="weight: expected a parameter or a buffer.*parametrizations.weight_norm"):
         ft.from_module(module)
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_mapped_over_inputs_and_params(layer: Any) -> None:
+    # torch adds to the first state in place, which is an error where the input alone is mapped over
+    functional = ft.from_module(layer(3, 4, batch_first=True, bidirectional=True, dtype=torch.float64))
+
+    def loss(params: Any, x: Tensor) -> Tensor:
+        return torch.sum(functional.apply(params, {}, None, x)[0][0] ** 2)
+
+    xs = torch.linspace(-1, 1, 2 * 5 * 3, dtype=torch.float64).view(2, 1, 5, 3)
+    lanes = ft.tree.map(lambda leaf: torch.stack([leaf, 2 * leaf]), functional.params)
+    for params, rows, dims in ((functional.params, xs, (None, 0)), (lanes, xs[0], (0, None)), (lanes, xs, (0, 0))):
+        found = ft.vmap(ft.grad(loss), dims)(params, rows)
+        for i in range(2):
+            lane = params if dims[0] is None else ft.tree.map(lambda leaf, i=i: leaf[i], params)
+            wanted = ft.grad(loss)(lane, rows if dims[1] is None else rows[i])
+            pairs = zip(ft.tree.leaves(found), ft.tree.leaves(wanted), strict=True)
+            assert all(torch.allclose(a[i], b, rtol=1e-12, atol=1e-12) for a, b in pairs)

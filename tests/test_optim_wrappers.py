@@ -207,6 +207,13 @@ def test_steps_over_several_updates_equal_one_over_their_mean() -> None:
         assert close(updates, expected, 1e-5)
 
 
+@pytest.mark.parametrize("every", [0, lambda step: 0])
+def test_multi_steps_of_no_steps_are_refused(every: Any) -> None:
+    many = ours.MultiSteps(ours.sgd(0.1), every)
+    with pytest.raises(ValueError, match="every_k_schedule of at least 1, came 0"):
+        many.update(torch.ones(2), many.init(torch.ones(2)))
+
+
 def test_skipped_updates_change_nothing_but_what_is_remembered_of_them() -> None:
     params = draw(SHAPES, 8)
     many = ours.MultiSteps(ours.adam(0.1), 2, should_skip_update_fn=ours.skip_not_finite)

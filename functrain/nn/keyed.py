@@ -41,6 +41,8 @@ class Keyed(TorchFunctionMode):
                 f"from_module: the module calls torch's {func.__name__}, which draws from the global generator, so "
                 "that its result would not be a function of its arguments; use dropout, or draw outside from a key"
             )
+        if getattr(func, "__name__", "") in _RECURRENT and engine.nested():
+            args = _mapped_state(*args)
         return func(*args, **kwargs)
 
     def drop(self, x: Tensor, p: float, like: Tensor | None = None) -> Tensor:
@@ -75,6 +77,18 @@ class Keyed(TorchFunctionMode):
         elif attn_mask is not None:
             scores = scores + attn_mask
         return self.drop(torch.softmax(scores, -1), dropout_p) @ value
+
+
+def _mapped_state(input: Tensor, state: Any, weights: Any, *options: Any) -> tuple[Any, ...]:
+    """Let a recurrent layer's first state be mapped over where its input or weights are: torch adds to it in place."""
+    if input.dim() < 3:  # a packed sequence, whose second argument are lengths
+        return input, state, weights, *options
+
+    def mapped(h: Tensor) -> Tensor:
+        return h + input.new_zeros(h.shape) + weights[0].new_zeros(h.shape)
+
+    state = mapped(state) if isinstance(state, Tensor) else type(state)([mapped(h) for h in state])
+    return input, state, weights, *options
 
 
 def _check_embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -114,6 +128,7 @@ _DROPOUTS: dict[Any, Callable[..., Tensor]] = {
     F.dropout2d: _channels(0),  # torch takes three dims for (N, C, L) here
     F.dropout3d: _channels(4),
 }
+_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _GLOBAL = {
     "alpha_dropout", "bernoulli", "bernoulli_", "cauchy_", "exponential_", "feature_alpha_dropout", "feature_dropout",
     "fractional_max_pool2d", "fractional_max_pool3d", "geometric_", "gru", "gumbel_softmax", "log_normal_", "lstm",
@@ -125,7 +140,7 @@ _GLOBAL = {
 
 def _quiet(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Tell whether a function that may draw does not, with these arguments."""
-    if func.__name__ in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+    if func.__name__ in _RECURRENT:
         at = next(i for i, arg in enumerate(args) if type(arg) is float)  # dropout, then training
         return args[at] == 0.0 or not args[at + 1]
     try:

@@ -112,6 +112,8 @@ class MultiSteps:
     ) -> tuple[Updates, MultiStepsState]:
         """Take one mini-step."""
         k = self._every(state.gradient_step) if callable(self._every) else self._every
+        if not isinstance(k, Tensor) and k < 1:
+            raise ValueError(f"MultiSteps: expected every_k_schedule of at least 1, came {k}")
         skip, skip_state = torch.zeros_like(state.mini_step, dtype=torch.bool), state.skip_state
         if self._skip is not None:
             skip, skip_state = self._skip(updates, state.gradient_step, params)
