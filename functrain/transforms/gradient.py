@@ -15,7 +15,7 @@ from torch import Tensor
 
 from functrain import tree
 from functrain.losses import Loss
-from functrain.transforms import donation, engine
+from functrain.transforms import donation, engine, gradient_checks
 from functrain.transforms.loss_scale import wide, wide_dtype
 
 Argnums = int | Sequence[int]
@@ -37,10 +37,10 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
 
     @wraps(fn)
     def value_and_grad_of(*args: Any, **kwargs: Any) -> Any:
-        _check_positions(positions, args)
+        gradient_checks.check_positions(positions, args)
         chosen = tuple(args[i] for i in positions)
         leaves, structure = tree.flatten(chosen)
-        _check_leaves(chosen, leaves)
+        gradient_checks.check_leaves(chosen, leaves)
         if engine.nested() or (torch.is_grad_enabled() and _any_differentiated(args, kwargs)):
             result, grads = _by_functorch(fn, positions, has_aux, args, kwargs, leaves, structure)
         else:
@@ -75,7 +75,7 @@ def add_gradients(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[
             add_leaves(total, tree.leaves(grads))
             return result
         leaves, structure = tree.flatten((params,))
-        _check_leaves((params,), leaves)
+        gradient_checks.check_leaves((params,), leaves)
         if not total:
             total.extend([torch.zeros_like(leaf, dtype=wide_dtype(leaf.dtype)) for leaf in leaves])
         if differentiated:
@@ -159,14 +159,14 @@ def _by_autograd(
     try:
         with torch.enable_grad(), engine.differentiating():
             inputs = [leaf.detach().requires_grad_() for leaf in leaves]
-            versions = [] if torch.compiler.is_compiling() else _versions(inputs)
+            versions = [] if torch.compiler.is_compiling() else gradient_checks.versions(inputs)
             result = fn(*_replace(args, positions, tree.unflatten(structure, inputs)), **kwargs)
             value = _scalar(result, has_aux)
             if not torch.compiler.is_compiling():
-                _check_unwritten(inputs, versions, structure)
-                _check_reaches(value, inputs, structure)
+                gradient_checks.check_unwritten(inputs, versions, structure)
+                gradient_checks.check_reaches(value, inputs, structure)
         grads = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=zeros)
-        _check_dense(grads, structure)
+        gradient_checks.check_dense(grads, structure)
     finally:
         engine.here.depth -= 1
     return tree.map(_detach, result), grads
@@ -182,7 +182,7 @@ def _by_functorch(
         result = fn(*_replace(args, positions, tree.unflatten(structure, leaves)), **kwargs)
         value = _scalar(result, has_aux)
         if not torch.compiler.is_compiling() and not value.requires_grad:
-            raise _unreached()
+            raise gradient_checks.unreached()
         found.extend(tree.flatten(result))
         return value, [leaf for leaf in found[0] if isinstance(leaf, Tensor)]
 
@@ -234,89 +234,3 @@ def _scalar(result: Any, has_aux: bool) -> Tensor:
 
 def _any_differentiated(*trees: Any) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.requires_grad for t in trees for leaf in tree.leaves(t))
-
-
-def _check_positions(positions: Sequence[int], args: tuple[Any, ...]) -> None:
-    count = len(args)
-    if any(not -count <= i < count for i in positions):
-        raise ValueError(f"value_and_grad: argnums {tuple(positions)}: came {count} arguments by position")
-    if len({i % count for i in positions}) < len(positions):
-        raise ValueError(f"value_and_grad: argnums {tuple(positions)}: an argument is named twice; name each once")
-
-
-def _check_leaves(chosen: Any, leaves: list[Any]) -> None:
-    if all(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in leaves):
-        return
-    for path, leaf in tree.items(chosen):
-        if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
-            came = f"dtype {leaf.dtype}" if isinstance(leaf, Tensor) else f"{type(leaf).__name__} {leaf!r}"
-            raise TypeError(
-                f"value_and_grad: {path.partition('/')[2] or 'the argument'}: expected a floating-point tensor, came "
-                f"{came}; pass it in another argument, or take it out with tree.partition"
-            )
-
-
-def _versions(inputs: list[Tensor]) -> list[int]:
-    if torch.is_inference_mode_enabled():
-        raise ValueError(
-            "value_and_grad: inside of torch.inference_mode there are no gradients; use torch.no_grad there"
-        )
-    return [x._version for x in inputs]
-
-
-def _check_unwritten(inputs: list[Tensor], versions: list[int], structure: Any) -> None:
-    if [x._version for x in inputs] != versions:
-        i = next(i for i, (x, version) in enumerate(zip(inputs, versions, strict=True)) if x._version != version)
-        raise ValueError(
-            f"value_and_grad: {_path(structure, i)}: fn has written into this argument, which is the caller's tensor; "
-            "compute a new one, as in x = x + 1 for x += 1 (torch's embedding with max_norm= writes too)"
-        )
-
-
-def _check_dense(grads: Sequence[Any], structure: Any) -> None:
-    for i, grad in enumerate(grads):
-        if grad is not None and grad.layout != torch.strided:
-            raise TypeError(
-                f"value_and_grad: {_path(structure, i)}: expected a dense gradient, came one of {grad.layout}; leave "
-                "out sparse=True"
-            )
-
-
-def _path(structure: Any, i: int) -> str:
-    """Return the path of leaf i of the differentiated arguments, within its argument."""
-    path = list(tree.items(tree.unflatten(structure, range(structure.num_leaves))))[i][0]
-    return path.partition("/")[2] or "the argument"
-
-
-def _unreached() -> ValueError:
-    return ValueError(
-        "value_and_grad: the value does not depend on any leaf of the differentiated argument, so every gradient would "
-        "be zero; was it computed under torch.no_grad, detached, or passed through argmax or an integer dtype?"
-    )
-
-
-def _check_reaches(value: Tensor, inputs: list[Tensor], structure: Any) -> None:
-    """Walk the graph behind `value`: some leaf of ours must be there, and nobody else's."""
-    ours, found = {id(leaf) for leaf in inputs}, False
-    if id(value) in ours:
-        return
-    if value.grad_fn is None:
-        raise _unreached()
-    seen, queue = {value.grad_fn}, [value.grad_fn]
-    while queue:
-        for node, _ in queue.pop().next_functions:
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            variable = getattr(node, "variable", None)
-            if variable is None:
-                queue.append(node)
-            elif id(variable) in ours:
-                found = True
-            else:
-                raise ValueError(
-                    f"value_and_grad: fn uses a tensor of shape {tuple(variable.shape)} that requires grad and is not "
-                    "an argument, so its gradient would be lost; pass it as an argument, or detach it where it is made"
-                )
-    if not found:
-        raise _unreached()
