@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from functrain import random
+from functrain.random import threefry
 
 
 class _Here(threading.local):
@@ -127,7 +127,7 @@ def tracing_operations() -> Iterator[None]:
     """Let a compiled function that is called inside run as the plain function that it is, to be traced."""
     before, here.tracing = here.tracing, True
     try:
-        with random.traced():
+        with threefry.traced():
             yield
     finally:
         here.tracing = before
