@@ -95,6 +95,21 @@ def test_the_second_run_stops_at_the_last_value_that_is_needed() -> None:
     assert ran == ["begin", "tanh", "end", "begin"]
 
 
+def test_a_function_that_catches_exceptions_does_not_catch_ours() -> None:
+    ran: list[str] = []
+
+    def careful(w: Tensor, x: Tensor) -> Tensor:
+        try:
+            h = torch.tanh(x @ w)
+        except Exception:
+            h = x
+        ran.append("on")
+        return h
+
+    assert_close(grads(recomputed(careful)), grads(lambda w, x: torch.tanh(x @ w)))
+    assert ran == ["on"], "the second run ends where all is there"
+
+
 @pytest.mark.parametrize(
     ("second", "says"),
     [

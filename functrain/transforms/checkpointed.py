@@ -85,8 +85,8 @@ class _Saved:
         self.made = made
 
 
-class _Complete(Exception):
-    """All that was saved in the first run is there."""
+class _Complete(BaseException):
+    """All that was saved in the first run is there. Not for the user's `except Exception` to catch."""
 
 
 def _differs(expected: list[Any], x: Tensor | None) -> RuntimeError:
