@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from step import peak_bytes, seconds_by_turns
+from torch.utils.checkpoint import checkpoint
 
 import functrain as ft
 
@@ -30,6 +31,13 @@ def block(layer: Any, x: Any) -> Any:
 
 def loss_fn(layers: Any, batch: Any, key: Any) -> ft.Loss:
     x = ft.nn.stack(block, layers, batch["x"])
+    return ft.Loss(torch.sum(x**2), torch.ones(()) * x.shape[0], {})
+
+
+def loss_by_torch(layers: Any, batch: Any, key: Any) -> ft.Loss:
+    x = batch["x"]
+    for layer in layers:
+        x = checkpoint(block, layer, x, use_reentrant=False, preserve_rng_state=False)
     return ft.Loss(torch.sum(x**2), torch.ones(()) * x.shape[0], {})
 
 
@@ -61,6 +69,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def eager() -> dict[str, Run]:
     params, rows, key = init(LAYERS), batch(), ft.random.key(2)
     fns = {name: ft.grad(ft.recompute_layers(loss_fn, **options)) for name, options in VARIANTS.items()}
+    fns["torch.utils.checkpoint"] = ft.grad(loss_by_torch)
     return {name: lambda fn=fn: fn(params, rows, key) for name, fn in fns.items()}
 
 
