@@ -181,8 +181,10 @@ def test_gradients_of_a_part_never_lie_all_beside_their_sum(way: str, dtype: tor
     gradients = accumulation.sums(add_gradients(layered), 3, rows=None, buffers=False)
     peak = peak_bytes(lambda: gradients(params, batch, KEY) if way == "eager" else run(new, batch))
     size = layers * (width + 1) * width * 4  # of the sum, float32
-    # the sum, the gradients of a layer, the rows; all gradients beside their sum are 1.5 in bfloat16 and 2 in float32
-    assert size < peak < 1.4 * size
+    # the sum, the gradients of a layer, the rows; all gradients beside their sum are 1.5 in bfloat16 and 2 in float32.
+    # Compiled, a product is added as it is computed, or rounded to bfloat16 before
+    most = 1.4 if way == "eager" else 1.05 if dtype == torch.float32 else 1.2
+    assert size < peak < most * size
 
 
 def test_a_loss_that_uses_no_large_leaf_or_one_twice_has_its_gradient() -> None:

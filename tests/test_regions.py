@@ -1,4 +1,5 @@
-"""Laws of `transforms.regions`: every result of a region is a tensor of its own, and no value changes."""
+"""Laws of `transforms.regions`: every result of a region is a tensor of its own, sums are added to inside, and no value
+changes."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import functrain as ft
 from functrain.transforms import regions
 
 INVOKE = torch.ops.higher_order.invoke_subgraph
@@ -78,3 +80,48 @@ def test_results_are_tensors_of_their_own_and_values_stay(function: Any) -> None
     assert len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     metas = [node.meta["val"] for node in module.graph.output_node().args[0]]
     assert [(m.shape, m.stride()) for m in metas] == [(value.shape, value.stride()) for value in found]
+
+
+def gradients(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    return x.sin(), x.mT @ w, w.cos().sum(0)
+
+
+def gradients_alone(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    return x.mT @ w, w.cos().sum(0)
+
+
+@pytest.mark.parametrize(("function", "inside"), [(gradients, 2), (gradients_alone, 1)])
+def test_results_that_are_only_added_to_inputs_are_added_in_the_region(function: Any, inside: int) -> None:
+    module, aten = outer(function), torch.ops.aten
+    items = [node for node in module.graph.nodes if node.target is operator.getitem]
+    count = len(items) // 2
+    sums = [item for i, item in enumerate(items) if i % count >= count - 2]
+    first = next(node for node in module.graph.nodes if node.op != "placeholder")
+    for item in sums:
+        with module.graph.inserting_before(first):
+            into = module.graph.placeholder(f"into_{item.name}")
+        with module.graph.inserting_after(item):
+            total = module.graph.call_function(aten.add.Tensor, (into, item))
+        with module.graph.inserting_after(total):
+            write = module.graph.call_function(aten.copy_.default, (into, total))
+        for node in (into, total, write):
+            node.meta["val"] = item.meta["val"]
+    module.graph.output_node().args = (tuple(item for item in items if item not in sums),)
+    module.recompile()
+
+    def run() -> list[Tensor]:
+        shapes = [node.meta["val"].shape for node in module.graph.find_nodes(op="placeholder")]
+        inputs = [ft.random.normal(ft.random.key(i), shape, torch.float64) for i, shape in enumerate(shapes)]
+        return [*module(*inputs), *inputs]
+
+    expected = run()
+    regions.add_inside(module)
+    module.graph.lint()
+    # a product that is added as it is computed is rounded once less
+    assert all(torch.allclose(a, b, rtol=1e-14) for a, b in zip(run(), expected, strict=True))
+    calls = module.graph.find_nodes(op="call_function", target=INVOKE)
+    assert [len(call.args) - 4 for call in calls] == [inside, inside]
+    # torch's compiler leaves out a call that nobody takes a result of
+    assert all(call.users for call in calls)
+    # and a product is never there by itself
+    assert not module.region.graph.find_nodes(op="call_function", target=aten.mm.default)

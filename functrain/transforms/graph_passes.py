@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -39,16 +41,37 @@ def unstack_sums(graph: fx.Graph) -> None:
 def write_early(graph: fx.Graph) -> None:
     """Move an addition to an input right behind the value that is added, so that this value need not live any longer.
 
-    torch writes to inputs at the end of a program: all gradients would lie there beside the sums they are added to.
+    torch writes to inputs at the end of a program: all gradients would lie there beside the sums they are added to. A
+    matrix product is added as it is computed, and never there as a value.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
-    for write in graph.find_nodes(op="call_function", target=aten.copy_.default):
-        into, total = write.args
-        if total.target is aten.add.Tensor and {*into.users} == {total, write} and {*total.users} == {write}:
-            last = max(total.all_input_nodes, key=order.__getitem__)
-            if last.op != "placeholder":
-                last.append(total)
-                total.append(write)
+    for node in list(graph.nodes):
+        found = addition(node)
+        if found is None:
+            continue
+        into, total, write = found
+        last = max(total.all_input_nodes, key=order.__getitem__)
+        if node.target is aten.mm.default and node.meta["val"].dtype == into.meta["val"].dtype:
+            with graph.inserting_after(last):
+                graph.call_function(aten.addmm_.default, (into, *node.args)).meta.update(write.meta)
+            for old in (write, total, node):
+                graph.erase_node(old)
+        elif last.op != "placeholder":
+            last.append(total)
+            total.append(write)
+
+
+def addition(node: fx.Node) -> tuple[Any, fx.Node, fx.Node] | None:
+    """The sum, the addition and the write of a value that is added to an argument in its memory, and else unread."""
+    total = next(iter(node.users), node)
+    write = next(iter(total.users), node)
+    if total.target is not aten.add.Tensor or write.target is not aten.copy_.default or len(total.args) != 2:
+        return None
+    into = write.args[0]
+    alone = {*node.users} == {total} and {*total.users} == {write} and not write.users and not total.kwargs
+    if not alone or write.args[1] is not total or not isinstance(into, fx.Node) or into.op != "placeholder":
+        return None
+    return (into, total, write) if {*total.args} == {into, node} and {*into.users} == {total, write} else None
 
 
 def has_products(graph: fx.Graph) -> bool:

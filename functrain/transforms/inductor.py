@@ -137,6 +137,7 @@ def _writes_in_order() -> Iterator[None]:
 
 def _compile_unshared(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
     regions.unshare(graph)
+    regions.add_inside(graph)
     graph_passes.write_early(graph.graph)
     return compile_fx_inner(graph, inputs, **options)
 

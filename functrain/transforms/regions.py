@@ -3,7 +3,8 @@
 A region (`invoke_subgraph`, what `nn.stack` makes of a layer) often returns one of its arguments, or a view: the weight
 that its backward pass needs, say. Inductor plans memory as if every result of a region were a tensor of its own. It
 then gives the argument's memory to another value while the result is still to be read, and gradients are wrong by
-orders of magnitude (torch 2.13). Here such results are taken outside, where the planner sees what they are.
+orders of magnitude (torch 2.13). Here such results are taken outside, where the planner sees what they are. And a
+result that the caller only adds to a sum in memory is added inside, so that it need not live until the region ends.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from functrain.transforms import graph_passes
+
 aten = torch.ops.aten
 
 # a view too, although its schema does not say so
@@ -23,11 +26,7 @@ _VIEWS = {aten._unsafe_view.default}
 
 def unshare(module: fx.GraphModule) -> None:
     """Rewrite a graph in place so that every result of a region is a tensor of its own."""
-    calls: dict[fx.GraphModule, list[Any]] = {}  # one region may go by several names
-    node: Any
-    for node in module.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph):
-        calls.setdefault(getattr(module, node.args[0].target), []).append(node)
-    for region, nodes in calls.items():
+    for region, nodes in _calls(module).items():
         # a copy: the graph of the backward pass may call the region of the forward pass, to compute it again
         own = copy.deepcopy(region)
         for name in {node.args[0].target for node in nodes}:
@@ -35,6 +34,58 @@ def unshare(module: fx.GraphModule) -> None:
         unshare(own)
         _unshare_results(own, nodes)
     module.recompile()
+
+
+def add_inside(module: fx.GraphModule) -> None:
+    """Rewrite a graph in place so that a result of a region that every call adds to an input is added inside."""
+    for region, calls in _calls(module).items():
+        results = [{user.args[1]: user for user in call.users} for call in calls]
+        common = set.intersection(
+            *[{i for i, item in found.items() if graph_passes.addition(item)} for found in results]
+        )
+        # nobody would know that a region without results does anything
+        if any(common == found.keys() for found in results):
+            common.discard(min(common, key=lambda i: results[0][i].meta["val"].numel()))
+        for i in sorted(common):
+            _add_inside(region, i, [found[i] for found in results])
+        graph_passes.write_early(region.graph)
+        region.recompile()
+    module.recompile()
+
+
+def _add_inside(region: fx.GraphModule, index: int, items: list[fx.Node]) -> None:
+    """Make the sums that one result of a region is added to, `items` in its calls, further arguments of it."""
+    end: Any = region.graph.output_node()
+    results = list(end.args[0])
+    call: Any
+    into: Any
+    for item in items:
+        into, total, write = graph_passes.addition(item)  # type: ignore[misc]  # every item is one
+        call = item.args[0]
+        call.args = (*call.args, into)
+        call.meta.pop("eager_input_vals", None)  # the arguments as they were, which torch would read instead
+        for node in (write, total, item):
+            node.graph.erase_node(node)
+    with region.graph.inserting_before(next(node for node in region.graph.nodes if node.op != "placeholder")):
+        argument = region.graph.placeholder(f"total_{index}")
+    with region.graph.inserting_before(end):
+        total = region.graph.call_function(aten.add.Tensor, (argument, results[index]))
+        write = region.graph.call_function(aten.copy_.default, (argument, total))
+    for node in (argument, total, write):
+        node.meta["val"] = into.meta["val"]
+    results[index] = None
+    end.args = (tuple(results),)
+    if "user_visible_output_idxs" in end.meta:
+        end.meta["user_visible_output_idxs"] = [i for i in end.meta["user_visible_output_idxs"] if i != index]
+
+
+def _calls(module: fx.GraphModule) -> dict[fx.GraphModule, list[Any]]:
+    """The calls of each region, which may go by several names."""
+    calls: dict[fx.GraphModule, list[Any]] = {}
+    node: Any
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph):
+        calls.setdefault(getattr(module, node.args[0].target), []).append(node)
+    return calls
 
 
 def _unshare_results(region: fx.GraphModule, calls: list[fx.Node]) -> None:
