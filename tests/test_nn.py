@@ -14,6 +14,7 @@ from torch.func import grad, jvp, vmap
 
 import functrain as ft
 from functrain import nn, random
+from functrain.transforms import compilation
 
 law = settings(deadline=None, derandomize=True, max_examples=25)
 
@@ -167,6 +168,20 @@ def test_attention_has_what_the_fused_one_lacks() -> None:
     assert "Scaled" in by_kernel[0], "first derivatives are the kernel's"
     with pytest.warns(UserWarning, match="batching rule for .*attention"):
         vmap(nn.fused_causal_attention)(Q[:, None], K[:, None], V[:, None])
+
+
+def test_the_gradient_of_fused_attention_may_stand_in_a_loss_compiled_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def learned(params: object, batch: object, key: object) -> ft.Loss:
+        energy = lambda q: torch.sum(nn.fused_causal_attention(q, batch["k"], batch["v"]) ** 2)  # noqa: E731
+        return ft.Loss(torch.sum(ft.grad(energy)(params["q"]) ** 2), torch.ones((), dtype=torch.float64), {})
+
+    monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0)
+    tx = ft.optim.sgd(0.1)
+    state, step = ft.init_state({"q": Q}, tx, key=random.key(0)), ft.train_step(learned, tx)
+    batch = {"k": K, "v": V}
+    torch.testing.assert_close(ft.compile(step)(state, batch)[0].params, step(state, batch)[0].params)
 
 
 def test_attention_drops_weights_by_a_key() -> None:

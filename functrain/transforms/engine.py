@@ -59,7 +59,7 @@ def differentiating() -> Iterator[None]:
 def twice() -> bool:
     """Tell whether transforms want more than first derivatives in reverse of what is running."""
     if torch.compiler.is_compiling():
-        return False
+        return here.depth > 1  # Dynamo, which sees no interpreters, traces a loss that is differentiated from outside
     kinds = [interpreter.key() for interpreter in torch._C._functorch.get_interpreter_stack() or ()]
     reverse = kinds.count(torch._C._functorch.TransformType.Grad) + here.by_autograd
     return torch._C._functorch.TransformType.Jvp in kinds or reverse > 1
