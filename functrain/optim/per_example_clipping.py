@@ -28,14 +28,23 @@ def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tre
 def clipped_sums(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tree, Tensor]:
     """Do what `per_example_global_norm_clip` does, in float32 at least, and return the sums so."""
     _check_batch(grads)
-    # float32: rounded to bfloat16, a norm is off by 0.4 %, and so is the bound that privacy rests on
-    wide = tree.map(lambda g: g.to(torch.promote_types(g.dtype, torch.float32)), grads)
-    square = torch.stack([abs_sq(g).reshape(len(g), -1).sum(1) for g in tree.leaves(wide)]).sum(0)  # (B,)
+    square = squared_norms(grads)
     # a gradient of zero has its own branch, so that a derivative through it is no product of zero and infinity
     zero = square == 0
     ratio = like(l2_norm_clip, square) / torch.sqrt(torch.where(zero, 1.0, square))
     factor = torch.where(zero, 1.0, torch.nan_to_num(torch.clamp(ratio, max=1.0), nan=1.0))
-    return tree.map(lambda g: torch.tensordot(factor.to(g.dtype), g, 1), wide), torch.sum(factor < 1.0)
+    sums = tree.map(lambda g: torch.tensordot(factor.to(_wide(g).dtype), _wide(g), 1), grads)
+    return sums, torch.sum(factor < 1.0)
+
+
+def squared_norms(grads: Tree) -> Tensor:
+    """Return the squared norm of each example's gradient, (B,), of leaves (B, ...), in float32 at least."""
+    return torch.stack([abs_sq(_wide(g)).reshape(len(g), -1).sum(1) for g in tree.leaves(grads)]).sum(0)
+
+
+def _wide(g: Tensor) -> Tensor:
+    # rounded to bfloat16, a norm is off by 0.4 %, and so is the bound that privacy rests on
+    return g.to(torch.promote_types(g.dtype, torch.float32))
 
 
 def per_example_layer_norm_clip(grads: Tree, global_l2_norm_clip: Scalar, uniform: bool = True) -> tuple[Tree, Tree]:
