@@ -26,5 +26,11 @@ class DenseZeros(TorchDispatchMode):
         if func is aten._new_zeros_with_same_feature_meta.default:
             tangent, primal = args
             mapped = tangent.shape[: kwargs.get("self_num_batch_dims", 0)]
-            return torch.zeros((*mapped, *primal.shape), dtype=primal.dtype, device=primal.device)
+            # laid out as the primal is: torch takes a view of both
+            dims = range(primal.dim())
+            order = list(dims) if 0 in primal.stride() else sorted(dims, key=primal.stride, reverse=True)
+            shape = [primal.shape[dim] for dim in order]
+            zeros = torch.zeros((*mapped, *shape), dtype=primal.dtype, device=primal.device)
+            places = [len(mapped) + order.index(dim) for dim in dims]
+            return zeros.permute(*range(len(mapped)), *places)
         return func(*args, **kwargs)
