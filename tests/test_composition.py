@@ -117,7 +117,7 @@ def test_nothing_in_the_matrix_is_zero_or_alike() -> None:
 def test_the_page_has_the_table_and_nothing_compiled_wrong() -> None:
     page = composition_table
     assert page.BEGIN + page.table() + page.END in page.PAGE.read_text(encoding="utf-8")
-    assert set(page.outcomes()) == set(page.cells()), "python tests/composition.py --compile 500 runs what has no outcome"
+    assert set(page.outcomes()) == set(page.cells()), "python tests/composition.py --compile 500 goes on"
     for (way, chain), outcome in page.outcomes().items():
         says = "NotImplementedError: ft.compile: a large step is compiled in pieces"
         assert outcome == "equal" or (way == "in pieces" and outcome.startswith(says)), (way, chain)
