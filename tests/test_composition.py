@@ -54,7 +54,6 @@ def test_traced_for_the_compiler_it_is_too(chain: Chain) -> None:
 COMPILED = [
     ("compiled", ("recompute", "mixed_precision", "accumulate")),
     ("compiled", ("jacfwd", "vmap")),
-    ("compiled", ("ggnvp", "hessian")),  # a view of what the compiler lays out in another way
     ("in pieces", ("recompute_layers",)),
     ("donated", ("from_module",)),
 ]

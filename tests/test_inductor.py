@@ -145,3 +145,13 @@ def test_keeping_less_for_the_backward_changes_no_gradient() -> None:
     # x @ w, and without keep_less also the activation of it, (64, 8) float32, which the gradient of v multiplies
     assert sum(kept[0].values()) - sum(kept[1].values()) == 64 * 8 * 4
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_a_view_of_what_the_compiler_lays_out_in_another_way_is_a_copy() -> None:
+    def fn(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.cat([torch.sin(x), torch.cos(x)], 2)  # (3, 3, 24)
+        rows = torch.cat([both.permute(2, 0, 1)], 1)  # of one tensor: a copy in eager alone
+        return rows.view(72, 3) + 1, torch.bmm(rows, w)
+
+    inputs = torch.arange(108.0).view(3, 3, 12) / 100, torch.ones(24, 3, 4)
+    torch.testing.assert_close(ft.compile(fn)(*inputs), fn(*inputs))
