@@ -181,11 +181,17 @@ def test_epsilon_is_near_opacus() -> None:
     assert renyi.get_epsilon(1e-5) == pytest.approx(rdp.get_epsilon(1e-5, alphas=orders), rel=1e-6)
 
 
-def test_the_noise_multiplier_is_the_inverse_of_epsilon() -> None:
-    budget = {"sampling_rate": 1.0, "steps": 4, "delta": 1e-5}
+@pytest.mark.parametrize(("sampling_rate", "orders"), [(1.0, None), (0.5, None), (1.0, [256])])
+def test_the_noise_multiplier_is_the_inverse_of_epsilon(
+    sampling_rate: float, orders: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if orders:  # a bound so loose that the search must begin lower
+        monkeypatch.setattr(privacy, "_ORDERS", orders)
+    budget = {"sampling_rate": sampling_rate, "steps": 1, "delta": 1e-5}
     found = privacy.noise_multiplier(epsilon=3.0, **budget)
     assert privacy.epsilon(noise_multiplier=found, **budget) <= 3.0 + 1e-6
     assert privacy.epsilon(noise_multiplier=found - 1e-2, **budget) > 3.0
+    assert not caplog.records  # of a series that does not converge
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
