@@ -20,13 +20,9 @@ import torch
 from torch import Tensor, fx
 
 from functrain.transforms import compiler_jobs, inductor
+from functrain.transforms.columns import columns, is_scalar, value_of
 
 aten = torch.ops.aten
-
-_REDUCTIONS = {aten.sum.default, aten.any.default, aten.all.default, aten.amax.default, aten.amin.default,
-               aten.max.default, aten.min.default, aten.mean.default, aten.prod.default}  # fmt: skip
-_FILLS = {aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default}
-_CASTS = {aten._to_copy.default, aten.clone.default, aten.detach.default, aten.alias.default, aten.copy.default}
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> inductor.Kernel:
@@ -47,7 +43,7 @@ class _Plan:
         self.constants = {node: getattr(graph, str(node.target)) for node in self.nodes if node.op == "get_attr"}
         self.writes = [node for node in self.nodes if node.target is aten.copy_.default]
         self.results: list[Any] = list(self.nodes[-1].args[0])
-        self.column_of = _columns(self.nodes)
+        self.column_of = columns(self.nodes)
         self.sums = {n for n in self.nodes if _terms(n) and all(term in self.column_of for term in _terms(n))}
         self.summed = {term for node in self.sums for term in _terms(node)}
         self.turns = self._turns()
@@ -65,7 +61,7 @@ class _Plan:
         for node in self.nodes:
             column, turn = self.column_of.get(node), 0
             for arg in node.all_input_nodes:
-                waits = column is not None and _is_scalar(arg) and self.column_of.get(arg) is not None
+                waits = column is not None and is_scalar(arg) and self.column_of.get(arg) is not None
                 turn = max(turn, turns[arg] + (2 if waits else 0))
             turns[node] = turn if turn % 2 == (column is not None) else turn + 1
         # the rest computes as late as its users allow, so that there are few graphs of it
@@ -113,7 +109,7 @@ class _Plan:
         if node in self.results or any(self.column_of.get(user) != column for user in users):
             return True
         later = any(self.turns[user] > turn for user in node.users)
-        return later and (column is None or _is_scalar(node))  # a column's values are cheap to compute again
+        return later and (column is None or is_scalar(node))  # a column's values are cheap to compute again
 
 
 def _rest(piece: _Piece) -> Callable[[dict[Any, Any]], None]:
@@ -132,11 +128,11 @@ def _columns_call(
     kernel: inductor.Kernel, pieces: list[_Piece], summed: set[fx.Node]
 ) -> Callable[[dict[Any, Any]], None]:
     """Run one kernel over all columns that are alike: the small ones joined to one, the others each by itself."""
-    joinable = all(not _is_scalar(node) or node in summed for piece in pieces for node in piece.outputs)
+    joinable = all(not is_scalar(node) or node in summed for piece in pieces for node in piece.outputs)
     small = [p for p in pieces if joinable and p.elements <= _SMALL and p.scalars == pieces[0].scalars]
     small = small if len(small) > 1 else []
     single = [piece for piece in pieces if piece not in small]
-    shapes = [[_value(node).shape for node in piece.outputs] for piece in pieces]
+    shapes = [[value_of(node).shape for node in piece.outputs] for piece in pieces]
     sizes = [piece.elements for piece in small]
 
     def run(values: dict[Any, Any]) -> None:
@@ -156,7 +152,7 @@ def _columns_call(
                 values[small[0].outputs[i]] = result
                 continue
             for piece, part in zip(small, result.split(sizes), strict=True):
-                values[piece.outputs[i]] = part.view(_value(piece.outputs[i]).shape)
+                values[piece.outputs[i]] = part.view(value_of(piece.outputs[i]).shape)
 
     single_shapes = [shape for piece, shape in zip(pieces, shapes, strict=True) if piece not in small]
     return run
@@ -191,8 +187,8 @@ class _Piece:
     def __init__(self, nodes: list[fx.Node], given: set[fx.Node]) -> None:
         self.outputs = [node for node in nodes if node.target is not aten.copy_.default]
         body, self.inputs = _between(nodes, given)
-        self.scalars = [node for node in self.inputs if _is_scalar(node)]
-        self.elements = max([_value(node).numel() for node in self.inputs], default=0)
+        self.scalars = [node for node in self.inputs if is_scalar(node)]
+        self.elements = max([value_of(node).numel() for node in self.inputs], default=0)
         self.graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         for i, node in enumerate(self.inputs):
             copies[node] = self.graph.placeholder(f"input_{i}")
@@ -203,16 +199,16 @@ class _Piece:
         targets = [node.args[0] for node in nodes if node.target is aten.copy_.default]
         self.written = [i for i, node in enumerate(self.inputs) if node in targets]
         names = {node: _Name(f"n{i}") for i, node in enumerate(self.graph.nodes)}
-        lines = [(_value(node).dtype, _is_scalar(node)) for node in self.inputs]
+        lines = [(value_of(node).dtype, is_scalar(node)) for node in self.inputs]
         calls = [(str(n.target), fx.node.map_arg((n.args, n.kwargs), names.__getitem__)) for n in self.graph.nodes]
         self.signature = repr((lines, calls))
 
     def compile(self, *, any_length: bool) -> inductor.Kernel:
         """Return the kernel of this piece; one for leaves of any length takes each as one dimension."""
         if not any_length:
-            return inductor.compile_part(self.graph, [_value(node) for node in self.inputs])
-        lines = [not _is_scalar(node) for node in self.inputs]
-        return inductor.compile_for_any_length(self.graph, [_value(node).dtype for node in self.inputs], lines)
+            return inductor.compile_part(self.graph, [value_of(node) for node in self.inputs])
+        lines = [not is_scalar(node) for node in self.inputs]
+        return inductor.compile_for_any_length(self.graph, [value_of(node).dtype for node in self.inputs], lines)
 
 
 def _between(nodes: list[fx.Node], given: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
@@ -237,63 +233,6 @@ def _between(nodes: list[fx.Node], given: set[fx.Node]) -> tuple[list[fx.Node], 
                 queue.append((node, True))
                 queue.extend((arg, False) for arg in reversed(node.all_input_nodes))
     return body, inputs
-
-
-def _columns(nodes: list[fx.Node]) -> dict[fx.Node, int]:
-    """Return the column of every node that belongs to one: the leaf's values, and their reductions to a number."""
-    parent = {node: node for node in nodes}
-
-    def root(node: fx.Node) -> fx.Node:
-        while parent[node] is not node:
-            node = parent[node]
-        return node
-
-    opaque: set[fx.Node] = {node for node in nodes if node.op != "output" and not _is_scalar(node) and not _fits(node)}
-    for node in nodes:
-        shaped = [arg for arg in node.all_input_nodes if not _is_scalar(arg)]
-        if node.op == "output" or not shaped:
-            continue
-        for other in [*shaped, node]:
-            parent[root(other)] = root(shaped[0])
-        shapes: set[Any] = {_value(arg).shape for arg in shaped}
-        if not _is_reduction(node):
-            shapes.add(getattr(_value(node), "shape", None))  # several results, as unbind's, have none
-        if len(shapes) != 1 or not (_is_reduction(node) or _is_pointwise(node)):
-            opaque.add(node)
-    opaque_roots = {root(node) for node in opaque}
-    has_leaf = {root(node) for node in nodes if node.op == "placeholder" and not _is_scalar(node)}
-    number = {node: i for i, node in enumerate(nodes)}
-    kept = [n for n in nodes if n.op != "output" and root(n) in has_leaf and root(n) not in opaque_roots]
-    return {node: number[root(node)] for node in kept}
-
-
-def _value(node: fx.Node) -> Tensor:
-    return node.meta["val"]
-
-
-def _is_scalar(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return not isinstance(value, Tensor) or value.dim() == 0
-
-
-def _is_reduction(node: fx.Node) -> bool:
-    return node.target in _REDUCTIONS and len(node.args) == 1 and _is_scalar(node)
-
-
-def _is_pointwise(node: fx.Node) -> bool:
-    if node.target in _FILLS | _CASTS or node.target is aten.copy_.default:
-        return True
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
-
-
-def _fits(node: fx.Node) -> bool:
-    """Tell whether the leaf can be seen as one dimension: dense in order, and longer than 1, which is special-cased."""
-    value = _value(node)
-    if value.dtype == torch.float64:
-        return False  # torch 2.13 takes a () float64 input of a graph of any length for a Python number, and gives up
-    if node.op == "call_function" and not any(not _is_scalar(arg) for arg in node.all_input_nodes):
-        return False  # made from nothing, with its shape written into the call
-    return value.numel() > 1 and value.is_contiguous()
 
 
 class _Name(str):
