@@ -123,6 +123,21 @@ def test_another_second_run_is_an_error(second: Layer, says: str) -> None:
         grads(recomputed(lambda w, x: runs.pop(0)(w, x)))
 
 
+@pytest.mark.parametrize("save", [torch.sin, torch.exp])  # which save their argument, and their result
+def test_writing_over_what_is_saved_is_an_error_as_without(save: Callable[[Tensor], Tensor]) -> None:
+    def writes(w: Tensor, x: Tensor) -> Tensor:
+        h = x @ w
+        y = save(h)
+        (h if save is torch.sin else y).mul_(2)
+        return torch.sin(y)
+
+    for fn, says in ((writes, "inplace operation"), (recomputed(writes), r"fn writes into .* \(3, 4\) that its back")):
+        with pytest.raises(RuntimeError, match=says):
+            grads(fn)
+    # what nobody saves may be written to
+    assert_close(grads(recomputed(lambda w, x: torch.sin((x @ w).mul_(2)))), grads(lambda w, x: torch.sin(x @ w * 2)))
+
+
 @pytest.mark.parametrize("inner", [lambda fn: fn, recomputed])
 def test_what_a_call_keeps_is_its_inputs(inner: Callable[[Layer], Layer]) -> None:
     x = torch.ones(64, 64, requires_grad=True)

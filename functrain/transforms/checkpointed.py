@@ -65,12 +65,14 @@ class _Saved:
 
     def _run_again(self) -> None:
         made: dict[int, Tensor] = {}
+        versions: list[int] = []
 
         def keep(x: Tensor) -> Tensor:
             number = len(made)
             if number == len(self.kinds) or (x.dtype, x.shape) != self.kinds[number]:
                 raise _differs(self.kinds[number:], x)
             made[number] = x = x.detach()  # autograd knows what it belonged to
+            versions.append(x._version)
             if len(made) == len(self.kinds):
                 raise _Complete
             return x
@@ -82,6 +84,9 @@ class _Saved:
                 pass
         if len(made) < len(self.kinds):
             raise _differs(self.kinds[len(made) :], None)
+        for x, version in zip(made.values(), versions, strict=True):
+            if x._version != version:  # which autograd checks for what no hook has seen
+                raise _written(x)
         self.made = made
 
 
@@ -95,6 +100,13 @@ def _differs(expected: list[Any], x: Tensor | None) -> RuntimeError:
     return RuntimeError(
         f"recompute: expected fn to save {kinds[0] if kinds else 'nothing more'} the second time as well, came {came}; "
         "let it depend on its arguments alone, not on a counter, a cache or the mode that it runs in"
+    )
+
+
+def _written(x: Tensor) -> RuntimeError:
+    return RuntimeError(
+        f"recompute: fn writes into a tensor of shape {tuple(x.shape)} that its backward pass reads, and the gradient "
+        "would be another one; compute a new tensor, as in x = x * 2 for x.mul_(2)"
     )
 
 
