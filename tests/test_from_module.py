@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from queue import Queue
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -196,6 +198,28 @@ def test_hidden_randomness_is_found_and_undone() -> None:
     with pytest.raises(RuntimeError, match="has drawn from the global generator"):
         ft.from_module(Hidden()).apply({}, {}, KEY, torch.zeros(2))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_thread_that_draws_beside_is_none_of_it() -> None:
+    asked: Queue[str] = Queue()
+    drawn: Queue[Tensor] = Queue()
+    loader = Thread(target=lambda: [drawn.put(torch.rand(2)) for _ in iter(asked.get, "end")])
+
+    class Waits(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.put("draw")
+            drawn.get()
+            return super().forward(x)
+
+    x = draw(0, 5, 3)
+    norm, waits = ft.from_module(nn.BatchNorm1d(3)), ft.from_module(Waits(3))
+    loader.start()
+    try:
+        found = waits.apply(waits.params, waits.buffers, None, x)
+    finally:
+        asked.put("end")
+        loader.join()
+    assert tree.allclose(found, norm.apply(norm.params, norm.buffers, None, x), rtol=0, atol=0)
 
 
 def test_trees_that_are_not_the_modules_are_named() -> None:

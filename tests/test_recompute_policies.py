@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from queue import Queue
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -195,6 +197,27 @@ def test_numbers_of_the_global_generator_are_an_error(grad: Any, policy: str) ->
     fn = ft.recompute(lambda x: torch.sum(torch.nn.functional.dropout(x, 0.5)), policy)
     with pytest.raises(ValueError, match=r"recompute: fn draws from torch's global generator.* functrain.random"):
         grad(fn)(X)
+
+
+@pytest.mark.parametrize("policy", ["nothing", "dots"])
+def test_a_thread_that_draws_beside_is_none_of_it(policy: str) -> None:
+    asked: Queue[str] = Queue()
+    drawn: Queue[Tensor] = Queue()
+    loader = Thread(target=lambda: [drawn.put(torch.rand(2)) for _ in iter(asked.get, "end")])
+
+    def waits(x: Tensor) -> Tensor:
+        asked.put("draw")
+        drawn.get()
+        return torch.sum(torch.sin(x))
+
+    loader.start()
+    try:
+        assert torch.equal(ft.grad(ft.recompute(waits, policy))(X), torch.cos(X))
+        with pytest.raises(ValueError, match="draws from torch's global generator"):
+            ft.grad(ft.recompute(lambda x: waits(x) + torch.rand(()), policy))(X)
+    finally:
+        asked.put("end")
+        loader.join()
 
 
 @pytest.mark.parametrize("policy", ["every", 1.5, -0.1, True, None, ("a", 3), ["a"]])

@@ -56,8 +56,13 @@ def from_module(module: torch.nn.Module) -> Functional:
         _match("buffers", buffer_names, buffers, named)
         written = [name for name in named if name in writable]
         named.update(zip(written, _owned([named[name] for name in written], (params, args, kwargs)), strict=True))
-        with check_generator(), check_attributes(shell), Keyed(key):
-            result = torch.func.functional_call(shell, named, args, kwargs)
+
+        def call(named: dict[str, Tensor]) -> Any:
+            with Keyed(key):
+                return torch.func.functional_call(shell, named, args, kwargs)
+
+        with check_generator(lambda: call({name: x.clone() for name, x in named.items()})), check_attributes(shell):
+            result = call(named)
         # a module may write into a buffer or put another in its place: torch leaves both in `named`
         return result, tree.map(lambda name: named[name].detach() if name in writable else named[name], buffer_names)
 

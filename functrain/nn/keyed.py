@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from functrain import random
 from functrain.nn.dropout import dropout
 from functrain.transforms import engine
+from functrain.transforms.captured import draws
 
 
 class Keyed(TorchFunctionMode):
@@ -151,14 +152,15 @@ def _quiet(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def check_generator() -> Iterator[None]:
-    """Raise when the code inside has read the CPU's global generator all the same; nothing is checked in a trace."""
+def check_generator(again: Callable[[], Any]) -> Iterator[None]:
+    """Raise when the code inside, which `again` runs once more, has read the CPU's global generator all the same;
+    nothing is checked in a trace."""
     if engine.here.tracing or torch.compiler.is_compiling():
         yield
         return
     before = torch.get_rng_state()
     yield
-    if not torch.equal(before, torch.get_rng_state()):
+    if not torch.equal(before, torch.get_rng_state()) and draws(again):
         torch.set_rng_state(before)
         raise RuntimeError(
             "from_module: the module has drawn from the global generator, so that its result is not a function of its "

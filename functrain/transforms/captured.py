@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from functrain import tree
 
@@ -16,17 +18,39 @@ _functorch = torch._C._functorch
 
 
 @contextmanager
-def drawing_nothing(what: str, tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Raise ValueError when torch's global generators are used inside: the second run would draw other numbers."""
+def drawing_nothing(what: str, tensors: Sequence[Tensor], again: Callable[[], Any]) -> Iterator[None]:
+    """Raise ValueError when torch's global generators are used inside: the second run would draw other numbers.
+
+    `again` does once more what is done inside."""
     accelerators = {x.device for x in tensors if x.is_cuda}
     generators = [torch.default_generator, *[torch.cuda.default_generators[d.index] for d in accelerators]]
     before = [generator.get_state() for generator in generators]
     yield
-    if any(not torch.equal(a, g.get_state()) for a, g in zip(before, generators, strict=True)):
+    if any(not torch.equal(a, g.get_state()) for a, g in zip(before, generators, strict=True)) and draws(again):
         raise ValueError(
             f"{what}: fn draws from torch's global generator, and would draw other numbers the second time; draw with "
             "functrain.random from a key that is an argument"
         )
+
+
+def draws(again: Callable[[], Any]) -> bool:
+    """Tell who has drawn from a global generator: what `again` does once more, or another thread, such as a loader."""
+    if threading.active_count() == 1:
+        return True
+    with _Draws() as seen:
+        again()
+    return seen.any
+
+
+class _Draws(TorchDispatchMode):
+    """See whether this thread draws from a global generator."""
+
+    any = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.any |= torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None
+        return func(*args, **kwargs)
 
 
 @contextmanager

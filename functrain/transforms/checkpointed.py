@@ -26,7 +26,8 @@ def run(fn: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
         return result
     inputs = _views(tensors)
     saved = _Saved(fn, _Kept.apply(*tensors).grad_fn)
-    with captured.drawing_nothing("recompute", tensors), captured.writing_nothing("recompute", tensors):
+    unwritten = captured.writing_nothing("recompute", tensors)
+    with captured.drawing_nothing("recompute", tensors, lambda: fn(*inputs)), unwritten:
         with saved_tensors_hooks(saved.number, saved.tensor):
             result = fn(*inputs)
     captured.check_graph("recompute", _tensors(result), begins=[x.grad_fn for x in inputs if x.requires_grad])

@@ -124,7 +124,8 @@ class Call:
         with torch.enable_grad():
             seen = [x.detach().requires_grad_(d) for x, d in zip(tensors, self.differentiated, strict=True)]
             with _own_hooks(), captured.writing_nothing("recompute", tensors):
-                with self.check(), captured.drawing_nothing("recompute", tensors), recording or nullcontext():
+                undrawn = captured.drawing_nothing("recompute", tensors, lambda: self.function(*seen))
+                with self.check(), undrawn, recording or nullcontext():
                     values = self.function(*seen)
                 captured.check_graph("recompute", values, seen)
                 if recording:
