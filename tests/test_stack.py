@@ -97,6 +97,35 @@ def test_layers_of_another_shape_or_structure_have_their_own_region(monkeypatch:
     assert found == [first, second, first, second] and first != second
 
 
+def test_a_block_may_transpose_its_layer_and_return_a_tree_with_what_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def masked(w: Tensor, x: Any) -> Any:
+        h = torch.tanh(x["h"] @ w.mT + x["h"] @ w) * x["mask"]
+        return {"h": h, "mask": x["mask"], "shape": x["shape"].view(2, 2), "twice": h}
+
+    def fn(params: Any, x: Tensor) -> Tensor:
+        start = {"h": x, "mask": torch.ones(2, 1), "shape": torch.ones(2, 2), "twice": x}
+        x = ft.nn.stack(lambda w, x: x, params, ft.nn.stack(masked, params, start)["twice"])
+        return torch.sum(ft.nn.stack(lambda w, x: (x[0] @ w, x[1]), params, (x, 2.0))[0] ** 2)
+
+    params, x = [layer(i)["w"] for i in range(3)], torch.linspace(0.0, 1.0, 8).view(2, 4)
+    expected = ft.value_and_grad(fn)(params, x)
+    got, graphs = graphs_of(monkeypatch, fn, params, x)
+    assert ft.tree.allclose(got, expected, rtol=1e-5, atol=1e-5)
+    # the first layer, whose x needs no gradient, is alone of its kind; and a number in x makes it the plain loop
+    assert len(regions(graphs)) == 2 + 3 and len(set(regions(graphs))) == 2
+
+
+def test_a_block_compiled_in_pieces_that_returns_another_tree_is_an_error() -> None:
+    def growing(layer: Any, x: Any) -> Any:
+        return {**x, "new": x["h"]}
+
+    with engine.compiling_losses(), pytest.raises(Exception, match=r"a tree like x, \['h'\], came \['h', 'new'\]"):
+        ft.grad(lambda p: torch.sum(ft.nn.stack(growing, p, {"h": p[0]["w"]})["h"]))([layer(0), layer(1)])
+    engine.here.depth = 0
+
+
 def test_a_stack_in_a_block_of_a_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     params, x = params_of(2, 2), torch.ones(2, 4)
 

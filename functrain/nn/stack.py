@@ -16,15 +16,16 @@ from functrain.transforms.recompute import recomputed_blocks
 def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) -> Any:
     """Run `x = block(layer, x, *args)` for each layer, and return the last x.
 
-    In a step compiled by `ft.compile` a block is compiled once and its code used again for every layer of the same
-    structure and shapes, so that the time to compile does not grow with the depth. `ft.recompute_layers` around the
-    loss recomputes the layers.
+    x is a tensor, or a tree that every block returns alike. In a step compiled by `ft.compile` a block is compiled once
+    and its code used again for every layer of the same structure and shapes, so that the time to compile does not grow
+    with the depth, unless a leaf of x is no tensor. `ft.recompute_layers` around the loss recomputes the layers.
     """
     blocks, count = recomputed_blocks(block, len(layers))
     # torch 2.13 differentiates a region only from outside its graph, which is how piecewise compilation does it
     # and torch.utils.checkpoint traces what is in it without side effects, such as the list of regions
     here = engine.here
-    if torch.compiler.is_compiling() and here.piecewise and here.depth == 1 and not here.recomputing:
+    alone = torch.compiler.is_compiling() and here.piecewise and here.depth == 1 and not here.recomputing
+    if alone and all(isinstance(leaf, torch.Tensor) for leaf in tree.leaves(x)):
         return _regions(blocks, count, layers, x, *args)
     for layer, run in zip(layers, blocks, strict=True):
         x = run(layer, x, *args)
@@ -41,15 +42,28 @@ def _regions(blocks: Sequence[Callable[..., Any]], first: int, layers: Sequence[
         if kind not in kinds:
             kinds[kind] = len(engine.here.blocks)
             engine.here.blocks.append((block, inputs))
-        x = _region(kinds[kind], *[leaf for _, leaf in pairs])
+        found = _region(kinds[kind], *[leaf for _, leaf in pairs])
+        x = found if isinstance(x, torch.Tensor) else tree.unflatten(tree.structure(x), found)
     return x
 
 
 def _run(number: int, *leaves: Any) -> Any:
     # a region takes tensors alone, and a function that Dynamo did not make: the block comes by its number
     block, inputs = engine.here.blocks[number]
-    layer, x, args = tree.unflatten(tree.structure(inputs), leaves)
-    return block(layer, x, *args)
+    # Dynamo takes an attribute such as .mT of a region's argument for one more argument, and then refuses the two
+    own = [torch.ops.aten.alias.default(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    layer, x, args = tree.unflatten(tree.structure(inputs), own)
+    new = block(layer, x, *args)
+    # a region returns tensors, and none that shares its memory with another one or with an argument
+    if isinstance(x, torch.Tensor):
+        return new.clone() if new is x else new
+    if tree.structure(new) != tree.structure(x):
+        expected, came = [[path for path, _ in tree.items(value)] for value in (x, new)]
+        raise TypeError(
+            f"nn.stack: expected a block that returns a tree like x, {expected}, came {came}; begin with an x that has "
+            "all that the block returns"
+        )
+    return tuple([leaf.clone() for leaf in tree.leaves(new)])
 
 
 def _kind(leaf: Any) -> Any:
