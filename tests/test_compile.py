@@ -260,6 +260,24 @@ def test_forward_mode_is_traced_with_other_transforms() -> None:
         assert all(torch.equal(a, b) for a, b in zip(ft.tree.leaves(found), ft.tree.leaves(wanted), strict=True))
 
 
+_X = torch.linspace(-1, 1, 36, dtype=torch.float64).view(3, 3, 4)
+
+
+@pytest.mark.parametrize("x", [_X[1], _X[:, 1], _X[::2, ::2, 1], torch.diagonal(_X[0]), _X[1:1], _X[1, 1, 1], _X.mT])
+def test_forward_mode_takes_parts_of_other_tensors(x: Tensor) -> None:
+    def f(x: Tensor) -> Tensor:
+        z = torch.zeros_like(x)
+        z[...] = x
+        return torch.sum(torch.sin(x.unsqueeze(0)) * x[None] * z)
+
+    def along(x: Tensor) -> Tensor:
+        return torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]
+
+    mapped = ft.vmap(lambda scale: torch.func.jvp(along, (scale * x,), (x,))[1])
+    for fn, argument in ((along, x), (lambda x: torch.func.jvp(along, (x,), (x,))[1], x), (mapped, torch.ones(2))):
+        torch.testing.assert_close(compilation.interpret(fn)(argument), fn(argument.clone()), rtol=1e-13, atol=1e-13)
+
+
 def test_higher_transforms_compile() -> None:
     def f(x: Tensor) -> Tensor:
         return torch.sum(torch.sin(x) * x)

@@ -8,9 +8,11 @@ written when the trace is run. The compiler takes zeros out of the arithmetic an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -25,12 +27,32 @@ class DenseZeros(TorchDispatchMode):
             return torch.zeros(*args, **kwargs)
         if func is aten._new_zeros_with_same_feature_meta.default:
             tangent, primal = args
-            mapped = tangent.shape[: kwargs.get("self_num_batch_dims", 0)]
-            # laid out as the primal is: torch takes a view of both
-            dims = range(primal.dim())
-            order = list(dims) if 0 in primal.stride() else sorted(dims, key=primal.stride, reverse=True)
-            shape = [primal.shape[dim] for dim in order]
-            zeros = torch.zeros((*mapped, *shape), dtype=primal.dtype, device=primal.device)
-            places = [len(mapped) + order.index(dim) for dim in dims]
-            return zeros.permute(*range(len(mapped)), *places)
+            return _zeros_laid_out_as(primal, tangent.shape[: kwargs.get("self_num_batch_dims", 0)])
         return func(*args, **kwargs)
+
+
+def _zeros_laid_out_as(primal: Tensor, mapped: Sequence[int]) -> Tensor:
+    """Return a tangent for each element of the dimensions `mapped`; torch takes a view of it where it takes one of the
+    primal, and wants both in the same places of memories of one size."""
+    dims = range(primal.dim())
+    order = sorted(dims, key=primal.stride, reverse=True)
+    shares = _shares_memory(primal, order)
+    if shares or primal.untyped_storage().nbytes() == primal.nbytes:  # has it for itself, without gaps
+        order = list(dims) if shares else order
+        shape = [primal.shape[dim] for dim in order]
+        zeros = torch.zeros((*mapped, *shape), dtype=primal.dtype, device=primal.device)
+        return zeros.permute([*range(len(mapped)), *[len(mapped) + order.index(dim) for dim in dims]])
+    size = primal.untyped_storage().nbytes() // primal.itemsize
+    zeros = torch.zeros((*mapped, size), dtype=primal.dtype, device=primal.device)
+    strides = (*zeros.stride()[:-1], *primal.stride())
+    return zeros.as_strided((*mapped, *primal.shape), strides, primal.storage_offset())
+
+
+def _shares_memory(x: Tensor, order: Sequence[int]) -> bool:
+    """Tell whether elements of x lie in one place, as those of an expanded tensor do: it cannot be written to."""
+    end = 1
+    for dim in reversed(order):
+        if x.shape[dim] > 1 and x.stride(dim) < end:
+            return True
+        end += x.stride(dim) * (x.shape[dim] - 1)
+    return False
