@@ -345,3 +345,19 @@ def test_a_loss_that_dynamo_cannot_trace_compiles_whole(monkeypatch: pytest.Monk
         ft.compile(step)(state, torch.ones(3))
     found, _ = ft.compile(lambda state, batch: step(state, batch))(state, torch.ones(3))
     assert torch.equal(found.params["w"], torch.full((3,), 0.5))
+
+
+READING = {
+    "if": (lambda x: x if x.sum() > 0 else -x, r"test_compile.py:\d+: .*if.*expected Python that is the same"),
+    "item": (lambda x: x * float(x.sum()), r"test_compile.py:\d+: .*float.*torch.where"),
+    "shape": (lambda x: x[x > 0], "nonzero.*weigh rows with 0"),
+    "distribution": (lambda x: torch.distributions.Normal(x, x).mean, "Normal.*validate_args=False"),
+}
+
+
+@pytest.mark.parametrize("name", READING)
+def test_a_function_that_reads_numbers_is_an_error_that_names_its_line(name: str) -> None:
+    fn, says = READING[name]
+    with pytest.raises(TypeError, match=says):
+        ft.compile(fn)(torch.ones(3))
+    assert not engine.here.tracing

@@ -56,7 +56,7 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
 
     Raises: CompilerNotFoundError at the first call on a machine without a C++ compiler; TypeError, ValueError for a
     first argument that cannot be donated; TypeError for an argument that is being differentiated or mapped, or that is
-    neither a tensor nor has a hash.
+    neither a tensor nor has a hash, and for an `fn` that reads the numbers in a tensor.
     """
     # not with the package: Inductor takes two seconds to import, and who does not compile does not need it
     from functrain.transforms import compiler_jobs, leafwise
@@ -248,8 +248,11 @@ def _or_explain(fn: Callable[..., Any], *args: Any) -> Any:
     try:
         return fn(*args)
     except Exception as error:
-        from functrain.transforms import inductor
+        from functrain.transforms import inductor, untraceable
 
+        reading = untraceable.reading(error)
+        if reading:
+            raise TypeError(f"ft.compile: {reading}") from error
         if inductor.no_cxx_compiler(error):
             raise CompilerNotFoundError(
                 "ft.compile: no C++ compiler found, and compiling for the CPU needs one; install g++ or clang++ "

@@ -1,11 +1,35 @@
-"""Functions that torch's Dynamo cannot trace."""
+"""Functions that torch cannot trace, and where."""
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
+import torch
 from torch._dynamo.exc import TorchDynamoException
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+_NO_PLACES = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
 
 
 def untraceable(error: BaseException) -> bool:
     """Tell whether an error says that Dynamo cannot trace a function."""
     # the second is an assertion of torch 2.13 about what a torch.func transform inside of the function made
     return isinstance(error, TorchDynamoException) or "Expected FakeTensor, got" in str(error)
+
+
+def reading(error: BaseException) -> str | None:
+    """Explain an error that says that a function reads the numbers in a tensor, which are not known in a trace."""
+    if not isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)):
+        return None
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.line and not f.filename.startswith(_NO_PLACES)]
+    place = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else str(error).partition("\n")[0]
+    checks = any("distributions" in f.filename for f in frames)
+    return (
+        f"{place}: expected Python that is the same for all numbers in a tensor, came an `if`, an .item() or a shape "
+        "that depends on them; choose by torch.where, leave numbers in tensors, weigh rows with 0 in place of leaving "
+        "them out, or do this outside of ft.compile"
+        + ("; torch.distributions reads them to check its arguments: validate_args=False" if checks else "")
+    )
