@@ -75,6 +75,19 @@ def test_aux_comes_with_every_example() -> None:
     assert_close(grads, loop(loss_fn, params, batch, None)[1])
 
 
+def test_what_no_example_has_is_refused() -> None:
+    def fn(w: Tensor, x: Tensor, key: Any = None, scale: float = 1.0) -> Any:
+        return torch.sum(x @ w) * scale, {"rate": 0.1, "sum": torch.sum(x)}
+
+    both, w, x = ft.per_example_grad(fn, has_aux=True), torch.ones(2), torch.ones(3, 2)
+    with pytest.raises(TypeError, match=r"1/rate: expected a tensor .* came float 0.1; make it one"):
+        both(w, x)
+    with pytest.raises(TypeError, match=r"\(params, batch, key\) by position, came the keyword 'scale'; bind"):
+        both(w, x, None, scale=2.0)
+    with pytest.raises(TypeError, match="came 4 arguments"):
+        both(w, w, x, KEY)
+
+
 def test_it_composes_with_grad_vmap_and_compile() -> None:
     params, batch = problem(4)
     plain, chunked = (ft.per_example_grad(loss_fn, chunk_size=size) for size in (None, 3))

@@ -30,13 +30,15 @@ def per_example_value_and_grad(
     At most `chunk_size` examples are in flight, which bounds the activations; the numbers do not depend on it.
 
     Shapes: every batch leaf is (B, ...); every leaf of the result and of the gradients is (B, ...).
-    Raises: ValueError naming a leaf whose first dimension is not B, for an empty batch, and for chunk_size < 1.
+    Raises: ValueError naming a leaf whose first dimension is not B, for an empty batch, and for chunk_size < 1;
+    TypeError for keywords, and naming a leaf of the result that is no tensor.
     """
     run = _InPieces(_mapped(fn, has_aux))
     _check_chunk("per_example_grad", chunk_size)
 
     @wraps(fn)
-    def of_examples(params: Any, batch: Any, *key: Any) -> Any:
+    def of_examples(params: Any, batch: Any, *key: Any, **kwargs: Any) -> Any:
+        _check_call(key, kwargs)
         return _joined(
             [run(params, part, index, *key) for part, index in chunks("per_example_grad", batch, chunk_size)]
         )
@@ -54,8 +56,8 @@ def per_example_grad(
     both = per_example_value_and_grad(fn, has_aux=has_aux, chunk_size=chunk_size)
 
     @wraps(fn)
-    def grad_of_examples(params: Any, batch: Any, *key: Any) -> Any:
-        result, grads = both(params, batch, *key)
+    def grad_of_examples(params: Any, batch: Any, *key: Any, **kwargs: Any) -> Any:
+        result, grads = both(params, batch, *key, **kwargs)
         return (grads, result[1]) if has_aux else grads
 
     return grad_of_examples
@@ -148,7 +150,10 @@ def _mapped(fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
         def of_one(rows: list[Tensor], index: Tensor) -> list[Any]:
             example = tree.unflatten(structure, [row.unsqueeze(0) for row in rows])
             keys = [None if k is None else random.fold_in(k, index) for k in key]
-            leaves, treedef = tree.flatten(both(params, example, *keys))
+            results = both(params, example, *keys)
+            leaves, treedef = tree.flatten(results)
+            if not all(isinstance(leaf, Tensor) for leaf in leaves):
+                raise _no_tensor(results[0])
             found.append(treedef)
             return leaves
 
@@ -156,6 +161,23 @@ def _mapped(fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
         return tree.unflatten(found[0], leaves)
 
     return mapped
+
+
+def _check_call(key: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if kwargs or len(key) > 1:
+        came = f"the keyword {next(iter(kwargs))!r}" if kwargs else f"{2 + len(key)} arguments"
+        raise TypeError(
+            f"per_example_grad: expected (params, batch) or (params, batch, key) by position, came {came}; bind what "
+            "else the function takes, as functools.partial(fn, scale=2.0) does"
+        )
+
+
+def _no_tensor(result: Any) -> TypeError:
+    path, leaf = next((path, leaf) for path, leaf in tree.items(result) if not isinstance(leaf, Tensor))
+    return TypeError(
+        f"per_example_grad: {path}: expected a tensor in fn's result, of which each example has one, came "
+        f"{type(leaf).__name__} {leaf!r}; make it one by torch.tensor, or leave it out"
+    )
 
 
 def chunks(what: str, batch: Any, chunk_size: int | None) -> Iterator[tuple[Any, Tensor]]:
