@@ -202,6 +202,26 @@ def test_wrong_arguments_are_named() -> None:
         transforms.lanczos(lambda v: v, PARAMS, steps=12)
     with pytest.raises(ValueError, match="hutchinson: expected samples of at least 1"):
         transforms.hutchinson(lambda v: v, PARAMS, KEY, samples=0)
+    with pytest.raises(ValueError, match="lanczos: expected a start that is not zero"):
+        transforms.lanczos(lambda v: v, tree.zeros_like(PARAMS), steps=3)
+
+
+@pytest.mark.parametrize(
+    ("what", "call"),
+    [
+        ("hvp: v", lambda v: ft.hvp(loss_fn, PARAMS, BATCH, v)),
+        ("ggnvp: v", lambda v: ft.ggnvp(outputs, of_outputs, PARAMS, BATCH, v)),
+        ("fisher_vp: v", lambda v: transforms.fisher_vp(loss_fn, PARAMS, BATCH, v)),
+        ("influence: test_grad", lambda v: transforms.influence(loss_fn, PARAMS, BATCH, v, steps=1)),
+        (
+            "implicit_grad: the cotangent",
+            lambda v: transforms.implicit_grad(lambda p, b: loss_fn(p, b).total, PARAMS, BATCH, v, steps=1),
+        ),
+    ],
+)
+def test_a_vector_of_other_shapes_is_named(what: str, call: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{what}: w: expected shape \(3, 2\), as in params, came \(2, 3\)"):
+        call(V | {"w": V["w"].T})
 
 
 # ---- edges --------------------------------------------------------------------------------------------------------

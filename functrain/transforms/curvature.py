@@ -16,6 +16,7 @@ from functrain import tree
 from functrain.losses import Loss
 from functrain.transforms.gradient import grad
 from functrain.transforms.per_example import per_example_grad
+from functrain.transforms.vectors import check_vector
 from functrain.tree import Batch, Params, Tree
 
 LossFn = Callable[..., Any]
@@ -26,7 +27,7 @@ def hvp(loss_fn: LossFn, params: Params, batch: Batch, v: Tree, *, key: Tensor |
 
     Raises: ValueError naming the paths where v is not like params.
     """
-    tree.check_same_structure(params, v, what="hvp: v")
+    check_vector("hvp: v", params, v)
     mean = mean_of(loss_fn)
     return grad(lambda p: tree.vdot(grad(mean)(p, batch, key), v) + _zero(p))(params)
 
@@ -49,7 +50,7 @@ def ggnvp(
     Source: Schraudolph 2002, section 3; Martens 2014 (arXiv:1412.1193), section 8.
     Raises: ValueError naming the paths where v is not like params.
     """
-    tree.check_same_structure(params, v, what="ggnvp: v")
+    check_vector("ggnvp: v", params, v)
     outputs = outputs_fn(params, batch, key)
 
     def pull(u: Tensor) -> Tree:  # J' u
@@ -78,7 +79,7 @@ def fisher_vp(
     Shapes: every batch leaf is (B, ...).
     Raises: ValueError naming the paths where v is not like params.
     """
-    tree.check_same_structure(params, v, what="fisher_vp: v")
+    check_vector("fisher_vp: v", params, v)
 
     def counted(*args: Any) -> tuple[Tensor, Tensor]:
         loss = loss_fn(*args)

@@ -15,6 +15,7 @@ from functrain.transforms.curvature import LossFn, hvp, tensor_of, total_of
 from functrain.transforms.gradient import grad
 from functrain.transforms.krylov import conjugate_gradients
 from functrain.transforms.per_example import per_example_grad
+from functrain.transforms.vectors import check_vector
 from functrain.tree import Batch, Params, Tree
 
 
@@ -41,7 +42,7 @@ def implicit_grad(
     def product(v: Tree) -> Tree:
         return hvp(lambda p, batch, key: loss(p, argument), params, None, v)
 
-    tree.check_same_structure(params, cotangent, what="implicit_grad: the cotangent")
+    check_vector("implicit_grad: the cotangent", params, cotangent)
     solved = _solved("implicit_grad", product, cotangent, steps, damping)
     return grad(lambda a: -tree.vdot(grad(loss)(params, a), solved))(argument)
 
@@ -68,7 +69,7 @@ def influence(
     Raises: ValueError naming the paths where `test_grad` is not like params; for a Hessian that is not positive
     definite, as far from an optimum (inside of `ft.compile` and `ft.vmap` the result is NaN).
     """
-    tree.check_same_structure(params, test_grad, what="influence: test_grad")
+    check_vector("influence: test_grad", params, test_grad)
     count = len(tree.leaves(batch)[0])
 
     def of_sum(*args: Any) -> Any:

@@ -7,7 +7,7 @@ batch, v)`. None of these functions reads a number to the host, so that all of t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,7 +74,8 @@ def lanczos(matvec: Matvec, start: Tree, *, steps: int) -> Spectrum:
     are kept, at least in float32.
 
     Source: Golub and Van Loan, Matrix Computations, 4th edition, section 10.3; Ghorbani et al. 2019 (arXiv:1901.10159).
-    Raises: ValueError for steps < 1 or more than the elements of start.
+    Raises: ValueError for steps < 1 or more than the elements of start; for a start of zeros and products that are not
+    finite, where torch's eigenvalues are an error.
     """
     _check_steps("lanczos", steps)
     first = flat(start)  # (n,)
@@ -104,7 +105,7 @@ def lanczos(matvec: Matvec, start: Tree, *, steps: int) -> Spectrum:
     t = torch.diag(torch.stack(diagonal))
     if beside:
         t = t + torch.diag(torch.stack(beside), 1) + torch.diag(torch.stack(beside), -1)
-    values, rotation = torch.linalg.eigh(t)  # (steps,), (steps, steps)
+    values, rotation = _eigh(t)  # (steps,), (steps, steps)
     vectors = [like(vector, start) for vector in torch.unbind(rotation.T @ basis)]
     return Spectrum(values, rotation[0] ** 2, tree.map(lambda *leaves: torch.stack(leaves), *vectors))
 
@@ -141,6 +142,16 @@ def hutchinson(matvec: Matvec, like: Tree, key: Tensor, *, samples: int) -> Esti
     # a sum of squares divided by zero is NaN, which is what one sample says about its error
     spread = torch.sum((found - found.mean()) ** 2) / torch.full_like(found[0], samples - 1)
     return Estimate(found.mean(), torch.sqrt(spread / samples), tree.cast_like(tree.scale(1 / samples, total), like))
+
+
+def _eigh(t: Tensor) -> Any:
+    try:
+        return torch.linalg.eigh(t)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            "lanczos: expected a start that is not zero and finite products, came NaN; draw the start from a key, and "
+            "look at the loss and its gradient"
+        ) from error
 
 
 def _orthogonal(w: Tensor, basis: Tensor) -> Tensor:

@@ -9,6 +9,18 @@ from functrain import tree
 from functrain.tree import Tree
 
 
+def check_vector(what: str, params: Tree, v: Tree) -> None:
+    """Raise ValueError naming the paths where v is no vector over the parameters, a tree with the shapes of theirs."""
+    tree.check_same_structure(params, v, what=what)
+    for (path, leaf), of_v in zip(tree.items(params), tree.leaves(v), strict=True):
+        if not isinstance(of_v, Tensor) or leaf.shape != of_v.shape:
+            came = tuple(of_v.shape) if isinstance(of_v, Tensor) else type(of_v).__name__
+            raise ValueError(
+                f"{what}: {path or 'the tensor'}: expected shape {tuple(leaf.shape)}, as in params, came {came}; "
+                "map over many vectors with ft.vmap"
+            )
+
+
 def wide(t: Tree) -> Tree:
     """Return the tree with its leaves in float32 at least.
 
