@@ -189,6 +189,43 @@ def test_other_randomness_is_an_error(layer: nn.Module) -> None:
     functional.apply(functional.params, functional.buffers, None, draw(0, 2, 2, 3))
 
 
+def test_a_query_that_sees_no_key_attends_to_nothing() -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x, mask, dropout_p=0.5 if self.training else 0.0)
+
+    x, mask = draw(0, 2, 3, 4), torch.tensor([[True, False, True], [False] * 3, [True] * 3])
+    apply = ft.from_module(Attention()).apply
+    assert torch.equal(apply({}, {}, KEY, x, mask)[0][:, 1], torch.zeros(2, 4))
+    assert torch.all(torch.isfinite(ft.grad(lambda x: torch.sum(apply({}, {}, KEY, x, mask)[0] ** 2))(x)))
+
+
+def norm_of_weights() -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+
+
+def encoder() -> nn.Module:
+    return nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+
+
+@pytest.mark.parametrize("make", [norm_of_weights, encoder])
+def test_second_derivatives_of_what_torch_fuses_are_those_of_differences(make: Any) -> None:
+    torch.manual_seed(0)
+    functional = ft.from_module(make().double())
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+
+    def loss_fn(params: Any, batch: Tensor, key: Any = None) -> Tensor:
+        return torch.sum(functional.apply(params, functional.buffers, None, batch)[0] ** 4)
+
+    params = functional.params
+    v = tree.map(torch.randn_like, params)
+    gradient_at = lambda step: ft.grad(loss_fn)(tree.add_scale(params, step, v), x)  # noqa: E731
+    wanted = tree.scale(0.5e5, tree.sub(gradient_at(1e-5), gradient_at(-1e-5)))
+    _, forward = torch.func.jvp(lambda p: ft.grad(loss_fn)(p, x), (params,), (v,))
+    for found in (ft.hvp(loss_fn, params, x, v), forward):  # the error of a difference is that of its third order
+        assert tree.allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_hidden_randomness_is_found_and_undone() -> None:
     class Hidden(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ class Keyed(TorchFunctionMode):
             return _DROPOUTS[func](self, *args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
+        if func is torch._weight_norm and engine.twice():
+            return _weight_norm(*args, **kwargs)
         if func is F.normalize and kwargs.get("out") is not None:
             # spectral norm writes its vectors this way, for which torch.vmap has no rule
             return kwargs.pop("out").copy_(func(*args, **kwargs))
@@ -42,6 +44,8 @@ class Keyed(TorchFunctionMode):
                 f"from_module: the module calls torch's {func.__name__}, which draws from the global generator, so "
                 "that its result would not be a function of its arguments; use dropout, or draw outside from a key"
             )
+        if func is F.multi_head_attention_forward and engine.twice():
+            return _with_weights(func, args, kwargs)
         if getattr(func, "__name__", "") in _RECURRENT and engine.nested():
             args = _mapped_state(*args)
         return func(*args, **kwargs)
@@ -62,11 +66,11 @@ class Keyed(TorchFunctionMode):
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
         is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
-        if dropout_p == 0.0:
+        if dropout_p == 0.0 and not engine.twice():
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
             )
-        # torch's kernels draw their own masks: attention as its formula
+        # torch's kernels draw their own masks and know first derivatives in reverse alone: attention as its formula
         if enable_gqa:
             repeats = query.shape[-3] // key.shape[-3]
             key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
@@ -77,7 +81,24 @@ class Keyed(TorchFunctionMode):
             scores = scores.masked_fill(~attn_mask, -torch.inf)
         elif attn_mask is not None:
             scores = scores + attn_mask
-        return self.drop(torch.softmax(scores, -1), dropout_p) @ value
+        # a query that sees no key, such as one of a padded row, attends to nothing, as in torch's kernels
+        blind = torch.all(torch.isneginf(scores), -1, keepdim=True)
+        weights = torch.softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
+        return (self.drop(weights, dropout_p) if dropout_p > 0.0 else weights) @ value
+
+
+def _with_weights(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Call multi-head attention so that it makes its weights, by operations that can be differentiated twice."""
+    given = inspect.signature(func).bind(*args, **kwargs)
+    wanted = given.arguments.get("need_weights", True)
+    given.arguments["need_weights"] = True
+    result, weights = func(*given.args, **given.kwargs)
+    return result, weights if wanted else None
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    # torch 2.13 returns wrong second derivatives of its own, in silence, and has no forward mode
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def _mapped_state(input: Tensor, state: Any, weights: Any, *options: Any) -> tuple[Any, ...]:
