@@ -181,6 +181,14 @@ def test_forward_mode_of_forward_mode_is_an_error() -> None:
         F.jacfwd(F.jacfwd(lambda x: recomputed(PARAMS, x)))(X[0])
 
 
+def test_forward_mode_of_autograd_is_an_error() -> None:
+    fn = ft.recompute(torch.sin, "dots")
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(X[0], X[0])
+        with pytest.raises(NotImplementedError, match=r"came that of torch.autograd.forward_ad.*take torch.func.jvp"):
+            fn(dual.requires_grad_())
+
+
 # ---- compiled ---------------------------------------------------------------------------------------------------
 
 

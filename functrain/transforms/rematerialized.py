@@ -71,7 +71,13 @@ class Rematerialized(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        if sum(i.key() == _functorch.TransformType.Jvp for i in _functorch.get_interpreter_stack() or ()) > 1:
+        depth = sum(i.key() == _functorch.TransformType.Jvp for i in _functorch.get_interpreter_stack() or ())
+        if depth == 0:
+            raise NotImplementedError(
+                "recompute: expected the forward mode of torch.func.jvp, came that of torch.autograd.forward_ad, in "
+                "which there is no other; take torch.func.jvp or torch.func.jacfwd"
+            )
+        if depth > 1:
             # torch 2.13 returns zeros for the derivative of the jvp of any autograd.Function
             raise NotImplementedError(
                 "recompute: torch has no forward mode of forward mode through it, as in jacfwd(jacfwd(f)); let one of "
