@@ -41,6 +41,8 @@ WHY = {
     "torch._inductor.custom_graph_pass.get_hash_for_files": "see CustomGraphPass",
     "torch._inductor.exc.InvalidCxxCompiler": "how torch says that there is no compiler",
     "torch._ops.OpOverload": "the type of an operation in a traced graph",
+    "torch._subclasses.fake_tensor.DataDependentOutputException": "how torch says that a trace reads numbers",
+    "torch._subclasses.fake_tensor.DynamicOutputShapeException": "see DataDependentOutputException",
     "torch.utils._python_dispatch.TorchDispatchMode": "operations as they are below every transform",
     "torch.utils._python_dispatch._disable_current_modes": "a kernel compiled while tensors are traced",
 }
