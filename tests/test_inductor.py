@@ -37,6 +37,7 @@ def test_alike_leaves_share_a_kernel_and_the_update_is_the_same(monkeypatch: pyt
     # float32 sums of 4e4 squares in another order
     torch.testing.assert_close(new, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(norm, expected_norm, rtol=1e-5, atol=1e-5)
+    assert len({leaf.untyped_storage().data_ptr() for leaf in new}) == len(new)
     assert len(made) == 2, "one kernel for the norms of five leaves, one for their updates"
 
 

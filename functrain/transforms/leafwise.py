@@ -99,7 +99,7 @@ class _Plan:
                     yield _rest(group[0])
                 else:
                     kernel = kernels[signature] = kernels.get(signature) or group[0].compile(any_length=True)
-                    yield _columns_call(kernel, group, self.summed)
+                    yield _columns_call(kernel, group, self.summed, {*self.results})
             given.update(node for piece in made for node in piece.outputs)
 
     def _kept(self, node: fx.Node) -> bool:
@@ -125,7 +125,7 @@ _SMALL = 16384  # elements: below, calling the kernel costs more than copying th
 
 
 def _columns_call(
-    kernel: inductor.Kernel, pieces: list[_Piece], summed: set[fx.Node]
+    kernel: inductor.Kernel, pieces: list[_Piece], summed: set[fx.Node], returned: set[Any]
 ) -> Callable[[dict[Any, Any]], None]:
     """Run one kernel over all columns that are alike: the small ones joined to one, the others each by itself."""
     joinable = all(not is_scalar(node) or node in summed for piece in pieces for node in piece.outputs)
@@ -152,7 +152,10 @@ def _columns_call(
                 values[small[0].outputs[i]] = result
                 continue
             for piece, part in zip(small, result.split(sizes), strict=True):
-                values[piece.outputs[i]] = part.view(value_of(piece.outputs[i]).shape)
+                node = piece.outputs[i]
+                part = part.view(value_of(node).shape)
+                # a leaf of the caller's has memory of its own: torch refuses layers of a stack that share one
+                values[node] = part.clone() if node in returned else part
 
     single_shapes = [shape for piece, shape in zip(pieces, shapes, strict=True) if piece not in small]
     return run
