@@ -236,7 +236,7 @@ def test_a_gradient_inside_of_a_loss_in_pieces_is_an_error() -> None:
     with torch.no_grad(), engine.compiling_losses():
         with pytest.raises(torch._dynamo.exc.Unsupported, match="compiles in pieces cannot recompute"):
             ft.grad(lambda x: torch.sum(inner(x)))(X)
-    engine.here.depth = 0
+    assert engine.here.depth == 0
 
 
 # ---- layers -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._dynamo import config as dynamo_config
 
 import functrain as ft
-from functrain.transforms import engine, inductor
+from functrain.transforms import compilation, engine, inductor
 
 
 def layer(seed: int, width: int = 4) -> dict[str, Tensor]:
@@ -123,7 +123,33 @@ def test_a_block_compiled_in_pieces_that_returns_another_tree_is_an_error() -> N
 
     with engine.compiling_losses(), pytest.raises(Exception, match=r"a tree like x, \['h'\], came \['h', 'new'\]"):
         ft.grad(lambda p: torch.sum(ft.nn.stack(growing, p, {"h": p[0]["w"]})["h"]))([layer(0), layer(1)])
-    engine.here.depth = 0
+    assert engine.here.depth == 0
+
+
+def test_what_a_region_cannot_take_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0)
+    tx, batch = ft.optim.sgd(0.1), {"x": torch.ones(2, 4)}
+
+    def taken_from_around(params: Any, batch: Any, key: Tensor) -> Tensor:
+        scale = 2 * params[0]
+        return torch.sum(ft.nn.stack(lambda w, x: torch.tanh(x @ w) @ scale, params, batch["x"]))
+
+    def of_one_memory(params: Any, batch: Any, key: Tensor) -> Tensor:
+        pairs = list(zip(params[1:], params[:-1], strict=True))
+        return torch.sum(ft.nn.stack(lambda pair, x: torch.tanh(x @ pair[0]) @ pair[1], pairs, batch["x"]))
+
+    whole = ft.random.normal(ft.random.key(0), (4, 4, 4))
+    for loss, params, way in (
+        (
+            taken_from_around,
+            [whole[i].clone() for i in range(3)],
+            r"pass it, as in nn\.stack\(block, layers, x, mask\)",
+        ),
+        (of_one_memory, list(whole.unbind()), "share one memory: clone one of them"),
+    ):
+        with pytest.raises(NotImplementedError, match=way):
+            ft.compile(ft.train_step(loss, tx))(ft.init_state(params, tx, key=ft.random.key(0)), batch)
+    assert engine.here.depth == 0
 
 
 def test_a_stack_in_a_block_of_a_stack(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,13 +234,14 @@ def _in_pieces(first: Callable[..., Any], *args: Any) -> Any:
     try:
         return first(*args)
     except Exception as error:
-        from functrain.transforms.untraceable import untraceable
+        from functrain.transforms.untraceable import way_out
 
-        if not untraceable(error):
+        way = way_out(error)
+        if way is None:
             raise
         raise NotImplementedError(
-            "ft.compile: a large step is compiled in pieces, and torch's Dynamo cannot trace this loss; to compile the "
-            f"step as one graph, wrap it: ft.compile(lambda state, batch: step(state, batch)). Dynamo says: {error}"
+            f"ft.compile: a large step is compiled in pieces, and torch's Dynamo cannot trace this loss; {way}. Dynamo "
+            f"says: {error}"
         ) from error
 
 

@@ -13,10 +13,20 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 _NO_PLACES = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
 
 
-def untraceable(error: BaseException) -> bool:
-    """Tell whether an error says that Dynamo cannot trace a function."""
-    # the second is an assertion of torch 2.13 about what a torch.func transform inside of the function made
-    return isinstance(error, TorchDynamoException) or "Expected FakeTensor, got" in str(error)
+def way_out(error: BaseException) -> str | None:
+    """Say what to do about an error if it says that Dynamo cannot trace a loss that is compiled in pieces."""
+    says = str(error)
+    if "Freevar has no source" in says:  # an assertion of torch 2.13, as the last one here
+        return (
+            "a block of nn.stack takes a tensor that the loss computes from around it: pass it, as in "
+            "nn.stack(block, layers, x, mask)"
+        )
+    if "Input-to-input aliasing" in says:
+        return "two tensors that a block of nn.stack takes share one memory: clone one of them"
+    # the second is about what a torch.func transform inside of the function made
+    if isinstance(error, TorchDynamoException) or "Expected FakeTensor, got" in says:
+        return "to compile the step as one graph, wrap it: ft.compile(lambda state, batch: step(state, batch))"
+    return None
 
 
 def reading(error: BaseException) -> str | None:
