@@ -16,9 +16,10 @@ from functrain.transforms.recompute import recomputed_blocks
 def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) -> Any:
     """Run `x = block(layer, x, *args)` for each layer, and return the last x.
 
-    x is a tensor, or a tree that every block returns alike. In a step compiled by `ft.compile` a block is compiled once
-    and its code used again for every layer of the same structure and shapes, so that the time to compile does not grow
-    with the depth, unless a leaf of x is no tensor. `ft.recompute_layers` around the loss recomputes the layers.
+    x is a tensor, or a tree that every block returns alike; a tensor that the loss computes goes to the block by
+    `args`, and is not taken from around it. In a step compiled by `ft.compile` a block is compiled once and its code
+    used again for every layer of the same structure and shapes, so that the time to compile does not grow with the
+    depth, unless a leaf of x is no tensor. `ft.recompute_layers` around the loss recomputes the layers.
     """
     blocks, count = recomputed_blocks(block, len(layers))
     # torch 2.13 differentiates a region only from outside its graph, which is how piecewise compilation does it
