@@ -351,7 +351,10 @@ READING = {
     "if": (lambda x: x if x.sum() > 0 else -x, r"test_compile.py:\d+: .*if.*expected Python that is the same"),
     "item": (lambda x: x * float(x.sum()), r"test_compile.py:\d+: .*float.*torch.where"),
     "shape": (lambda x: x[x > 0], "nonzero.*weigh rows with 0"),
-    "distribution": (lambda x: torch.distributions.Normal(x, x).mean, "Normal.*validate_args=False"),
+    "distribution": (
+        lambda x: torch.distributions.Normal(x, x, validate_args=True).mean,
+        "Normal.*validate_args=False",
+    ),
 }
 
 

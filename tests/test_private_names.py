@@ -43,6 +43,7 @@ WHY = {
     "torch._ops.OpOverload": "the type of an operation in a traced graph",
     "torch._subclasses.fake_tensor.DataDependentOutputException": "how torch says that a trace reads numbers",
     "torch._subclasses.fake_tensor.DynamicOutputShapeException": "see DataDependentOutputException",
+    "torch._weight_norm": "what a module's weight normalization calls, whose second derivative is wrong",
     "torch.utils._python_dispatch.TorchDispatchMode": "operations as they are below every transform",
     "torch.utils._python_dispatch._disable_current_modes": "a kernel compiled while tensors are traced",
 }
