@@ -146,5 +146,7 @@ def test_what_cannot_be_unrolled_is_refused() -> None:
     step = ft.train_step(loss_fn, TX)
     with pytest.raises(ValueError, match="expected at least one batch"):
         ft.unroll(step, state, [])
+    with pytest.raises(TypeError, match="expected recompute=True or False, came 3"):
+        ft.unroll(step, state, problem(1)[1], recompute=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected truncate of at least 1 step, came 0"):
         ft.unroll(step, state, problem(1)[1], truncate=0)

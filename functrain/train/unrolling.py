@@ -33,9 +33,11 @@ def unroll(
     With `truncate`, what the steps change in the state is cut from the gradient before step `truncate`, 2 * `truncate`,
     and so on; what they pass on, such as a hyper-parameter, is not. The result has the same numbers.
 
-    Raises: ValueError without a batch, and for truncate < 1.
+    Raises: ValueError without a batch, and for truncate < 1; TypeError for a recompute that is neither True nor False.
     """
     batches = list(batches)
+    if not isinstance(recompute, bool):
+        raise TypeError(f"unroll: expected recompute=True or False, came {recompute!r}; windows are of sqrt(T) steps")
     if not batches:
         raise ValueError("unroll: expected at least one batch, came none")
     if truncate is not None and (not isinstance(truncate, int) or truncate < 1):
