@@ -40,6 +40,7 @@ WHY = {
     "torch._inductor.custom_graph_pass.CustomGraphPass": "a pass whose code is part of the cache's key",
     "torch._inductor.custom_graph_pass.get_hash_for_files": "see CustomGraphPass",
     "torch._inductor.exc.InvalidCxxCompiler": "how torch says that there is no compiler",
+    "torch._inductor.lowering.make_fallback": "a product that is added in place is called as it is",
     "torch._ops.OpOverload": "the type of an operation in a traced graph",
     "torch._subclasses.fake_tensor.DataDependentOutputException": "how torch says that a trace reads numbers",
     "torch._subclasses.fake_tensor.DynamicOutputShapeException": "see DataDependentOutputException",
