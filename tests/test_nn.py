@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import functrain as ft
 from functrain import nn, random
+from functrain.nn.fused import fused_attention
 from functrain.transforms import compilation
 
 law = settings(deadline=None, derandomize=True, max_examples=25)
@@ -166,8 +170,78 @@ def test_attention_has_what_the_fused_one_lacks() -> None:
 
     ft.grad(watched)(Q)
     assert "Scaled" in by_kernel[0], "first derivatives are the kernel's"
-    with pytest.warns(UserWarning, match="batching rule for .*attention"):
-        vmap(nn.fused_causal_attention)(Q[:, None], K[:, None], V[:, None])
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores + (mask if mask.is_floating_point() else torch.where(mask, 0.0, -torch.inf))
+    return torch.softmax(scores, -1) @ v
+
+
+# of L lanes, B rows, H heads, T queries, S keys, K wide; and which of q, k, v and the mask have lanes of their own
+MAPPED = {
+    "all": ("bhtk bhsk -", "lll-"),
+    "one head": ("htk hsk -", "lll-"),
+    "no head": ("tk sk -", "lll-"),
+    "shared queries": ("bhtk bhsk -", ".ll-"),
+    "shared keys and values": ("bhtk bhsk -", "l..-"),
+    "keys of one row": ("bhtk 1hsk -", "lll-"),
+    "a shared mask": ("bhtk bhsk ts", "lll."),
+    "a mask of each lane": ("bhtk bhsk ts", "llll"),
+    "a mask of each row": ("bhtk bhsk b1ts", "lll."),
+    "padding": ("bhtk bhsk b1ts", "llll"),
+    "only masks": ("bhtk bhsk 1hts", "...l"),
+    "a mask of all": ("bhtk bhsk bhts", ".lll"),
+}
+
+
+@pytest.mark.parametrize("boolean", [True, False])
+@pytest.mark.parametrize("name", MAPPED)
+def test_lanes_of_fused_attention_are_rows_of_its_batch(name: str, boolean: bool) -> None:
+    shapes, mapped = MAPPED[name]
+    sizes = {"l": 3, "b": 2, "h": 2, "t": 4, "s": 5, "k": 3, "1": 1}
+    q_shape, k_shape, mask_shape = [tuple(sizes[c] for c in s if c != "-") for s in shapes.split()]
+    tensors: list[Tensor | None] = [
+        draw(i, ((3,) if lanes == "l" else ()) + shape)[0] if shape else None
+        for i, (shape, lanes) in enumerate(zip((q_shape, k_shape, k_shape, mask_shape), mapped, strict=True))
+    ]
+    if boolean and tensors[3] is not None:
+        tensors[3] = (tensors[3] > 0) | (torch.arange(5) == 0)  # each query sees a key
+    chosen = tuple(i for i, t in enumerate(tensors) if t is not None and t.is_floating_point())
+    dims = tuple(0 if lanes == "l" else None for lanes in mapped)
+
+    def found(f: Callable[..., Tensor]) -> tuple[Any, ...]:
+        energy = lambda *args: torch.sum(torch.sin(f(*args)))  # noqa: E731
+        each = vmap(grad(energy, argnums=chosen), in_dims=dims)(*tensors)
+        whole = grad(lambda *args: torch.sum(vmap(energy, in_dims=dims)(*args)), argnums=chosen)(*tensors)
+        return vmap(f, in_dims=dims)(*tensors), each, whole
+
+    # sums of a few dozen numbers of about 1
+    torch.testing.assert_close(found(fused_attention), found(formula), rtol=1e-12, atol=1e-12)
+
+
+def test_maps_of_maps_of_fused_attention_are_one_call_of_the_kernel() -> None:
+    shapes = (2, 3, 1, 2, 4, 3), (3, 1, 2, 5, 3), (2, 1, 2, 5, 3)
+    q, k, v = (draw(i, shape)[0] for i, shape in enumerate(shapes))
+    calls: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.extend([str(func)] if "flash_attention" in str(func) else [])
+            return func(*args, **(kwargs or {}))
+
+    def found(f: Callable[..., Tensor]) -> Any:
+        gradients = ft.grad(lambda q, k, v: torch.sum(f(q, k, v, None) ** 2), argnums=(0, 1, 2))
+        return ft.vmap(ft.vmap(gradients, (0, 0, None)), (0, None, 0))(q, k, v)
+
+    with Watch():
+        ours = found(fused_attention)
+    torch.testing.assert_close(ours, found(formula), rtol=1e-12, atol=1e-12)
+    assert len(calls) == 3 and sum("backward" in call for call in calls) == 1
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        total = torch.sum(ft.vmap(lambda q: fused_attention(q, q, q) ** 2)(leaf := q.clone().requires_grad_()))
+        torch.autograd.grad(torch.autograd.grad(total, leaf, create_graph=True)[0].sum(), leaf)
 
 
 def test_the_gradient_of_fused_attention_may_stand_in_a_loss_compiled_in_pieces(

@@ -31,8 +31,8 @@ class Config:
     """The shape of a GPT-2.
 
     `dropout` is of the embeddings and of what each block adds. `attention_dropout` is of the attention weights, which
-    the fused kernel cannot draw from a key. "math" attention maps, and on a CPU it is the faster one for short
-    contexts; see `functrain.nn.attention`.
+    the fused kernel cannot draw from a key. "math" attention is on a CPU the faster one for short contexts; see
+    `functrain.nn.attention`.
     """
 
     vocab: int

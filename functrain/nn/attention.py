@@ -6,7 +6,7 @@ B batch, H heads, T queries, S keys, K width of a head. The two functions comput
 |---|---|---|
 | holds the (T, S) scores | no | yes |
 | second derivatives, forward mode | as `attention` | yes |
-| `torch.func.vmap` | slow, torch warns | yes |
+| `torch.func.vmap` | lanes are rows of a batch | yes |
 | other masks, dropout of the weights | no | yes |
 """
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from functrain.nn.dropout import dropout
+from functrain.nn.fused import fused_attention
 from functrain.transforms import engine
 
 
@@ -28,7 +29,7 @@ def fused_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     if engine.twice():
         return attention(q, k, v, causal_mask(q.shape[-2], q.device))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return fused_attention(q, k, v, is_causal=True)
 
 
 def attention(

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from functrain import random
 from functrain.nn.dropout import dropout
+from functrain.nn.fused import fused_attention
 from functrain.transforms import engine
 from functrain.transforms.captured import draws
 
@@ -67,7 +68,7 @@ class Keyed(TorchFunctionMode):
         is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
         if dropout_p == 0.0 and not engine.twice():
-            return F.scaled_dot_product_attention(
+            return fused_attention(
                 query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
             )
         # torch's kernels draw their own masks and know first derivatives in reverse alone: attention as its formula

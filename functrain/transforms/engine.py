@@ -65,6 +65,12 @@ def twice() -> bool:
     return torch._C._functorch.TransformType.Jvp in kinds or reverse > 1
 
 
+def mapped() -> bool:
+    """Tell whether what is running is mapped over by `torch.func.vmap`."""
+    kinds = [interpreter.key() for interpreter in torch._C._functorch.get_interpreter_stack() or ()]
+    return torch._C._functorch.TransformType.Vmap in kinds
+
+
 def without_recompute(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function that runs `fn` with what it recomputes as it stands."""
 
