@@ -319,6 +319,31 @@ def test_outputs_of_transformers_are_trees_for_every_transform() -> None:
         ft.from_module(model)
 
 
+def test_padded_rows_of_a_transformers_model_have_gradients_of_their_own() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=1, use_cache=False, bos_token_id=0, eos_token_id=0
+    )
+    functional = ft.from_module(transformers.GPT2LMHeadModel(config).eval())
+    tokens, padding = torch.arange(24).view(3, 8) % 11, torch.ones(3, 8, dtype=torch.bool).tril(6)
+
+    def loss(params: Any, batch: Any) -> Tensor:
+        inputs = {"input_ids": batch["tokens"], "attention_mask": batch["mask"]}
+        logits = functional.apply(params, functional.buffers, None, **inputs)[0].logits
+        weights = torch.zeros(8).index_fill(0, torch.arange(6), 1.0)
+        return F.cross_entropy(logits.mT, batch["tokens"], reduction="none") @ weights @ torch.ones(len(logits))
+
+    with pytest.raises(TypeError, match=r"masking_utils.*: expected Python that is the same for all examples"):
+        ft.per_example_grad(loss)(functional.params, {"tokens": tokens, "mask": padding})
+    causal = padding[:, None, None] & torch.ones(8, 8, dtype=torch.bool).tril()
+    found = ft.per_example_grad(loss)(functional.params, {"tokens": tokens, "mask": causal})
+    for i in range(3):
+        expected = ft.grad(loss)(functional.params, {"tokens": tokens[i : i + 1], "mask": padding[i : i + 1]})
+        one = tree.map(lambda leaf, i=i: leaf[i], found)
+        # float32, in another order of sums
+        tree.map(lambda a, b: torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5), one, expected)
+
+
 def test_an_embedding_that_writes_or_has_sparse_gradients_is_refused() -> None:
     for name, value in (("max_norm", 0.1), ("sparse", True)):
         for kind in (nn.Embedding, nn.EmbeddingBag):

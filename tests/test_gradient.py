@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, one_hot
 
 import functrain as ft
 from functrain import tree
@@ -242,6 +242,32 @@ def test_vmap_takes_dims_and_chunks() -> None:
 def test_vmap_refuses_the_global_generator() -> None:
     with pytest.raises(RuntimeError, match="random"):
         ft.vmap(lambda x: x + torch.randn(()))(draw(0, 2))
+
+
+UNMAPPABLE: dict[str, Callable[[Tensor], Any]] = {
+    "item": lambda x: x * torch.sum(x).item(),
+    "if": lambda x: x if torch.sum(x) > 0 else -x,
+    "boolean index": lambda x: torch.sum(x[x > 0]),
+    "masked_select": lambda x: torch.sum(torch.masked_select(x, x > 0)),
+    "nonzero": lambda x: torch.sum(torch.nonzero(x)),
+    "list": lambda x: torch.tensor(x.tolist()),
+    "equal": lambda x: x if torch.equal(x, 2 * x) else -x,
+    "allclose": lambda x: x if torch.allclose(x, 2 * x) else -x,
+    "one_hot": lambda x: one_hot(x.abs().long()),
+}
+
+
+@pytest.mark.parametrize("name", UNMAPPABLE)
+def test_a_map_names_the_line_that_reads_the_numbers_of_one_lane(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"test_gradient.py:\d+: \"{name}\".*same for all examples or lanes"):
+        ft.vmap(UNMAPPABLE[name])(draw(0, 3, 4))
+
+
+def test_a_map_names_the_line_that_writes_into_what_all_lanes_share() -> None:
+    with pytest.raises(TypeError, match=r"index_put_.*expected a write into a tensor that each example or lane has"):
+        ft.vmap(lambda x: torch.zeros(4).index_put_((torch.tensor([0]),), x[0]))(draw(0, 3, 4))
+    found = ft.vmap(lambda x: x.new_zeros(4).index_put_((torch.tensor([0]),), x[0]))(x := draw(0, 3, 4))
+    assert torch.equal(found[:, 0], x[:, 0])
 
 
 def test_dataclasses_and_any_aux_pass_through_every_engine() -> None:

@@ -132,13 +132,23 @@ def grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: bool = False)
 
 def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, *, chunk_size: int | None = None) -> Any:
     """Make a function that maps `fn` over dimension `in_dims` of its arguments; equals `torch.func.vmap`, and lets
-    `value_and_grad` inside know. Random numbers come from keys, so global randomness inside is an error."""
+    `value_and_grad` inside know. Random numbers come from keys, so global randomness inside is an error.
+
+    Raises: TypeError naming a line that reads the numbers of one example, or writes into what all of them share.
+    """
 
     @wraps(fn)
     def deeper(*args: Any, **kwargs: Any) -> Any:
         engine.here.depth += 1
         try:
             return fn(*args, **kwargs)
+        except RuntimeError as error:
+            from functrain.transforms.untraceable import mapped
+
+            reason = mapped(error)
+            if reason is None:
+                raise
+            raise TypeError(f"ft.vmap: {reason}") from error
         finally:
             engine.here.depth -= 1
 

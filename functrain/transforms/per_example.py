@@ -6,7 +6,7 @@ B examples in a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -133,7 +133,11 @@ class _InPieces:
     """A function that is compiled on its own where `ft.compile` compiles a step in pieces."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
-        self.fn, self.compiled = fn, compile(fn)
+        self.fn = fn
+
+    @cached_property
+    def compiled(self) -> Callable[..., Any]:
+        return compile(self.fn)  # which loads torch's compiler, for a second
 
     def __call__(self, *args: Any) -> Any:
         return (self.compiled if engine.here.piecewise and not engine.nested() else self.fn)(*args)

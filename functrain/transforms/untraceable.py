@@ -1,4 +1,4 @@
-"""Functions that torch cannot trace, and where."""
+"""Functions that torch cannot trace or map over, and where."""
 
 from __future__ import annotations
 
@@ -33,13 +33,46 @@ def reading(error: BaseException) -> str | None:
     """Explain an error that says that a function reads the numbers in a tensor, which are not known in a trace."""
     if not isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)):
         return None
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if f.line and not f.filename.startswith(_NO_PLACES)]
-    place = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else str(error).partition("\n")[0]
-    checks = any("distributions" in f.filename for f in frames)
+    checks = any("distributions" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
     return (
-        f"{place}: expected Python that is the same for all numbers in a tensor, came an `if`, an .item() or a shape "
-        "that depends on them; choose by torch.where, leave numbers in tensors, weigh rows with 0 in place of leaving "
-        "them out, or do this outside of ft.compile"
+        f"{_place(error)}: expected Python that is the same for all numbers in a tensor, came an `if`, an .item() or a "
+        "shape that depends on them; choose by torch.where, leave numbers in tensors, weigh rows with 0 in place of "
+        "leaving them out, or do this outside of ft.compile"
         + ("; torch.distributions reads them to check its arguments: validate_args=False" if checks else "")
     )
+
+
+def mapped(error: BaseException) -> str | None:
+    """Explain an error of `torch.func.vmap` that says that one operation is not the same for all that it maps over."""
+    says = str(error)
+    if any(text in says for text in _READS):
+        return (
+            f"{_place(error)}: expected Python that is the same for all examples or lanes, which a map computes at "
+            "once, came an `if`, an .item() or a shape that depends on the numbers of one; choose by torch.where, "
+            "leave numbers in tensors, weigh rows with 0 in place of leaving them out, or take the examples in a loop"
+        )
+    if "is not possible because there exists a Tensor" in says:
+        return (
+            f"{_place(error)}: expected a write into a tensor that each example or lane has, came one into a tensor "
+            "that they share; make it from one that they have, as x.new_zeros(3), or write without an underscore"
+        )
+    return None
+
+
+# what torch 2.13 says of .item(), `if`, boolean indices, nonzero, masked_select, .tolist(), equal, allclose, one_hot
+_READS = (
+    "vmap: It looks like you're",
+    "can support dynamic shape",
+    "can output dynamic shape",
+    "differently shaped Tensor",
+    "Cannot access data pointer",
+    "Batching rule not implemented for aten::equal",
+    "vmap over torch.allclose",
+    "explicit positive num_classes",
+)
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.line and not f.filename.startswith(_NO_PLACES)]
+    return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else str(error).partition("\n")[0]
