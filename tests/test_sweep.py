@@ -323,6 +323,17 @@ def test_what_the_state_does_not_have_is_named(over: Any, says: str) -> None:
         ft.sweep(ft.train_step(loss_fn, INJECTED), over).init(state)
 
 
+def test_a_value_that_the_state_cannot_hold_is_refused() -> None:
+    tx = optim.inject_hyperparams(build)(learning_rate=0.1, weight_decay=0)
+    state, step = ft.init_state(problem()[0], tx, key=KEY), ft.train_step(loss_fn, tx)
+    assert ft.sweep(step, {"weight_decay": [0, 1]}).init(state).opt_state.hyperparams["weight_decay"].tolist() == [0, 1]
+    with pytest.raises(TypeError, match=r"weight_decay: expected a number that fits torch.int64, .*came 0.5; .*0.0"):
+        ft.sweep(step, {"weight_decay": [0, 0.5]}).init(state)
+    for value in (None, "a", lambda count: 0.1):
+        with pytest.raises(TypeError, match="hyperparams/learning_rate: expected numbers, one for each lane, came "):
+            ft.sweep(step, {"learning_rate": [value]}).init(state)
+
+
 def test_a_schedule_and_a_name_of_two_are_refused() -> None:
     tx = optim.inject_hyperparams(optim.sgd)(learning_rate=lambda count: 0.1 / (1 + count))
     with pytest.raises(ValueError, match="hyperparams/learning_rate: expected a number, came a schedule"):

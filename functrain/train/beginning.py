@@ -89,11 +89,24 @@ def _path(state: TrainState, name: str) -> str:
 
 def _put(state: TrainState, path: str, value: Any) -> TrainState:
     old = tree.at(state, path)
-    leaf = isinstance(old, Tensor)
-    new = torch.as_tensor(value, dtype=old.dtype, device=old.device) if leaf else value
+    new = _number(path, old, value) if isinstance(old, Tensor) else value
     tree.check_same_structure(old, new, what=f"sweep: {path}")
     for (below, a), b in zip(tree.items(old), tree.leaves(new), strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             where, came = "/".join(p for p in (path, below) if p), f"{b.dtype} {tuple(b.shape)}"
             raise ValueError(f"sweep: {where}: expected {a.dtype} {tuple(a.shape)}, as in the state, came {came}")
     return tree.set_at(state, path, new)
+
+
+def _number(path: str, old: Tensor, value: Any) -> Tensor:
+    try:
+        given = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        came = f"{type(value).__name__} {value!r}"
+        raise TypeError(f"sweep: {path}: expected numbers, one for each lane, came {came}") from None
+    if not torch.can_cast(given.dtype, old.dtype):  # a learning rate of 0.1 would be the integer 0
+        raise TypeError(
+            f"sweep: {path}: expected a number that fits {old.dtype}, as the state has it, came {value!r}; where the "
+            "optimizer was given 0 or 1, give it 0.0 or 1.0"
+        )
+    return torch.as_tensor(value, dtype=old.dtype, device=old.device)
