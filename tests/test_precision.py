@@ -174,6 +174,23 @@ def test_cast_params_keeps_exceptions_and_the_function_expects_what_it_made() ->
         ft.Policy(compute=torch.bfloat16).cast_params(params)
 
 
+def test_with_a_param_dtype_an_exception_may_be_of_the_batch_alone() -> None:
+    exceptions = {"ln/*": torch.float32, "y": torch.float64}
+    policy = ft.Policy(compute=torch.bfloat16, param=torch.bfloat16, exceptions=exceptions)
+    exceptions["x"] = torch.float64  # a policy is frozen: it does not follow
+    cast = policy.cast_params({"w": draw(0, 3), "ln": {"w": draw(1, 3)}})
+    seen = ft.mixed_precision(lambda params, batch: [leaf.dtype for leaf in batch.values()], policy)
+    assert seen(cast, {"x": draw(2, 3), "y": draw(3, 3)}) == [torch.bfloat16, torch.float64]
+    with pytest.raises(tree.PathError, match="y: this pattern fits no path"):
+        seen(cast, {"x": draw(2, 3)})
+
+
+@pytest.mark.parametrize("exceptions", [None, ["ln/*"], {0: torch.float32}])
+def test_exceptions_that_are_no_patterns_are_refused(exceptions: Any) -> None:
+    with pytest.raises(TypeError, match="Policy: exceptions: expected a dict from patterns to dtypes, came "):
+        ft.Policy(compute=torch.bfloat16, exceptions=exceptions)
+
+
 def test_autocast_equals_torchs_context_and_returns_the_output_dtype() -> None:
     def fn(w: Tensor, x: Tensor) -> Tensor:
         y = x @ w

@@ -23,10 +23,11 @@ class Policy:
     `param` is what `cast_params` casts to, and what `mixed_precision` then expects; None keeps parameters as they are.
     `exceptions` are dtypes by path, of any argument's tree, in the patterns of `ft.tree.select`: of several that fit a
     path the last counts. They are for compute and for `param` alike: `{"**ln_*/**": torch.float32}` keeps norms in
-    float32, and the layers of `ft.nn` compute a norm in the wider dtype of input and weight.
+    float32, and the layers of `ft.nn` compute a norm in the wider dtype of input and weight. Each must fit a path of
+    some argument, which `mixed_precision` sees.
 
     Source: the three dtypes of DeepMind's jmp.
-    Raises: TypeError for what is no floating-point dtype.
+    Raises: TypeError for what is no floating-point dtype, and for exceptions that are no patterns with dtypes.
     """
 
     compute: torch.dtype
@@ -35,6 +36,8 @@ class Policy:
     exceptions: Mapping[str, torch.dtype] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.exceptions, Mapping) or not all(isinstance(path, str) for path in self.exceptions):
+            raise TypeError(f"Policy: exceptions: expected a dict from patterns to dtypes, came {self.exceptions!r}")
         named = {"compute": self.compute, "output": self.output}
         named |= {} if self.param is None else {"param": self.param}
         for name, dtype in (named | {f"exceptions: {path}": d for path, d in self.exceptions.items()}).items():
@@ -42,17 +45,18 @@ class Policy:
                 raise TypeError(f"Policy: {name}: expected a floating-point torch.dtype, came {dtype!r}")
         patterns = tuple((Pattern(text), dtype) for text, dtype in self.exceptions.items())
         object.__setattr__(self, "_patterns", patterns)  # made once: torch.compile cannot trace the making
+        object.__setattr__(self, "exceptions", dict(self.exceptions))  # a caller who changes theirs would see no change
 
     def cast_params(self, params: Params) -> Params:
         """Return the tree in `param`, its exceptions in theirs: what to give to `ft.init_state`.
 
-        Raises: PathError for an exception that fits no path; ValueError for a policy without `param`.
+        Raises: ValueError for a policy without `param`.
         """
         if self.param is None:
             raise ValueError("Policy.cast_params: this policy keeps parameters as they are; give it a `param` dtype")
-        return self._cast((params,), self.param)[0]
+        return self._cast((params,), self.param, some=True)[0]
 
-    def _cast(self, trees: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    def _cast(self, trees: tuple[Any, ...], dtype: torch.dtype, *, some: bool = False) -> tuple[Any, ...]:
         patterns: tuple[tuple[Pattern, torch.dtype], ...] = self._patterns  # type: ignore[attr-defined]
         if not patterns:
             return tuple([tree.cast(t, dtype) for t in trees])
@@ -68,7 +72,7 @@ class Policy:
 
         made = tuple([tree.map_with_path(cast, t) for t in trees])
         for pattern, _ in patterns:
-            if pattern.text not in met:
+            if pattern.text not in met and not some:  # of some arguments, an exception may fit another one
                 raise pattern.error([path for t in trees for path in tree.paths(t)])
         return made
 
@@ -162,7 +166,7 @@ def _policy(what: str, policy: Policy | str) -> Policy:
 
 
 def _check_params(params: Any, policy: Policy) -> None:
-    wanted = policy._cast((params,), policy.param)[0] if policy.param is not None else params
+    wanted = policy.cast_params(params)
     for (path, leaf), like in zip(tree.items(params), tree.leaves(wanted), strict=True):
         if isinstance(leaf, Tensor) and leaf.dtype != like.dtype:
             raise TypeError(
