@@ -107,6 +107,30 @@ def test_a_truncated_gradient_is_that_of_the_last_window(recompute: bool) -> Non
     assert torch.equal(got[0], plain[0]) and not torch.allclose(got[1][1], plain[1][1])
 
 
+KEPT = {
+    "guard": (TX, {"guard": ft.train.skip_nonfinite()}),
+    "loss_scale": (TX, {"loss_scale": ft.loss_scale.static(2.0)}),
+    "MultiSteps": (optim.MultiSteps(TX, 1, accumulator_dtype=torch.float64).gradient_transformation(), {}),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_kept_or_not_by_a_condition_is_passed_on_through_a_cut(name: str) -> None:
+    def rate_gradient(tx: Any, options: Any) -> Tensor:
+        state = ft.init_state(problem(1)[0], tx, key=KEY, **options)
+        (path,) = [path for path in tree.paths(state) if path.endswith("hyperparams/learning_rate")]
+
+        def last(rate: Tensor) -> Tensor:
+            found, _ = ft.unroll(
+                ft.train_step(loss_fn, tx, **options), tree.set_at(state, path, rate), problem(5)[1], truncate=2
+            )
+            return torch.sum(found.params["w"])
+
+        return ft.grad(last)(torch.tensor(0.05, dtype=torch.float64))
+
+    torch.testing.assert_close(rate_gradient(*KEPT[name]), rate_gradient(TX, {}), **CLOSE)
+
+
 def test_compiled_equals_eager() -> None:
     tx = optim.sgd(0.1)
     step = ft.train_step(lambda p, batch, key: torch.mean(torch.tanh(batch @ p) ** 2), tx)

@@ -56,14 +56,16 @@ def vdot(a: Tree, b: Tree) -> Tensor:
 
 
 def where(condition: Tensor, a: Tree, b: Tree) -> Tree:
-    """Return a where the tensor `condition` is true and b elsewhere; traced, never read by the host.
+    """Return a where the tensor `condition` is true and b elsewhere; traced, never read by the host. A leaf that is the
+    same object in both comes back as it is, from a () condition.
 
     Shapes: `condition` is () or broadcasts with every leaf.
     """
     if not isinstance(condition, Tensor) or condition.dtype != torch.bool:
         came = condition.dtype if isinstance(condition, Tensor) else type(condition).__name__
         raise TypeError(f"where: expected a condition of dtype torch.bool, came {came}; compare first, or use `if`")
-    return map(lambda x, y: torch.where(condition, x, y), a, b)
+    scalar = condition.dim() == 0
+    return map(lambda x, y: x if x is y and scalar else torch.where(condition, x, y), a, b)
 
 
 def allclose(a: Tree, b: Tree, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = True) -> bool:
