@@ -194,6 +194,33 @@ def test_the_noise_multiplier_is_the_inverse_of_epsilon(
     assert not caplog.records  # of a series that does not converge
 
 
+@pytest.mark.parametrize(
+    ("wished", "sampling_rate", "steps"), [(50.0, 0.001, 100), (8.0, 0.01, 10000), (0.002, 1.0, 101476)]
+)
+def test_the_noise_multiplier_spends_the_epsilon_but_a_thousandth(
+    wished: float, sampling_rate: float, steps: int
+) -> None:
+    budget = {"sampling_rate": sampling_rate, "steps": steps, "delta": 1e-8}
+    found = privacy.noise_multiplier(epsilon=wished, **budget)
+    assert 0.999 * wished <= privacy.epsilon(noise_multiplier=found, **budget) <= wished
+
+
+def test_a_large_epsilon_needs_no_fine_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids, loss = [], privacy._loss
+    monkeypatch.setattr(privacy, "_loss", lambda *args: (grids.append(args[-1]), loss(*args))[1])
+    budget = {"sampling_rate": 0.001, "steps": 100, "delta": 1e-5}
+    found = privacy.noise_multiplier(epsilon=50.0, **budget)
+    # a grid of 1e-4 takes 3.5 s each time
+    assert min(grids) >= 1e-3 and len(grids) < 20
+    fine = loss(privacy._accounting(), privacy._event(privacy._accounting(), found, 0.001, 100), 1e-5, 3e-4)
+    assert fine <= privacy.epsilon(noise_multiplier=found, **budget) <= (1 + 5e-4) * fine
+
+
+def test_where_the_loss_jumps_the_noise_is_enough() -> None:
+    found, _ = privacy._inverse(lambda sigma: 3.0 if sigma < 1 else 1.0, 2.0, 5.0, -1.5)
+    assert 1.0 <= found <= 1.0 + 1e-4
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"sampling_rate": 0.0}, r"sampling_rate in \(0, 1\], came 0.0"),
     ({"sampling_rate": 2.0}, r"sampling_rate in \(0, 1\], came 2.0"),
