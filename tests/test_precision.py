@@ -210,6 +210,20 @@ def test_autocast_equals_torchs_context_and_returns_the_output_dtype() -> None:
     torch.testing.assert_close(mapped, each, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize(("policy", "dtype"), [("full", torch.float32), ("fp16", torch.float16)])
+def test_a_part_inside_of_an_autocast_computes_in_its_policys_dtype(policy: str, dtype: torch.dtype) -> None:
+    seen: list[torch.dtype] = []
+
+    def product(w: Tensor, x: Tensor) -> Tensor:
+        seen.append((x @ w).dtype)
+        return x @ w
+
+    part = ft.mixed_precision(product, policy)
+    loss = ft.autocast(lambda w, x: torch.sum(product(part(x, w), w)), "bf16")
+    grads = ft.grad(loss)(draw(0, 3, 3), draw(1, 3, 3))
+    assert seen == [dtype, torch.bfloat16] and grads.dtype == torch.float32
+
+
 def test_autocast_refuses_what_it_cannot_keep() -> None:
     with pytest.raises(ValueError, match="for others use ft.mixed_precision"):
         ft.autocast(torch.sum, NORMS)

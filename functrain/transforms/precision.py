@@ -89,7 +89,8 @@ def mixed_precision(fn: Callable[..., Any], policy: Policy | str) -> Callable[..
 
     Gradients reach the arguments in the arguments' own dtypes, because a cast is differentiable: parameters kept in
     float32 are float32 master copies. "bf16", "fp16" and "full" are policies that compute in bfloat16, float16 and
-    float32, and return float32; "full" around a part of a function keeps that part in float32 inside of another policy.
+    float32, and return float32; "full" around a part of a function keeps that part in float32 inside of another policy
+    or of an autocast, which is off inside.
     float16 wants a loss scale: see `ft.loss_scale`. A mask is an argument too, and bfloat16 counts to 256 only: give a
     Loss the weight `torch.sum(mask, dtype=torch.float32)`, as those of `ft.losses` have.
 
@@ -105,7 +106,12 @@ def mixed_precision(fn: Callable[..., Any], policy: Policy | str) -> Callable[..
         names = list(kwargs)
         cast = chosen._cast((*args, *[kwargs[name] for name in names]), chosen.compute)
         kwargs = dict(zip(names, cast[len(args) :], strict=True))
-        return tree.map(lambda x: _to(x, chosen.output), fn(*cast[: len(args)], **kwargs))
+        called = fn
+        for kind in _kinds([leaf for leaf in tree.leaves(cast) if isinstance(leaf, Tensor)]):
+            if torch.is_autocast_enabled(kind):  # it would compute in its own dtype whatever the arguments have
+                called = _without_autocast(called, kind)
+        result = called(*cast[: len(args)], **kwargs)
+        return tree.map(lambda x: _to(x, chosen.output), result)
 
     return in_precision
 
@@ -139,8 +145,7 @@ def autocast(fn: Callable[..., Any], policy: Policy | str) -> Callable[..., Any]
 
 def with_autocast(fn: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable[..., Any]:
     """Make a function that runs `fn` under the autocast in force now, or none, wherever a backward pass runs it."""
-    kinds = {"cpu", *[x.device.type for x in tensors if x.device.type != "meta"]}
-    wanted = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds}
+    wanted = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _kinds(tensors)}
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if all((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) == w for kind, w in wanted.items()):
@@ -152,6 +157,18 @@ def with_autocast(fn: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable
             return fn(*args, **kwargs)
 
     return run
+
+
+def _without_autocast(fn: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(kind, enabled=False):  # no ExitStack: Dynamo does not trace one
+            return fn(*args, **kwargs)
+
+    return run
+
+
+def _kinds(tensors: Sequence[Tensor]) -> set[str]:
+    return {"cpu", *[x.device.type for x in tensors if x.device.type != "meta"]}
 
 
 def _policy(what: str, policy: Policy | str) -> Policy:
