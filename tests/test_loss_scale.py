@@ -171,11 +171,16 @@ def test_a_static_scale_stays_and_a_dynamic_one_stops_short_of_infinity() -> Non
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ft.loss_scale.static(0.0), "static: expected a positive finite scale, came 0.0"),
-        (lambda: ft.loss_scale.dynamic(float("inf")), "dynamic: expected a positive finite scale, came inf"),
-        (lambda: ft.loss_scale.dynamic(growth_factor=1.0), "expected growth_factor above 1, came 1.0"),
+        (lambda: ft.loss_scale.static(0.0), "static: expected a positive finite scale in float32, came 0.0"),
+        (lambda: ft.loss_scale.dynamic(float("inf")), "dynamic: expected a positive finite scale in float32, came inf"),
+        (lambda: ft.loss_scale.static(1e39), r"static: expected a positive finite scale in float32, came 1e\+39"),
+        (lambda: ft.loss_scale.dynamic(1e-46), "dynamic: expected a positive finite scale in float32, came 1e-46"),
+        (lambda: ft.loss_scale.static("8"), "static: expected a positive finite scale in float32, came '8'"),  # type: ignore
+        (lambda: ft.loss_scale.dynamic(growth_factor=1.0), "expected a finite growth_factor above 1, came 1.0"),
+        (lambda: ft.loss_scale.dynamic(growth_factor=torch.inf), "expected a finite growth_factor above 1, came inf"),
+        (lambda: ft.loss_scale.dynamic(growth_interval=2.5), "growth_interval of at least 1 step, came 2.5"),  # type: ignore
         (lambda: ft.loss_scale.dynamic(backoff_factor=1.0), r"expected backoff_factor in \(0, 1\), came 1.0"),
-        (lambda: ft.loss_scale.dynamic(growth_interval=0), "expected growth_interval of at least 1, came 0"),
+        (lambda: ft.loss_scale.dynamic(growth_interval=0), "expected growth_interval of at least 1 step, came 0"),
     ],
 )
 def test_a_scale_that_cannot_work_is_refused(call: Any, message: str) -> None:
@@ -190,6 +195,24 @@ def test_a_state_made_with_another_scale_is_refused() -> None:
         ft.train_step(squares, tx, loss_scale=scale)(ft.init_state(params, tx, key=KEY), batch)
     with pytest.raises(ValueError, match="the state has one loss scale and the step none"):
         ft.train_step(squares, tx)(ft.init_state(params, tx, key=KEY, loss_scale=scale), batch)
+
+
+def test_a_scale_or_guard_of_another_kind_is_refused() -> None:
+    params, batch = problem()
+    tx, dynamic, static = ft.optim.sgd(0.1), ft.loss_scale.dynamic(), ft.loss_scale.static(2.0)
+    guard = ft.train.skip_spikes
+    for options in ({"loss_scale": 1024.0}, {"loss_scale": ft.loss_scale.dynamic}, {"guard": guard}):
+        (name,) = options
+        for call in (lambda o: ft.train_step(squares, tx, **o), lambda o: ft.init_state(params, tx, key=KEY, **o)):
+            with pytest.raises(TypeError, match=rf"expected {name}=ft\..* or .*, came (float|function)"):
+                call(options)
+    for first, then in ((static, dynamic), (dynamic, static)):
+        with pytest.raises(
+            ValueError, match="expected a state whose loss scale has .*; give init_state and train_step"
+        ):
+            ft.train_step(squares, tx, loss_scale=then)(ft.init_state(params, tx, key=KEY, loss_scale=first), batch)
+    with pytest.raises(ValueError, match=r"whose guard has .*'losses': \(8,\).*, came one with .*'losses': \(4,\)"):
+        ft.train_step(squares, tx, guard=guard(8))(ft.init_state(params, tx, key=KEY, guard=guard(4)), batch)
 
 
 def test_a_checkpoint_holds_scale_and_buffers(tmp_path: Any) -> None:

@@ -42,6 +42,7 @@ def init_state(
     """
     if not hasattr(optimizer, "init"):
         raise TypeError(f"init_state: expected (params, optimizer, key=...), came {type(optimizer).__name__} second")
+    check_pairs("init_state", loss_scale, guard)
     if not isinstance(key, Tensor) or key.shape != (2,):
         raise TypeError(f"init_state: expected a key, as ft.random.key(0) makes it, came {type(key).__name__} {key!r}")
     for path, leaf in tree.items(params):
@@ -68,3 +69,13 @@ def init_state(
     buffers = tree.map(lambda leaf: leaf.detach().to(device, copy=True), buffers)
     guarded = None if guard is None else guard.init(device)
     return TrainState(step, params, optimizer.init(params), key.to(device, copy=True), scale, buffers, guarded)
+
+
+def check_pairs(what: str, loss_scale: object, guard: object) -> None:
+    """Raise a TypeError unless each is None or what makes such a pair returned."""
+    for name, came, kind, ways in (
+        ("loss_scale", loss_scale, LossScale, "ft.loss_scale.dynamic() or static(scale)"),
+        ("guard", guard, Guard, "ft.train.skip_nonfinite() or skip_spikes()"),
+    ):
+        if came is not None and not isinstance(came, kind):
+            raise TypeError(f"{what}: expected {name}={ways}, came {type(came).__name__} {came!r}")

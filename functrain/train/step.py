@@ -12,7 +12,7 @@ from functrain import random, transforms, tree
 from functrain.losses import Loss
 from functrain.optim import GradientTransformation, apply_updates, with_extra_args_support
 from functrain.train.guard import Guard
-from functrain.train.state import TrainState
+from functrain.train.state import TrainState, check_pairs
 from functrain.transforms import accumulation
 from functrain.transforms.loss_scale import LossScale, finite, unscale, wide
 from functrain.tree import Batch, Params, Tree
@@ -88,6 +88,11 @@ def train_step(
     if not callable(loss_fn) or not hasattr(optimizer, "update"):
         came = f"({type(loss_fn).__name__}, {type(optimizer).__name__})"
         raise TypeError(f"train_step: expected (loss_fn, optimizer), a function and a pair of functions, came {came}")
+    check_pairs("train_step", loss_scale, guard)
+    begun = {
+        "loss_scale": None if loss_scale is None else loss_scale.init("cpu"),
+        "guard": None if guard is None else guard.init("cpu"),
+    }
     # one part is no wish where rows are asked for
     parts = None if accumulate_rows is not None and accumulate == 1 else accumulate
     accumulation.check_parts("train_step: accumulate", parts, accumulate_rows)
@@ -137,7 +142,7 @@ def train_step(
     of_slices = accumulation.sums(add_slice, parts, rows=accumulate_rows, buffers=True)
 
     def gradients(state: TrainState, batch: Batch) -> _Found:
-        _check_state(state, loss_scale, buffers, guard)
+        _check_state(state, begun, buffers)
         scale = None if loss_scale is None else state.loss_scale.scale
         if not looped:  # the key is folded where it is compiled with the loss
             args = (*((state.buffers,) if buffers else ()), batch, state.key, state.step)
@@ -213,20 +218,30 @@ def _loss(result: Any, looped: bool) -> Loss:
     return Loss(value, torch.ones((), device=value.device), metrics)
 
 
-def _check_state(state: TrainState, loss_scale: LossScale | None, buffers: bool, guard: Guard | None) -> None:
+def _check_state(state: TrainState, begun: dict[str, Tree], buffers: bool) -> None:
     if not isinstance(state, TrainState):
         raise TypeError(
             f"train_step: expected (state, batch) with a state of init_state, came {type(state).__name__} first"
         )
-    for name, theirs, ours in (("loss_scale", state.loss_scale, loss_scale), ("guard", state.guard, guard)):
+    for name, ours in begun.items():
+        theirs, words = getattr(state, name), name.replace("_", " ")
         if (theirs is None) != (ours is None):
             there, here = ("no", "one") if theirs is None else ("one", "none")
             raise ValueError(
-                f"train_step: the state has {there} {name.replace('_', ' ')} and the step {here}; give init_state and "
+                f"train_step: the state has {there} {words} and the step {here}; give init_state and "
                 f"train_step the same {name}"
+            )
+        if _fields(theirs) != _fields(ours):
+            raise ValueError(
+                f"train_step: expected a state whose {words} has {_fields(ours)}, came one with {_fields(theirs)}; "
+                f"give init_state and train_step the same {name}"
             )
     if not buffers and tree.leaves(state.buffers):
         raise ValueError(
             "train_step: the state has buffers that the step does not update; pass buffers=True, and take them as the "
             "second argument of loss_fn"
         )
+
+
+def _fields(state: Tree) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in tree.items(state)}

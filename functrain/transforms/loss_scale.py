@@ -6,6 +6,7 @@ loss_scale=dynamic())` and `ft.init_state(..., loss_scale=dynamic())` do all of 
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,12 +47,12 @@ def dynamic(
     Raises: ValueError for a scale or factor that cannot work.
     """
     _check_scale("dynamic", init_scale)
-    if not growth_factor > 1.0:
-        raise ValueError(f"loss_scale.dynamic: expected growth_factor above 1, came {growth_factor}")
+    if not 1.0 < growth_factor < float("inf"):
+        raise ValueError(f"loss_scale.dynamic: expected a finite growth_factor above 1, came {growth_factor}")
     if not 0.0 < backoff_factor < 1.0:
         raise ValueError(f"loss_scale.dynamic: expected backoff_factor in (0, 1), came {backoff_factor}")
-    if growth_interval < 1:
-        raise ValueError(f"loss_scale.dynamic: expected growth_interval of at least 1, came {growth_interval}")
+    if type(growth_interval) is not int or growth_interval < 1:  # a count never equals 2.5
+        raise ValueError(f"loss_scale.dynamic: expected growth_interval of at least 1 step, came {growth_interval!r}")
 
     def init(device: torch.device | str | None = None) -> DynamicState:
         scale = torch.tensor(init_scale, dtype=torch.float32, device=device)
@@ -71,7 +72,7 @@ def dynamic(
 def static(scale: float) -> LossScale:
     """Keep the scale; a step that is not finite is skipped all the same.
 
-    Raises: ValueError for a scale that is not positive and finite.
+    Raises: ValueError for a scale that is not positive and finite in float32.
     """
     _check_scale("static", scale)
 
@@ -110,5 +111,6 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _check_scale(name: str, scale: float) -> None:
-    if not 0.0 < scale < float("inf"):
-        raise ValueError(f"loss_scale.{name}: expected a positive finite scale, came {scale}")
+    number = torch.finfo(torch.float32)
+    if not isinstance(scale, numbers.Real) or not number.tiny <= scale <= number.max:
+        raise ValueError(f"loss_scale.{name}: expected a positive finite scale in float32, came {scale!r}")
