@@ -163,28 +163,45 @@ def stacked(params: Any, batch: Any, key: Tensor) -> ft.Loss:
     return ft.Loss(torch.sum(batch["mask"] * torch.sum(x**2, 1)), torch.sum(batch["mask"]), {})
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "scaled"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)])
 @pytest.mark.parametrize("way", ["eager", "compiled", "stacked"])
-def test_gradients_of_a_part_never_lie_all_beside_their_sum(way: str, dtype: torch.dtype) -> None:
+def test_gradients_of_a_part_never_lie_all_beside_their_sum(way: str, dtype: torch.dtype, scaled: bool) -> None:
     width, layers = 256, 8
     params = [{"w": draw(i, width, width).to(dtype) / 16, "b": torch.zeros(width, dtype=dtype)} for i in range(layers)]
     batch = {"x": draw(9, 7, width).to(dtype), "mask": torch.tensor([1, 0, 1, 1, 1, 0, 1]).to(dtype)}
     tx = ft.optim.sgd(1e-2)
-    step = ft.train_step(stacked if way == "stacked" else layered, tx, accumulate=3)
+    scale = {"loss_scale": ft.loss_scale.static(2.0**10)} if scaled else {}
+    step = ft.train_step(stacked if way == "stacked" else layered, tx, accumulate=3, **scale)
     run = step if way == "eager" else ft.compile(step, donate=True)
-    state = ft.init_state(params, tx, key=KEY)
-    whole, metrics = ft.train_step(layered, tx)(state, batch)
+    state = ft.init_state(params, tx, key=KEY, **scale)
+    whole, metrics = ft.train_step(layered, tx, **scale)(state, batch)
     new, measured = run(state, batch)
     # the unit of the params where they are about 1, and of the gradient where it is about 1
     close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 2**-9}
     tree.map(lambda a, b: torch.testing.assert_close(a, b, **close), (new.params, measured), (whole.params, metrics))
-    gradients = accumulation.sums(add_gradients(layered), 3, rows=None, buffers=False)
+    factor_of = (lambda loss: loss.weight) if scaled else None
+    gradients = accumulation.sums(add_gradients(layered, factor_of=factor_of), 3, rows=None, buffers=False)
     peak = peak_bytes(lambda: gradients(params, batch, KEY) if way == "eager" else run(new, batch))
     size = layers * (width + 1) * width * 4  # of the sum, float32
     # the sum, the gradients of a layer, the rows; all gradients beside their sum are 1.5 in bfloat16 and 2 in float32.
     # Compiled, a product is added as it is computed, or rounded to bfloat16 before
     most = 1.4 if way == "eager" else 1.05 if dtype == torch.float32 else 1.2
     assert size < peak < most * size
+
+
+def test_a_part_of_next_to_no_weight_does_not_spoil_the_sum_under_a_loss_scale() -> None:
+    def loss(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+        errors = (batch["x"] @ params["w"]) ** 2
+        return ft.Loss(torch.sum(batch["weights"] * errors), torch.sum(batch["weights"]), {})
+
+    weights = torch.tensor([3.0, 1e4, 1e-30, 0.0, 2.0, 1e-35])
+    params, batch = {"w": torch.ones(3)}, {"x": draw(0, 6, 3).float(), "weights": weights}
+    tx, scale = ft.optim.sgd(1e-3), ft.loss_scale.static(2.0**40)
+    state = ft.init_state(params, tx, key=KEY, loss_scale=scale)
+    new, metrics = ft.train_step(loss, tx, accumulate=6, loss_scale=scale)(state, batch)
+    whole, _ = ft.train_step(loss, tx)(ft.init_state(params, tx, key=KEY), batch)
+    assert metrics["skipped"] == 0
+    torch.testing.assert_close(new.params, whole.params, rtol=1e-5, atol=1e-6)  # float32, about 1
 
 
 def test_a_part_keeps_less_for_its_backward_pass_than_a_step_without_parts(monkeypatch: pytest.MonkeyPatch) -> None:

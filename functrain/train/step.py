@@ -14,7 +14,7 @@ from functrain.optim import GradientTransformation, apply_updates, with_extra_ar
 from functrain.train.guard import Guard
 from functrain.train.state import TrainState, check_pairs
 from functrain.transforms import accumulation
-from functrain.transforms.loss_scale import LossScale, finite, unscale, wide
+from functrain.transforms.loss_scale import LossScale, finite, unscale
 from functrain.tree import Batch, Params, Tree
 
 LossFn = Callable[..., Any]
@@ -122,21 +122,15 @@ def train_step(
         return total if scale is None else total * scale.to(total.dtype), (loss, new)
 
     gradient = transforms.value_and_grad(scaled, has_aux=True)
-
-    add_gradients = transforms.gradient.add_gradients(scaled, has_aux=True)
+    add_gradients = transforms.gradient.add_gradients(
+        scaled, has_aux=True, factor_of=None if loss_scale is None else lambda result: _divisor(result[1][0])
+    )
 
     def add_slice(
         total: list[Tensor], params: Params, inputs: tuple[Tensor | None, Tree], batch: Batch, key: Tensor
     ) -> Any:
         scale, old = inputs
-        args = (scale, *((old,) if buffers else ()), batch, key, None)
-        if scale is None:
-            _, (loss, new) = add_gradients(total, params, *args)
-            return loss, (scale, new)
-        (_, (loss, new)), grads = gradient(params, *args)
-        weight = _divisor(loss)
-        grads = tree.map(lambda grad: wide(grad) * weight.to(wide(grad).dtype), grads)
-        transforms.gradient.add_leaves(total, tree.leaves(grads))
+        _, (loss, new) = add_gradients(total, params, scale, *((old,) if buffers else ()), batch, key, None)
         return loss, (scale, new)
 
     of_slices = accumulation.sums(add_slice, parts, rows=accumulate_rows, buffers=True)
@@ -191,8 +185,9 @@ def train_step(
 
 
 def _divisor(loss: Loss) -> Tensor:
-    # a slice whose mask is all zero has no mean; its total is 0 whatever it is divided by
-    return torch.where(loss.weight == 0, 1.0, loss.weight)
+    # near the weight, so that the quotient is of the size of a mean; a slice whose mask is all zero has none, and a
+    # total of 0, and by less than this the sum of other slices would overflow
+    return torch.where(loss.weight == 0, 1.0, loss.weight.abs().clamp(min=1e-6))
 
 
 def _loss(result: Any, looped: bool) -> Loss:

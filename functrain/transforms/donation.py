@@ -55,6 +55,13 @@ def add(total: Tensor, grad: Tensor) -> None:
     total.add_(grad)
 
 
+def multiply(total: list[Tensor], factor: Tensor) -> None:
+    """Multiply a sum in its memory, also between a forward pass that has seen it and the backward pass that adds."""
+    for leaf in total:
+        # .data, because autograd holds that what a forward pass has seen must not change: here it is to
+        leaf.data.mul_(factor.detach().to(leaf.dtype))
+
+
 class _Consumed(Tensor):
     """What a donated tensor becomes: every use of it is an error."""
 

@@ -54,12 +54,15 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
     return value_and_grad_of
 
 
-def add_gradients(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+def add_gradients(
+    fn: Callable[..., Any], *, has_aux: bool = False, factor_of: Callable[[Any], Tensor] | None = None
+) -> Callable[..., Any]:
     """Make a function `(total, params, *args) -> fn(params, *args)` that adds the gradients to the list `total`.
 
     `total` is empty, or holds the leaves of a sum that nobody else sees: it is overwritten. The gradient of a large
     leaf is added as soon as it is made, so that the gradients of all leaves never lie beside their sum. Equals
-    `value_and_grad` and an addition; half-precision gradients are added in float32.
+    `value_and_grad` and an addition; half-precision gradients are added in float32, and multiplied there by the ()
+    tensor `factor_of(fn's result)`, which is not 0.
     """
     both = value_and_grad(fn, has_aux=has_aux)
     compiled: list[Callable[..., Any]] = []
@@ -72,6 +75,9 @@ def add_gradients(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[
         differentiated = _any_differentiated(params, args)
         if engine.nested() or engine.here.tracing or (torch.is_grad_enabled() and differentiated):
             result, grads = both(params, *args)
+            if factor_of is not None:
+                factor = factor_of(result)
+                grads = tree.map(lambda grad: wide(grad) * factor.to(wide_dtype(grad.dtype)), grads)
             add_leaves(total, tree.leaves(grads))
             return result
         leaves, structure = tree.flatten((params,))
@@ -82,10 +88,20 @@ def add_gradients(fn: Callable[..., Any], *, has_aux: bool = False) -> Callable[
             params, args = tree.map(_detach, (params, args))
         called = _compiled(giving, compiled) if engine.here.piecewise else giving
         everything = (params, tree.unflatten(tree.structure(params), total), *args)
-        result, grads = _by_autograd(called, (0,), has_aux, everything, {}, leaves, structure, zeros=False)
+        factors: list[Tensor] = []
+
+        def divide(result: Any) -> None:
+            # the sum is in units of the factor while the backward pass adds to it
+            if factor_of is not None:
+                factors.append(factor_of(result))
+                donation.multiply(total, 1 / factors[0])
+
+        result, grads = _by_autograd(called, (0,), has_aux, everything, {}, leaves, structure, divide, zeros=False)
         for leaf, grad, into in zip(leaves, grads, total, strict=True):
             if grad is not None and not _is_large(leaf):
                 donation.add(into, grad)
+        for factor in factors:
+            donation.multiply(total, factor)
         return result
 
     return added
@@ -163,6 +179,7 @@ def _by_autograd(
     kwargs: Any,
     leaves: Any,
     structure: Any,
+    forward_done: Callable[[Any], None] = lambda result: None,
     zeros: bool = True,
 ) -> tuple[Any, Sequence[Any]]:
     engine.here.depth += 1
@@ -175,6 +192,7 @@ def _by_autograd(
             if not torch.compiler.is_compiling():
                 gradient_checks.check_unwritten(inputs, versions, structure)
                 gradient_checks.check_reaches(value, inputs, structure)
+        forward_done(result)
         grads = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=zeros)
         gradient_checks.check_dense(grads, structure)
     finally:
