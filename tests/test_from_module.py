@@ -512,3 +512,37 @@ def test_recurrent_layers_are_mapped_over_inputs_and_params(layer: Any) -> None:
             wanted = ft.grad(loss)(lane, rows if dims[1] is None else rows[i])
             pairs = zip(ft.tree.leaves(found), ft.tree.leaves(wanted), strict=True)
             assert all(torch.allclose(a[i], b, rtol=1e-12, atol=1e-12) for a, b in pairs)
+
+
+def test_running_statistics_in_half_precision_are_refused_and_right_as_told() -> None:
+    bn, norm = nn.BatchNorm1d(4, momentum=0.01), nn.InstanceNorm1d(4, track_running_stats=True)
+    module = nn.Sequential(nn.Linear(3, 4), bn, nn.Unflatten(0, (4, 4)), norm, nn.Linear(4, 1))
+    functional, tx = ft.from_module(module), ft.optim.sgd(0.0)
+    batches = draw(0, 200, 16, 3) + 2
+
+    def loss(params: Any, buffers: Any, batch: Tensor, key: Tensor) -> Any:
+        found, new = functional.apply(params, buffers, key, batch)
+        return torch.mean(found.float() ** 2), new
+
+    def statistics(loss: Any, swept: bool = False) -> Any:
+        state = ft.init_state(functional.params, tx, key=KEY, buffers=functional.buffers)
+        step: Any = ft.train_step(loss, tx, buffers=True)
+        if swept:
+            step = ft.sweep(step, {"seed": [0]})
+            state = step.init(state)
+        for batch in batches:
+            state, _ = step(state, batch)
+        return step.lane(state.buffers, 0) if swept else state.buffers
+
+    kept = ft.Policy(compute=torch.bfloat16, exceptions={"**running_*": torch.float32})
+    wide = statistics(loss)
+    for low in (ft.mixed_precision(loss, kept), ft.autocast(loss, "bf16")):
+        for swept in (False, True):
+            # a mean of inputs that are rounded by 2**-9; a running mean in bfloat16 ends a fifth below
+            ft.tree.map(
+                lambda a, b: torch.testing.assert_close(a, b, rtol=0.02, atol=0.01), statistics(low, swept), wide
+            )
+    with pytest.raises(ValueError, match=r"buffers: 1/running_mean: expected float32, .*\{'\*\*running_\*': torch.fl"):
+        statistics(ft.mixed_precision(loss, "bf16"))
+    half = ft.from_module(nn.BatchNorm1d(4).bfloat16())  # half precision is what this module has
+    half.apply(half.params, half.buffers, None, draw(1, 5, 4).bfloat16())

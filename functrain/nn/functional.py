@@ -37,7 +37,7 @@ def from_module(module: torch.nn.Module) -> Functional:
     gradient checkpointing of transformers; at the call, ValueError naming the paths where params or buffers are not the
     module's, and RuntimeError for a module that draws random numbers without a key or in a way that a key cannot
     replace, for one that remembers something in an attribute that is no buffer, and for an embedding with `max_norm`
-    or sparse gradients.
+    or sparse gradients; ValueError for running statistics in half precision that the module has wider.
     """
     _check(module)
     register_outputs()
@@ -47,6 +47,7 @@ def from_module(module: torch.nn.Module) -> Functional:
     names = _nested_names(n for n, p in module.named_parameters() if p.requires_grad)
     buffer_names = _nested_names([*fixed, *(name for name, _ in module.named_buffers())])
     writable = {name for name, _ in module.named_buffers()}
+    statistics = _running_statistics(module)
     # the module that is called holds no numbers: a forgotten tensor is an error of the device, never an old value
     shell = _with(module, lambda _, old: old.to("meta"))
 
@@ -54,6 +55,7 @@ def from_module(module: torch.nn.Module) -> Functional:
         named: dict[str, Tensor] = {}
         _match("params", names, params, named)
         _match("buffers", buffer_names, buffers, named)
+        _check_statistics(statistics, named)
         written = [name for name in named if name in writable]
         named.update(zip(written, _owned([named[name] for name in written], (params, args, kwargs)), strict=True))
 
@@ -103,6 +105,28 @@ def _owned(buffers: list[Tensor], inputs: Any) -> list[Tensor]:
     tensors = [leaf for leaf in tree.leaves(inputs) if isinstance(leaf, Tensor)]
     zero: Any = sum(torch.zeros_like(leaf.reshape(-1)[:1], dtype=torch.int8).sum() for leaf in tensors)
     return [(b | zero.bool()) if b.dtype == torch.bool else b + zero.to(b.dtype) for b in buffers]
+
+
+def _running_statistics(module: torch.nn.Module) -> list[str]:
+    """Return the names of the float32 or wider buffers that normalizations move a little in each call."""
+    return [
+        f"{place}.{name}" if place else name
+        for place, part in module.named_modules()
+        if part.training and getattr(part, "track_running_stats", False)
+        for name, buffer in part.named_buffers(recurse=False)
+        if buffer.dtype in (torch.float32, torch.float64)
+    ]
+
+
+def _check_statistics(names: list[str], named: dict[str, Tensor]) -> None:
+    for name in names:
+        dtype = named[name].dtype
+        if dtype in (torch.bfloat16, torch.float16):  # eight bits take no step below a 512th: the mean would stop
+            raise ValueError(
+                f"from_module: buffers: {name.replace('.', '/')}: expected float32, as a running statistic loses small "
+                f"steps below, came {dtype}; for ft.mixed_precision, give its Policy "
+                "exceptions={'**running_*': torch.float32}, or take ft.autocast"
+            )
 
 
 def _match(what: str, names: Tree, values: Tree, named: dict[str, Tensor]) -> None:

@@ -38,6 +38,8 @@ class Keyed(TorchFunctionMode):
         if func is F.normalize and kwargs.get("out") is not None:
             # spectral norm writes its vectors this way, for which torch.vmap has no rule
             return kwargs.pop("out").copy_(func(*args, **kwargs))
+        if func in (F.batch_norm, F.instance_norm):
+            return _normalized(func, *args, **kwargs)
         if func in (F.embedding, F.embedding_bag):
             _check_embedding(func, args, kwargs)
         if getattr(func, "__name__", "") in _GLOBAL and not _quiet(func, args, kwargs):
@@ -100,6 +102,22 @@ def _with_weights(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     # torch 2.13 returns wrong second derivatives of its own, in silence, and has no forward mode
     return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _normalized(
+    func: Any, input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+    weight: Tensor | None = None, bias: Tensor | None = None, *args: Any, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """Normalize in the dtype of running statistics that are wider than the input, and return the input's."""
+    means = running_mean
+    if means is None or torch.promote_types(means.dtype, input.dtype) == input.dtype:
+        return func(input, means, running_var, weight, bias, *args, **kwargs)
+    narrow = weight is not None and weight.dtype != means.dtype
+    if not (narrow or torch.compiler.is_compiling() or engine.mapped()):
+        return func(input, means, running_var, weight, bias, *args, **kwargs)
+    # torch's kernels for two dtypes cannot be mapped over, and want weights as wide as the statistics
+    x, weight, bias = (None if t is None else t.to(means.dtype) for t in (input, weight, bias))
+    return func(x, means, running_var, weight, bias, *args, **kwargs).to(input.dtype)
 
 
 def _mapped_state(input: Tensor, state: Any, weights: Any, *options: Any) -> tuple[Any, ...]:

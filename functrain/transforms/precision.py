@@ -92,7 +92,8 @@ def mixed_precision(fn: Callable[..., Any], policy: Policy | str) -> Callable[..
     float32, and return float32; "full" around a part of a function keeps that part in float32 inside of another policy
     or of an autocast, which is off inside.
     float16 wants a loss scale: see `ft.loss_scale`. A mask is an argument too, and bfloat16 counts to 256 only: give a
-    Loss the weight `torch.sum(mask, dtype=torch.float32)`, as those of `ft.losses` have.
+    Loss the weight `torch.sum(mask, dtype=torch.float32)`, as those of `ft.losses` have. So are buffers: a running mean
+    that is rounded in each step stops moving, unless it is an exception, `{"**running_*": torch.float32}`.
 
     Raises: TypeError when `policy` is no Policy, and naming a leaf of the first argument in another dtype than
     `policy.param`; ValueError for another string; PathError for an exception that fits no path of any argument.
