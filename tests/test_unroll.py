@@ -170,6 +170,12 @@ def test_what_cannot_be_unrolled_is_refused() -> None:
     step = ft.train_step(loss_fn, TX)
     with pytest.raises(ValueError, match="expected at least one batch"):
         ft.unroll(step, state, [])
+    endless = ft.data.windows(torch.arange(99), batch=2, context=4, seed=0)
+    for batches in (endless, problem(1)[1][0]):
+        with pytest.raises(
+            TypeError, match=r"expected a list of batches, one for each step, came \w+; write \[batches"
+        ):
+            ft.unroll(step, state, batches)
     with pytest.raises(TypeError, match="expected recompute=True or False, came 3"):
         ft.unroll(step, state, problem(1)[1], recompute=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected truncate of at least 1 step, came 0"):

@@ -24,7 +24,8 @@ def unroll(
 
     Equals the loop. Inside of `ft.grad` it is differentiated in whatever of the state and the batches depends on the
     argument: first params, hyper-parameters that `ft.optim.inject_hyperparams` keeps in the state, weights of examples
-    or the parameters of a learned loss in the batches. An Adam wants an `eps_root` above zero there.
+    or the parameters of a learned loss in the batches. An Adam wants an `eps_root` above zero there. A step that a
+    guard or a loss scale skips as not finite makes these gradients NaN, though not the state.
 
     With `recompute`, the steps are cut into about sqrt(T) windows that keep only the state they begin with, and are
     run again for the backward pass: the memory grows with sqrt(T), the time by one more forward pass. `step` must not
@@ -33,14 +34,20 @@ def unroll(
     With `truncate`, what the steps change in the state is cut from the gradient before step `truncate`, 2 * `truncate`,
     and so on; what they pass on, such as a hyper-parameter, is not. The result has the same numbers.
 
-    Raises: ValueError without a batch, and for truncate < 1; TypeError for a recompute that is neither True nor False.
+    Raises: ValueError without a batch, and for truncate < 1; TypeError for batches without an end, and for a recompute
+    that is neither True nor False.
     """
+    if isinstance(batches, dict) or not (hasattr(batches, "__len__") or hasattr(batches, "__iter__")):
+        raise TypeError(  # what has __getitem__ alone, as ft.data.windows, has no end
+            f"unroll: expected a list of batches, one for each step, came {type(batches).__name__}; write "
+            "[batches[t] for t in range(steps)]"
+        )
     batches = list(batches)
     if not isinstance(recompute, bool):
         raise TypeError(f"unroll: expected recompute=True or False, came {recompute!r}; windows are of sqrt(T) steps")
     if not batches:
         raise ValueError("unroll: expected at least one batch, came none")
-    if truncate is not None and (not isinstance(truncate, int) or truncate < 1):
+    if truncate is not None and (type(truncate) is not int or truncate < 1):
         raise ValueError(f"unroll: expected truncate of at least 1 step, came {truncate!r}; leave it out for no cut")
 
     def window(state: TrainState, batches: list[Batch], first: int) -> tuple[TrainState, list[Metrics]]:
