@@ -343,6 +343,21 @@ def test_a_schedule_and_a_name_of_two_are_refused() -> None:
         ft.sweep(ft.train_step(loss_fn, tx), {"learning_rate": [0.1]}).init(ft.init_state(problem()[0], tx, key=KEY))
 
 
+def test_a_sweep_stops_when_all_lanes_have_a_row_of_skipped_steps(tmp_path: Any) -> None:
+    params, batches = problem()
+    guard = ft.train.skip_nonfinite()
+    swept = ft.sweep(ft.train_step(loss_fn, INJECTED, guard=guard), {"seed": [0, 1]}, batches=True)
+    states = swept.init(ft.init_state(params, INJECTED, key=KEY, guard=guard))
+    bad = torch.tensor([[torch.nan, 1.0], [torch.nan, torch.nan], [1.0, torch.nan], [torch.nan, torch.nan]])  # by step
+    own = [tree.map(lambda leaf, f=f: torch.stack([f[0] * leaf, f[1] * leaf]), batches[0]) for f in bad.double()]
+    with pytest.raises(ft.train.Diverged, match="step 2: 1 steps in a row"):
+        ft.fit(swept, states, own, steps=4, every=[ft.train.stop_after(1)])
+    assert ft.fit(swept, states, own, steps=4, every=[ft.train.stop_after(2)]).step.tolist() == [4, 4]
+    back = ft.train.roll_back(ft.checkpoint.every(1, tmp_path), after=1)
+    with pytest.raises(ValueError, match="roll_back: expected the state of one run, came the lanes of a sweep"):
+        ft.fit(swept, states, own, steps=4, every=[back])
+
+
 def test_states_and_batches_of_other_lanes_are_refused() -> None:
     params, batches = problem()
     state = ft.init_state(params, INJECTED, key=KEY)

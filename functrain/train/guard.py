@@ -105,7 +105,7 @@ def stop_after(in_row: int, *, read_every: int = 1) -> Callable[[int, Tree, dict
     """Return a hook for `fit` that raises `Diverged` once so many steps in a row were skipped by the step's guard.
 
     It reads a number from the device after every `read_every` steps, which waits for the device: a row that ends in
-    between is no reason to stop.
+    between is no reason to stop. Of the lanes of an `ft.sweep`, all must have such a row.
 
     Raises: ValueError for numbers below 1; from the hook, Diverged, and ValueError for a step without a guard.
     """
@@ -117,7 +117,7 @@ def stop_after(in_row: int, *, read_every: int = 1) -> Callable[[int, Tree, dict
         if "skipped_in_row" not in metrics:
             came = ", ".join(metrics) or "none"
             raise ValueError(f"stop_after: expected a metric 'skipped_in_row', came {came}; give train_step a guard=")
-        if t % read_every == 0 and (seen := int(metrics["skipped_in_row"])) >= in_row:
+        if t % read_every == 0 and (seen := int(metrics["skipped_in_row"].min())) >= in_row:
             raise Diverged(t, seen, state)
 
     return hook

@@ -43,7 +43,8 @@ def roll_back(saves: Saves, *, after: int = 10, times: int = 3, skip: int = 0, r
     Source: the loss spikes of PaLM (arXiv:2204.02311, section 5.1), which went back 100 steps and left out 200 to 500
     batches.
 
-    Raises: ValueError for numbers that cannot be; from the hook, Diverged, and ValueError for a step without a guard.
+    Raises: ValueError for numbers that cannot be; from the hook, Diverged, and ValueError for a step without a guard
+    and for the lanes of a sweep.
     """
     for name, value in (("times", times), ("skip", skip)):
         if type(value) is not int or value < 0:
@@ -59,6 +60,11 @@ class RollBack:
         self._stop = stop_after(after, read_every=read_every)
 
     def __call__(self, t: int, state: TrainState, metrics: Any) -> None:
+        if state.step.dim() > 0:
+            raise ValueError(
+                "roll_back: expected the state of one run, came the lanes of a sweep, which share their batches; use "
+                "stop_after"
+            )
         self._stop(t, state, metrics)
         if t % self._saves.n == 0 and not int(metrics["skipped_in_row"]):
             self._saves(t, state, metrics)
