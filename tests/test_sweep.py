@@ -343,6 +343,34 @@ def test_a_schedule_and_a_name_of_two_are_refused() -> None:
         ft.sweep(ft.train_step(loss_fn, tx), {"learning_rate": [0.1]}).init(ft.init_state(problem()[0], tx, key=KEY))
 
 
+def test_what_is_no_tensor_of_every_lane_is_refused() -> None:
+    params, batches = problem()
+    step, state = ft.train_step(loss_fn, INJECTED), ft.init_state(params, INJECTED, key=KEY)
+    for other, says in (
+        (
+            tree.cast(params, torch.float32),
+            r"params/v: expected torch.float64 \(4,\) in all lanes, .*float32 .* lane 1",
+        ),
+        (
+            {"w": draw(0, 3, 5), "v": draw(1, 5)},
+            r"params/v: expected torch.float64 \(4,\) in all lanes, .*\(5,\) in lane 1",
+        ),
+        ({"w": params["w"]}, "the states of lane 0 and lane 1: expected one structure"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ft.sweep(step, {"init": [state, ft.init_state(other, INJECTED, key=KEY)]}).init()
+    seeds = ft.sweep(step, {"seed": [0, 1]})
+    with pytest.raises(TypeError, match="expected a state of init_state, or a function to one, came dict"):
+        seeds.init(lambda key: params)
+    with pytest.raises(ValueError, match=r"seed: expected a state with one key \(2,\), came \(2, 2\)"):
+        ft.sweep(seeds, {"seed": [0, 1]}).init(seeds.init(state))
+    counting = ft.sweep(lambda state, batch: (state, {"rows": 6}), {"seed": [0, 1]})
+    with pytest.raises(TypeError, match="the result of the step: 1/rows: expected a tensor, .* came int 6"):
+        counting(counting.init(state), batches[0])
+    with pytest.raises(TypeError, match="expected a dict from names to lists, came list"):
+        ft.sweep(step, [0, 1])  # type: ignore[arg-type]
+
+
 def test_a_sweep_stops_when_all_lanes_have_a_row_of_skipped_steps(tmp_path: Any) -> None:
     params, batches = problem()
     guard = ft.train.skip_nonfinite()

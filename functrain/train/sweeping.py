@@ -54,6 +54,8 @@ class Sweep:
     """K runs as one step; made by `sweep`."""
 
     def __init__(self, step: Step, over: Over, *, batches: bool = False) -> None:
+        if not isinstance(over, Mapping):
+            raise TypeError(f"sweep: expected a dict from names to lists, came {type(over).__name__}")
         for name, values in over.items():
             if not hasattr(values, "__len__"):
                 raise TypeError(f"sweep: {name}: expected a list, a value for each lane, came {values!r}")
@@ -73,15 +75,25 @@ class Sweep:
         None where "init" is swept.
 
         Raises: ValueError for a name that the state does not have, or that several of its hyper-parameters have; for a
-        value of another shape; for a function where "seed" is not swept; for a state that went on from what a swept
-        number has made.
+        value of another shape, or beginnings of several; for a function where "seed" is not swept; for a state that
+        went on from what a swept number has made. TypeError for a beginning that is no state.
         """
         if (state is None) != ("init" in self.over):
             here, there = ("none", "none") if state is None else ("a state", 'one for each lane, as "init"')
             raise ValueError(f"sweep: expected a state, or beginnings as over['init'], came {here} and {there}")
         if any(map(callable, self.over.get("init", [state]))) and "seed" not in self.over:
             raise ValueError('sweep: expected "seed" in over, which gives init its keys, came none; pass a state')
-        return tree.map(lambda *leaves: torch.stack(leaves), *[self._lane(state, i) for i in range(self.lanes)])
+        lanes = [self._lane(state, i) for i in range(self.lanes)]
+        first = tree.items(lanes[0])
+        for i, lane in enumerate(lanes):
+            tree.check_same_structure(lanes[0], lane, what=f"sweep: the states of lane 0 and lane {i}")
+            for (path, a), b in zip(first, tree.leaves(lane), strict=True):
+                if a.shape != b.shape or a.dtype != b.dtype:  # torch.stack would make one dtype of two
+                    raise ValueError(
+                        f"sweep: {path}: expected {a.dtype} {tuple(a.shape)} in all lanes, as in lane 0, came "
+                        f"{b.dtype} {tuple(b.shape)} in lane {i}; lanes are one tensor, so sweep each size by itself"
+                    )
+        return tree.map(lambda *leaves: torch.stack(leaves), *lanes)
 
     def __call__(self, states: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         self._check_lanes("states", states)
@@ -93,6 +105,12 @@ class Sweep:
         # flat lists of tensors in and out, because torch.func walks trees by torch's own registry, not by ours
         def one(leaves: list[Tensor], rows: list[Tensor]) -> list[Tensor]:
             result = self.step(tree.unflatten(structure, leaves), tree.unflatten(batch_structure, rows))
+            for path, leaf in tree.items(result):
+                if not isinstance(leaf, Tensor):
+                    raise TypeError(
+                        f"sweep: the result of the step: {path}: expected a tensor, which is mapped over, came "
+                        f"{type(leaf).__name__} {leaf!r}; leave it out, or make it a tensor"
+                    )
             flat, treedef = tree.flatten(result)
             found.append(treedef)
             return flat
@@ -130,7 +148,16 @@ class Sweep:
         given = self.values(index)
         begin = given.pop("init", state)
         if "seed" in given:
-            key = random.key(given.pop("seed"), None if callable(begin) else begin.key.device)
-            begin = begin(key) if callable(begin) else begin._replace(key=key)
-        assert isinstance(begin, TrainState)
+            seed = given.pop("seed")
+            if callable(begin):
+                begin = begin(random.key(seed))
+            elif isinstance(begin, TrainState):
+                if begin.key.shape != (2,):
+                    raise ValueError(
+                        f"sweep: seed: expected a state with one key (2,), came {tuple(begin.key.shape)}, the keys of "
+                        "the lanes of another sweep; sweep seeds there, or beginnings as over['init']"
+                    )
+                begin = begin._replace(key=random.key(seed, begin.key.device))
+        if not isinstance(begin, TrainState):
+            raise TypeError(f"sweep: expected a state of init_state, or a function to one, came {type(begin).__name__}")
         return lane_of(begin, given, getattr(self.step, "optimizer", None))
