@@ -371,6 +371,21 @@ def test_what_is_no_tensor_of_every_lane_is_refused() -> None:
         ft.sweep(step, [0, 1])  # type: ignore[arg-type]
 
 
+def test_a_number_that_an_optimizer_reads_is_told_to_be_static() -> None:
+    params, batches = problem()
+    for static in ((), ("ns_steps", "ns_coeffs")):
+        tx = optim.inject_hyperparams(optim.muon, static_args=static)(learning_rate=0.1)
+        swept = ft.sweep(ft.train_step(loss_fn, tx), {"learning_rate": [0.1, 0.2]})
+        states = swept.init(ft.init_state(params, tx, key=KEY))
+        if static:
+            swept(states, batches[0])
+            continue
+        with pytest.raises(
+            TypeError, match=r"optim/newton_schulz.py:.*name it in static_args of ft.optim.inject_hyper"
+        ):
+            swept(states, batches[0])
+
+
 def test_a_sweep_stops_when_all_lanes_have_a_row_of_skipped_steps(tmp_path: Any) -> None:
     params, batches = problem()
     guard = ft.train.skip_nonfinite()

@@ -50,6 +50,7 @@ def mapped(error: BaseException) -> str | None:
             f"{_place(error)}: expected Python that is the same for all examples or lanes, which a map computes at "
             "once, came an `if`, an .item() or a shape that depends on the numbers of one; choose by torch.where, "
             "leave numbers in tensors, weigh rows with 0 in place of leaving them out, or take the examples in a loop"
+            + _of_an_optimizer(error)
         )
     if "is not possible because there exists a Tensor" in says:
         return (
@@ -72,7 +73,18 @@ _READS = (
 )
 
 
+def _of_an_optimizer(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not any(f.filename.startswith(str(Path(_NO_PLACES[0]) / "optim")) for f in frames):
+        return ""
+    return (
+        "; a number by which an optimizer chooses what it does, such as a count of iterations, is no tensor: name it "
+        "in static_args of ft.optim.inject_hyperparams"
+    )
+
+
 def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.line and not f.filename.startswith(_NO_PLACES)]
+    own = own or [f for f in frames if f.line and f.filename.startswith(_NO_PLACES[0])]
     return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else str(error).partition("\n")[0]
