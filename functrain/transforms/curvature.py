@@ -88,8 +88,13 @@ def fisher_vp(
 
     grads, weighs = per_example_grad(counted, has_aux=True, chunk_size=chunk_size)(params, batch, key)  # (B, ...)
     count = torch.clamp(torch.sum(weighs), min=1)
-    along: Any = sum([_rows(g) @ _rows(d[None])[0] for g, d in zip(tree.leaves(grads), tree.leaves(v), strict=True)])
-    return tree.map(lambda g: (along @ _rows(g) / count).view(g.shape[1:]).to(g.dtype), grads)
+    along: Any = sum([times(g, d) for g, d in zip(tree.leaves(grads), tree.leaves(v), strict=True)])
+
+    def weighed(g: Tensor) -> Tensor:
+        rows = _rows(g)
+        return (along.to(rows.dtype) @ rows / count).view(g.shape[1:]).to(g.dtype)
+
+    return tree.map(weighed, grads)
 
 
 def mean_of(loss_fn: LossFn) -> Callable[..., Tensor]:
@@ -120,6 +125,12 @@ def tensor_of(loss: Any) -> Any:
 def _zero(params: Tree) -> Tensor:
     # a gradient that does not depend on params has the derivative zero; without this term it would be an error
     return 0 * tree.sum(tree.leaves(params)[:1])
+
+
+def times(grads: Tensor, leaf: Tensor) -> Tensor:
+    """Return the product of each example's gradient, (B, ...), and a leaf of a vector, (B,), at least float32."""
+    rows = _rows(grads)
+    return rows @ leaf.flatten().to(rows.dtype)
 
 
 def _rows(g: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from functrain import tree
 from functrain.losses import Loss
 from functrain.transforms import engine
-from functrain.transforms.curvature import LossFn, hvp, tensor_of, total_of
+from functrain.transforms.curvature import LossFn, hvp, tensor_of, times, total_of
 from functrain.transforms.gradient import grad
 from functrain.transforms.krylov import conjugate_gradients
 from functrain.transforms.per_example import per_example_grad
@@ -64,7 +64,7 @@ def influence(
     the sum of losses: negative for an example that helps. Minus it is, to first order, what leaving the example out
     adds to the test loss. `damping` is added to the Hessian of that sum: of a `Loss` its total, else the mean times B.
 
-    Shapes: every batch leaf is (B, ...), the result (B,).
+    Shapes: every batch leaf is (B, ...), the result (B,), at least float32.
     Source: Koh and Liang 2017 (arXiv:1703.04730), equation 2.
     Raises: ValueError naming the paths where `test_grad` is not like params; for a Hessian that is not positive
     definite, as far from an optimum (inside of `ft.compile` and `ft.vmap` the result is NaN).
@@ -79,7 +79,7 @@ def influence(
     solved = _solved("influence", lambda v: hvp(of_sum, params, batch, v, key=key), test_grad, steps, damping)
     grads = per_example_grad(total_of(loss_fn), chunk_size=chunk_size)(params, batch, key)  # (B, ...)
     pairs = zip(tree.leaves(grads), tree.leaves(solved), strict=True)
-    return -torch.stack([g.reshape(count, -1) @ torch.flatten(along) for g, along in pairs]).sum(0)
+    return -torch.stack([times(g, along) for g, along in pairs]).sum(0)
 
 
 def _solved(what: str, product: Callable[[Tree], Tree], b: Tree, steps: int, damping: float | Tensor) -> Tree:
