@@ -54,3 +54,26 @@ def test_params_of_two_dtypes_have_a_fisher_and_an_influence(vector: str) -> Non
     # float32 rounds params and v to 6e-8, in sums of some dozen
     torch.testing.assert_close(tree.leaves(tree.cast(fisher, WIDE)), tree.leaves(want[0]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(influence.to(WIDE), want[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "loss", "metrics"])
+def test_an_implicit_gradient_is_that_of_the_mean_loss(kind: str) -> None:
+    x, y, c = draw(6, 7, 3), draw(7, 7), draw(8, 3)
+    weight, decay = torch.tensor(7.0, dtype=WIDE), torch.tensor(0.3, dtype=WIDE)
+
+    def optimum(a: Any) -> Tensor:
+        return torch.linalg.solve(x.T @ x + 7 * a["decay"] * torch.eye(3, dtype=WIDE), x.T @ y)
+
+    def loss(p: Tensor, a: Any) -> Any:
+        total = torch.sum((x @ p - y) ** 2) / 2 + 7 * a["decay"] * torch.sum(p**2) / 2 + torch.sum(a["apart"])
+        return {"tensor": total / 7, "loss": ft.Loss(total, weight, {}), "metrics": (total / 7, {"n": weight})}[kind]
+
+    argument = {"decay": decay, "apart": draw(9, 2)}
+    got = transforms.implicit_grad(loss, optimum(argument), argument, c, steps=5)
+    want = ft.grad(lambda a: optimum(a) @ c)(argument)
+    assert tree.allclose(got, want, rtol=1e-9, atol=1e-12)
+    # of what the optimum does not depend on
+    apart = lambda p, a: loss(p, {"decay": decay, "apart": a})  # noqa: E731
+    assert torch.equal(
+        transforms.implicit_grad(apart, optimum(argument), argument["apart"], c, steps=5), torch.zeros(2, dtype=WIDE)
+    )

@@ -29,7 +29,7 @@ def hvp(loss_fn: LossFn, params: Params, batch: Batch, v: Tree, *, key: Tensor |
     """
     check_vector("hvp: v", params, v)
     mean = mean_of(loss_fn)
-    return grad(lambda p: tree.vdot(grad(mean)(p, batch, key), v) + _zero(p))(params)
+    return grad(lambda p: tree.vdot(grad(mean)(p, batch, key), v) + zero(p))(params)
 
 
 def ggnvp(
@@ -59,7 +59,7 @@ def ggnvp(
     # J v, as the derivative of what is linear in u
     push = grad(lambda u: tree.vdot(pull(u), v))(torch.zeros_like(outputs))
     mean = mean_of(loss_of_outputs)
-    return pull(grad(lambda z: torch.sum(grad(mean)(z, batch) * push) + _zero(z))(outputs))
+    return pull(grad(lambda z: torch.sum(grad(mean)(z, batch) * push) + zero(z))(outputs))
 
 
 def fisher_vp(
@@ -122,8 +122,8 @@ def tensor_of(loss: Any) -> Any:
     return loss[0] if isinstance(loss, tuple) and len(loss) == 2 and isinstance(loss[1], dict) else loss
 
 
-def _zero(params: Tree) -> Tensor:
-    # a gradient that does not depend on params has the derivative zero; without this term it would be an error
+def zero(params: Tree) -> Tensor:
+    """Return zero, as a function of params: a gradient that does not depend on them would be an error without it."""
     return 0 * tree.sum(tree.leaves(params)[:1])
 
 

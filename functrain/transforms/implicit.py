@@ -11,7 +11,7 @@ from torch import Tensor
 from functrain import tree
 from functrain.losses import Loss
 from functrain.transforms import engine
-from functrain.transforms.curvature import LossFn, hvp, tensor_of, times, total_of
+from functrain.transforms.curvature import LossFn, hvp, mean_of, tensor_of, times, total_of, zero
 from functrain.transforms.gradient import grad
 from functrain.transforms.krylov import conjugate_gradients
 from functrain.transforms.per_example import per_example_grad
@@ -20,7 +20,7 @@ from functrain.tree import Batch, Params, Tree
 
 
 def implicit_grad(
-    loss: Callable[[Params, Any], Tensor],
+    loss: Callable[[Params, Any], Any],
     params: Params,
     argument: Tree,
     cotangent: Tree,
@@ -32,19 +32,21 @@ def implicit_grad(
 
     `cotangent` is that function's gradient at params. By the implicit function theorem the result is minus its product
     with the inverse Hessian and the mixed second derivative, however params were found; `steps` of conjugate gradients
-    solve for the inverse, of the Hessian plus `damping`.
+    solve for the inverse, of the Hessian plus `damping`. Of a `Loss` the mean counts, as in `hvp`.
 
     Source: Bengio 2000; Lorraine et al. 2020 (arXiv:1911.02590), theorem 1.
     Raises: ValueError naming the paths where the cotangent is not like params; for a Hessian that is not positive
     definite, which is no optimum's (inside of `ft.compile` and `ft.vmap` the result is NaN).
     """
 
+    mean = mean_of(loss)
+
     def product(v: Tree) -> Tree:
-        return hvp(lambda p, batch, key: loss(p, argument), params, None, v)
+        return hvp(lambda p, batch, key: mean(p, argument), params, None, v)
 
     check_vector("implicit_grad: the cotangent", params, cotangent)
     solved = _solved("implicit_grad", product, cotangent, steps, damping)
-    return grad(lambda a: -tree.vdot(grad(loss)(params, a), solved))(argument)
+    return grad(lambda a: -tree.vdot(grad(mean)(params, a), solved) + zero(a))(argument)
 
 
 def influence(
