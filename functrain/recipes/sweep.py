@@ -40,7 +40,8 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
     checkpoint of the sweep.
 
     Raises: ValueError for a name that is no number of the optimizer, and for a folder that holds another run or sweep;
-    ValueError when every lane diverged.
+    Diverged once every lane skips as many steps in a row as `config.stop_after_nonfinite` says, and ValueError when
+    every lane ends with NaN.
     """
     check(over)
     if config.roll_backs:
@@ -89,7 +90,8 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
             loss = validation_loss(params, model, config, texts, batches=config.evaluate_batches)
             lanes.add(i, t, loss, bits_per_byte(loss, texts.validation))
 
-    hooks: list[Hook] = [ft.train.every(config.evaluate_every, evaluate), lanes, _Saves(saves, lanes, config)]
+    stop = ft.train.stop_after(config.stop_after_nonfinite, read_every=config.log_every)
+    hooks: list[Hook] = [ft.train.every(config.evaluate_every, evaluate), lanes, stop, _Saves(saves, lanes, config)]
     try:
         states = ft.fit(step, states, batches, steps=config.steps, every=hooks)
     finally:
