@@ -77,3 +77,28 @@ def test_an_implicit_gradient_is_that_of_the_mean_loss(kind: str) -> None:
     assert torch.equal(
         transforms.implicit_grad(apart, optimum(argument), argument["apart"], c, steps=5), torch.zeros(2, dtype=WIDE)
     )
+
+
+def solved(matvec: Any, like: Any) -> Any:
+    return transforms.conjugate_gradients(matvec, like, steps=2)
+
+
+def eigenpairs(matvec: Any, like: Any) -> Any:
+    return transforms.lanczos(matvec, like, steps=2)
+
+
+def estimated(matvec: Any, like: Any) -> Any:
+    return transforms.hutchinson(matvec, like, ft.random.key(0), samples=2)
+
+
+@pytest.mark.parametrize("function", [solved, eigenpairs, estimated])
+def test_what_is_no_vector_of_the_matrix_is_named(function: Any) -> None:
+    with pytest.raises(TypeError, match="n: expected a floating-point tensor, came torch.int64"):
+        function(lambda v: v, {"a": torch.ones(3), "n": torch.tensor([1, 2])})
+    with pytest.raises(ValueError, match=r"a product: a: expected shape \(3,\).*came \(3, 1\)"):
+        function(lambda v: {"a": v["a"][:, None]}, {"a": torch.ones(3)})
+
+
+def test_an_influence_of_an_integer_gradient_is_an_error() -> None:
+    with pytest.raises(TypeError, match="influence.*body: expected a floating-point tensor, came torch.int64"):
+        transforms.influence(loss_fn, PARAMS, BATCH, tree.map(lambda leaf: leaf.long(), V), steps=2, damping=50.0)

@@ -15,7 +15,7 @@ from functrain.transforms.curvature import LossFn, hvp, mean_of, tensor_of, time
 from functrain.transforms.gradient import grad
 from functrain.transforms.krylov import conjugate_gradients
 from functrain.transforms.per_example import per_example_grad
-from functrain.transforms.vectors import check_vector
+from functrain.transforms.vectors import check_floating, check_vector
 from functrain.tree import Batch, Params, Tree
 
 
@@ -86,6 +86,7 @@ def influence(
 
 def _solved(what: str, product: Callable[[Tree], Tree], b: Tree, steps: int, damping: float | Tensor) -> Tree:
     """Solve with the Hessian, which must be positive definite: else the linear equations are not about an optimum."""
+    check_floating(f"{what}: the gradient", b)
     x, _, positive = conjugate_gradients(product, b, steps=steps, damping=damping)
     if engine.concrete() and not bool(positive):
         raise ValueError(

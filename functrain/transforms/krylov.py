@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from functrain import random, tree
-from functrain.transforms.vectors import flat, like, wide
+from functrain.transforms.vectors import check_floating, check_vector, flat, like, wide
 from functrain.tree import Tree
 
 Matvec = Callable[[Tree], Tree]
@@ -36,9 +36,11 @@ def conjugate_gradients(
     wants it. Vectors are at least float32 between the products.
 
     Source: Hestenes and Stiefel 1952; `jax.scipy.sparse.linalg.cg`; Steihaug 1983 for what is not positive.
-    Raises: ValueError for steps < 1.
+    Raises: ValueError for steps < 1, and naming the paths where a product is not like b; TypeError naming a leaf of b
+    that is no floating-point tensor.
     """
     _check_steps("conjugate_gradients", steps)
+    check_floating("conjugate_gradients: b", b)
     r = p = wide(b)
     x = tree.zeros_like(r)
     square = start = tree.norm(r, squared=True)
@@ -46,7 +48,9 @@ def conjugate_gradients(
     limit = max(tolerance, torch.finfo(square.dtype).eps ** 2) ** 2 * start
     positive = torch.ones_like(square, dtype=torch.bool)
     for _ in range(steps):
-        product = tree.add_scale(wide(matvec(tree.cast_like(p, b))), damping, p)
+        product = matvec(tree.cast_like(p, b))
+        check_vector("conjugate_gradients: a product", b, product)
+        product = tree.add_scale(wide(product), damping, p)
         curvature = tree.vdot(p, product)
         positive = positive & ~((curvature <= 0) & (square > limit))  # NaN goes on into x
         done = (square <= limit) | ~positive
@@ -75,9 +79,11 @@ def lanczos(matvec: Matvec, start: Tree, *, steps: int) -> Spectrum:
 
     Source: Golub and Van Loan, Matrix Computations, 4th edition, section 10.3; Ghorbani et al. 2019 (arXiv:1901.10159).
     Raises: ValueError for steps < 1 or more than the elements of start; for a start of zeros and products that are not
-    finite, where torch's eigenvalues are an error.
+    finite, where torch's eigenvalues are an error; naming the paths where a product is not like start. TypeError naming
+    a leaf of start that is no floating-point tensor.
     """
     _check_steps("lanczos", steps)
+    check_floating("lanczos: start", start)
     first = flat(start)  # (n,)
     if steps > len(first):
         raise ValueError(f"lanczos: expected at most {len(first)} steps, one an element of start, came {steps}")
@@ -87,7 +93,7 @@ def lanczos(matvec: Matvec, start: Tree, *, steps: int) -> Spectrum:
     size = torch.zeros_like(first[0])  # of the matrix
     for i in range(steps):
         product = matvec(like(basis[i], start))
-        tree.check_same_structure(start, product, what="lanczos: a product")
+        check_vector("lanczos: a product", start, product)
         w = flat(product).to(first.dtype)
         diagonal.append(torch.dot(basis[i], w))
         if i + 1 == steps:
@@ -123,9 +129,11 @@ def hutchinson(matvec: Matvec, like: Tree, key: Tensor, *, samples: int) -> Esti
     diagonal for the trace, and for element i of the diagonal the sum of those in row i.
 
     Source: Hutchinson 1989; Bekas et al. 2007 for the diagonal.
-    Raises: ValueError for samples < 1.
+    Raises: ValueError for samples < 1, and naming the paths where a product is not like the parameters; TypeError
+    naming one that is no floating-point tensor.
     """
     _check_steps("hutchinson", samples, "samples")
+    check_floating("hutchinson: like", like)
     traces: list[Tensor] = []
     total = tree.zeros_like(like)
     leaves, structure = tree.flatten(like)
@@ -135,7 +143,9 @@ def hutchinson(matvec: Matvec, like: Tree, key: Tensor, *, samples: int) -> Esti
             (2 * random.bernoulli(k, 0.5, leaf.shape).to(leaf.dtype) - 1) for k, leaf in zip(keys, leaves, strict=True)
         ]
         probe = tree.unflatten(structure, signs)
-        diagonal = tree.mul(wide(probe), wide(matvec(probe)))
+        product = matvec(probe)
+        check_vector("hutchinson: a product", like, product)
+        diagonal = tree.mul(wide(probe), wide(product))
         traces.append(tree.sum(diagonal))
         total = tree.add(total, diagonal)
     found = torch.stack(traces)

@@ -21,6 +21,17 @@ def check_vector(what: str, params: Tree, v: Tree) -> None:
             )
 
 
+def check_floating(what: str, t: Tree) -> None:
+    """Raise TypeError naming the first leaf that is no floating-point tensor: a result like it would be cut."""
+    for path, leaf in tree.items(t):
+        if not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+            came = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise TypeError(
+                f"{what}: {path or 'the tensor'}: expected a floating-point tensor, came {came}; take other leaves out "
+                "with tree.partition"
+            )
+
+
 def wide(t: Tree) -> Tree:
     """Return the tree with its leaves in float32 at least.
 
