@@ -102,3 +102,26 @@ def test_what_is_no_vector_of_the_matrix_is_named(function: Any) -> None:
 def test_an_influence_of_an_integer_gradient_is_an_error() -> None:
     with pytest.raises(TypeError, match="influence.*body: expected a floating-point tensor, came torch.int64"):
         transforms.influence(loss_fn, PARAMS, BATCH, tree.map(lambda leaf: leaf.long(), V), steps=2, damping=50.0)
+
+
+@pytest.mark.parametrize("power", [-80, -50, 70, 120])
+def test_conjugate_gradients_do_not_depend_on_the_scale_of_the_right_side(power: int) -> None:
+    """Its square would be below or above all float32 numbers, and the solution zero; the matrix is not singular."""
+    q = torch.linalg.qr(draw(10, 10, 10))[0]
+    matrix = ((q * torch.logspace(0, -3, 10, dtype=WIDE)) @ q.T).float()
+    b, scale = {"a": draw(11, 4).float() / 1e5, "b": draw(12, 2, 3).float() / 1e5}, 2.0**power
+
+    def matvec(v: Any) -> Any:
+        product = matrix @ torch.cat([v["a"], v["b"].flatten()])
+        return {"a": product[:4], "b": product[4:].view(2, 3)}
+
+    one = transforms.conjugate_gradients(matvec, b, steps=30)
+    other = transforms.conjugate_gradients(matvec, tree.scale(scale, b), steps=30)
+    assert other.positive
+    assert all(tree.leaves(tree.map(torch.equal, other.x, tree.scale(scale, one.x))))
+    assert torch.equal(other.residual_norm, scale * one.residual_norm)
+    want = torch.linalg.solve(matrix.double(), torch.cat([b["a"], b["b"].flatten()]).double())
+    # an epsilon of 6e-8 times the condition number of 1e3, some ten times
+    torch.testing.assert_close(
+        torch.cat([one.x["a"], one.x["b"].flatten()]).double(), want, rtol=0, atol=1e-3 * want.norm().item()
+    )

@@ -41,7 +41,8 @@ def conjugate_gradients(
     """
     _check_steps("conjugate_gradients", steps)
     check_floating("conjugate_gradients: b", b)
-    r = p = wide(b)
+    scale = _near_one(b)
+    r = p = tree.scale(scale, wide(b))
     x = tree.zeros_like(r)
     square = start = tree.norm(r, squared=True)
     # below eps**2 the recurrence has left the residual far behind, and its squares come near to underflow
@@ -60,7 +61,7 @@ def conjugate_gradients(
         new = tree.norm(r, squared=True)
         p = tree.add_scale(r, torch.where(done, 0.0, new / torch.where(done, 1.0, square)), p)
         square = torch.where(done, square, new)
-    return Solution(tree.cast_like(x, b), torch.sqrt(square), positive)
+    return Solution(tree.cast_like(tree.scale(1 / scale, x), b), torch.sqrt(square) / scale, positive)
 
 
 class Spectrum(NamedTuple):
@@ -152,6 +153,18 @@ def hutchinson(matvec: Matvec, like: Tree, key: Tensor, *, samples: int) -> Esti
     # a sum of squares divided by zero is NaN, which is what one sample says about its error
     spread = torch.sum((found - found.mean()) ** 2) / torch.full_like(found[0], samples - 1)
     return Estimate(found.mean(), torch.sqrt(spread / samples), tree.cast_like(tree.scale(1 / samples, total), like))
+
+
+def _near_one(b: Tree) -> Tensor:
+    """Return the power of two, (), by which the largest element of b comes to between 1 and 2; 1 for zeros.
+
+    Its square, and those of what is smaller by eps**2, are then far from the ends of float32, and no digit is rounded.
+    """
+    sizes = [torch.amax(torch.abs(leaf.detach())) for leaf in tree.leaves(wide(b)) if leaf.numel()]
+    size = torch.stack(sizes).amax() if sizes else torch.ones(())
+    smallest = torch.finfo(size.dtype).smallest_normal
+    exponent = torch.floor(torch.log2(torch.clamp(size, smallest, 1 / smallest)))
+    return torch.where(size > 0, torch.exp2(-exponent), 1.0)
 
 
 def _eigh(t: Tensor) -> Any:
