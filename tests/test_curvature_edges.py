@@ -125,3 +125,36 @@ def test_conjugate_gradients_do_not_depend_on_the_scale_of_the_right_side(power:
     torch.testing.assert_close(
         torch.cat([one.x["a"], one.x["b"].flatten()]).double(), want, rtol=0, atol=1e-3 * want.norm().item()
     )
+
+
+def test_outputs_that_are_not_one_tensor_are_named() -> None:
+    def several(params: Any, batch: Any, key: Tensor | None = None) -> Any:
+        return {"z": outputs(params, batch)}
+
+    def of_several(z: Any, batch: Any) -> ft.Loss:
+        return of_outputs(z["z"], batch)
+
+    with pytest.raises(TypeError, match="ggnvp: expected outputs_fn to return one floating-point tensor, came a dict"):
+        ft.ggnvp(several, of_several, PARAMS, BATCH, V)  # type: ignore[arg-type]
+    posterior = transforms.laplace.full_ggn(outputs, of_outputs, PARAMS, [BATCH])
+    for call in (
+        lambda: transforms.laplace.diagonal_ggn(several, of_several, PARAMS, [BATCH]),  # type: ignore[arg-type]
+        lambda: transforms.laplace.predict(several, posterior, BATCH),
+    ):
+        with pytest.raises(TypeError, match="laplace: expected outputs_fn to return one.*came a dict"):
+            call()
+
+
+@pytest.mark.parametrize("fit", [transforms.laplace.full_ggn, transforms.laplace.diagonal_ggn])
+def test_outputs_narrower_than_the_parameters_have_a_posterior(fit: Any) -> None:
+    def single(params: Any, batch: Any, key: Tensor | None = None) -> Tensor:
+        return outputs(params, batch).float()
+
+    def of_single(z: Tensor, batch: Any) -> ft.Loss:
+        return of_outputs(z, {"y": batch["y"].float()})
+
+    want, got = fit(outputs, of_outputs, PARAMS, [BATCH]), fit(single, of_single, PARAMS, [BATCH])
+    # the Hessian in the outputs is one in both, so that only gradients are rounded, to 6e-8
+    assert tree.allclose(got.curvature, want.curvature, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match=r"expected a prior_precision of at least 0, came -0\.1"):
+        fit(outputs, of_outputs, PARAMS, [BATCH], prior_precision=-0.1)

@@ -48,10 +48,11 @@ def ggnvp(
     outputs are linear in params it equals the Hessian.
 
     Source: Schraudolph 2002, section 3; Martens 2014 (arXiv:1412.1193), section 8.
-    Raises: ValueError naming the paths where v is not like params.
+    Raises: ValueError naming the paths where v is not like params; TypeError for outputs that are not one tensor.
     """
     check_vector("ggnvp: v", params, v)
     outputs = outputs_fn(params, batch, key)
+    check_outputs("ggnvp", outputs)
 
     def pull(u: Tensor) -> Tree:  # J' u
         return grad(lambda p: torch.sum(outputs_fn(p, batch, key) * u))(params)
@@ -115,6 +116,16 @@ def total_of(loss_fn: LossFn) -> Callable[..., Tensor]:
         return loss.total if isinstance(loss, Loss) else tensor_of(loss)
 
     return total
+
+
+def check_outputs(what: str, outputs: Any) -> None:
+    """Raise TypeError unless the outputs are one floating-point tensor."""
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+        came = outputs.dtype if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+        raise TypeError(
+            f"{what}: expected outputs_fn to return one floating-point tensor, came {came}; return the outputs that "
+            "the loss reads, several of them by torch.cat"
+        )
 
 
 def tensor_of(loss: Any) -> Any:
