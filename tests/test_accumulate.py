@@ -87,6 +87,22 @@ def test_part_i_draws_from_the_key_folded_with_i() -> None:
     assert all(torch.equal(key, ft.random.fold_in(KEY, i)) for i, key in enumerate(keys)) and len(keys) == 3
 
 
+@pytest.mark.parametrize("way", ["eager", "whole", "pieces"])
+def test_half_precision_losses_are_added_in_float32(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+        return ft.Loss(torch.sum(params["w"] * batch["x"]), torch.sum(batch["x"]), {"rows": torch.sum(batch["x"])})
+
+    monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0 if way == "pieces" else 2**62)
+    # 300 parts that count 3 each: beyond 512 a bfloat16 has steps of 4
+    batch, tx = {"x": torch.ones(900, dtype=torch.bfloat16)}, ft.optim.sgd(1.0)
+    step = ft.train_step(loss, tx, accumulate_rows=3 if way != "whole" else 100)
+    state = ft.init_state({"w": torch.ones((), dtype=torch.bfloat16)}, tx, key=KEY)
+    _, metrics = (step if way == "eager" else ft.compile(step))(state, batch)
+    assert {name: float(value) for name, value in metrics.items()} == {
+        "weight": 900.0, "loss": 1.0, "rows": 1.0, "grad_norm": 1.0,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gradients_are_added_in_float32(dtype: torch.dtype) -> None:
     def fn(params: Tensor, batch: Tensor, key: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from functrain import random, tree
 from functrain.transforms.gradient import add_leaves
+from functrain.transforms.loss_scale import wide
 
 
 def accumulate(
@@ -17,8 +18,8 @@ def accumulate(
     """Compute `grad_fn(params, batch, key)` on `parts` slices of the batch, one after another, and add.
 
     Equals `grad_fn` on the whole batch, for any mask and any slice sizes, because a Loss carries sums; the peak
-    memory is that of one slice and the sum of the gradients. Half-precision gradients are added in float32. Part i gets
-    the key `fold_in(key, i)`; one part gets the key itself.
+    memory is that of one slice and the sum of the gradients. Half-precision gradients are added in float32, as are
+    half-precision losses, which stay so. Part i gets the key `fold_in(key, i)`; one part gets the key itself.
 
     With `rows` in place of `parts` every slice has that many rows, the last one what is left: the number of parts
     follows the batch, which may grow during a run without a new compilation.
@@ -85,6 +86,8 @@ def sums(add: Callable[..., Any], parts: int | None, *, rows: int | None, buffer
             if buffers:
                 found, new = found
                 before = [new]
+            if len(cuts) > 1:  # a bfloat16 weight of a few rows stops growing at some hundreds
+                found = tree.map(lambda leaf: wide(leaf) if isinstance(leaf, torch.Tensor) else leaf, found)
             result = found if result is None else tree.map(torch.add, result, found)
         return ((result, before[0]) if buffers else result), tree.unflatten(tree.structure(params), total)
 
