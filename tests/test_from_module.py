@@ -226,6 +226,52 @@ def test_second_derivatives_of_what_torch_fuses_are_those_of_differences(make: A
         assert tree.allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def normalized(layer: str) -> Any:
+    """Make a function of params, (P,), and one example in which a layer normalizes what depends on both."""
+    if layer == "layer_norm":
+        return lambda p, x: ft.nn.layer_norm(p[:8].view(2, 4) * x, p[8:12], p[12:])
+    makes = {
+        "LayerNorm": lambda: nn.LayerNorm(4),
+        "BatchNorm1d": lambda: nn.BatchNorm1d(4),
+        "InstanceNorm1d": lambda: nn.InstanceNorm1d(2, affine=True, track_running_stats=True),
+    }
+    functional = ft.from_module(makes[layer]().double())
+    count = functional.params["weight"].numel()
+
+    def apply(p: Tensor, x: Tensor) -> Tensor:
+        params = {"weight": p[8 : 8 + count], "bias": p[12 : 12 + count]}
+        y = p[:8].view(2, 4) * x
+        y = y[None] if layer == "InstanceNorm1d" else y
+        return functional.apply(params, functional.buffers, None, y)[0]
+
+    return apply
+
+
+@pytest.mark.parametrize("layer", ["layer_norm"])
+def test_second_derivatives_through_a_normalization_are_those_of_differences(layer: str) -> None:
+    apply = normalized(layer)
+    p, v, x = draw(0, 16).double(), draw(1, 16).double(), draw(2, 3, 2, 4).double()
+
+    def loss_fn(p: Tensor) -> Tensor:
+        return torch.sum(torch.sin(ft.vmap(lambda x: apply(p, x))(x)))
+
+    def summed(p: Tensor) -> Tensor:  # as MAML and penalties of single examples' gradients have it
+        return torch.sum(ft.per_example_grad(lambda p, x: torch.sum(torch.sin(apply(p, x[0]))))(p, x) * v)
+
+    def slope(p: Tensor) -> Tensor:
+        return torch.func.jvp(loss_fn, (p,), (v,))[1]
+
+    gradient_at = lambda step: ft.grad(loss_fn)(p + step * v)  # noqa: E731
+    wanted = 0.5e5 * (gradient_at(1e-5) - gradient_at(-1e-5))
+    hessian = torch.func.hessian(loss_fn)
+    twice = torch.func.jacrev(torch.func.jacrev(loss_fn))
+    found = [ft.grad(summed)(p), hessian(p) @ v, twice(p) @ v, ft.grad(slope)(p)]
+    if layer == "layer_norm":
+        found.append(ft.compile(hessian)(p) @ v)
+    for each in found:  # the error of a difference is that of its third order
+        torch.testing.assert_close(each, wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_hidden_randomness_is_found_and_undone() -> None:
     class Hidden(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from functrain.nn import normalization
+from functrain.transforms import engine
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight + bias. Shapes: x (..., I), weight (I, O), bias (O,), result (..., O).
@@ -33,11 +36,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: fl
     Computed in the wider dtype of x and weight, and returned in x's.
     Equals `torch.nn.functional.layer_norm`. Source: Ba et al. 2016 (arXiv:1607.06450).
     """
+    norm = normalization.layer_norm if engine.twice() else F.layer_norm
     if weight.dtype == x.dtype:
-        return F.layer_norm(x, weight.shape, weight, bias, eps)
+        return norm(x, weight.shape, weight, bias, eps)
     dtype = torch.promote_types(x.dtype, weight.dtype)
     bias = None if bias is None else bias.to(dtype)
-    return F.layer_norm(x.to(dtype), weight.shape, weight.to(dtype), bias, eps).to(x.dtype)
+    return norm(x.to(dtype), weight.shape, weight.to(dtype), bias, eps).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
