@@ -98,6 +98,7 @@ def test_half_precision_losses_are_added_in_float32(way: str, monkeypatch: pytes
     step = ft.train_step(loss, tx, accumulate_rows=3 if way != "whole" else 100)
     state = ft.init_state({"w": torch.ones((), dtype=torch.bfloat16)}, tx, key=KEY)
     _, metrics = (step if way == "eager" else ft.compile(step))(state, batch)
+    assert {value.dtype for value in metrics.values()} == {torch.float32}
     assert {name: float(value) for name, value in metrics.items()} == {
         "weight": 900.0, "loss": 1.0, "rows": 1.0, "grad_norm": 1.0,
     }  # fmt: skip

@@ -14,7 +14,7 @@ from functrain.optim import GradientTransformation, apply_updates, with_extra_ar
 from functrain.train.guard import Guard
 from functrain.train.state import TrainState, check_pairs
 from functrain.transforms import accumulation
-from functrain.transforms.loss_scale import LossScale, finite, unscale
+from functrain.transforms.loss_scale import LossScale, finite, unscale, wide
 from functrain.tree import Batch, Params, Tree
 
 LossFn = Callable[..., Any]
@@ -77,7 +77,7 @@ def train_step(
 
     Metrics: "loss" (total / weight), "weight", "grad_norm" (before the optimizer), and each of the loss's own divided
     by weight; with `loss_scale` also the "loss_scale" of this step; with either, "skipped", 0 or 1; with `guard`,
-    "skipped_in_row", "skipped_in_all" and "rolled_back". All are () tensors.
+    "skipped_in_row", "skipped_in_all" and "rolled_back". All are () tensors, of a half-precision loss float32.
 
     A batch of weight 0 has no mean: loss and gradient are NaN, in which a loss scale or a guard skips the step.
 
@@ -148,6 +148,7 @@ def train_step(
 
     def update(state: TrainState, found: _Found) -> tuple[TrainState, Metrics]:
         loss, new_buffers, grads = found
+        loss = tree.map(lambda leaf: wide(leaf) if isinstance(leaf, Tensor) else leaf, loss)
         if looped:
             share = 1 / loss.weight
             grads = tree.map(lambda grad: grad * share.to(grad.dtype), grads)
