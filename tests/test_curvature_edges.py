@@ -99,9 +99,11 @@ def test_what_is_no_vector_of_the_matrix_is_named(function: Any) -> None:
         function(lambda v: {"a": v["a"][:, None]}, {"a": torch.ones(3)})
 
 
-def test_an_influence_of_an_integer_gradient_is_an_error() -> None:
+def test_what_an_influence_does_not_take_is_named() -> None:
     with pytest.raises(TypeError, match="influence.*body: expected a floating-point tensor, came torch.int64"):
         transforms.influence(loss_fn, PARAMS, BATCH, tree.map(lambda leaf: leaf.long(), V), steps=2, damping=50.0)
+    with pytest.raises(ValueError, match=r"influence: rate: expected a tensor of \(B, \.\.\.\), came \(\)"):
+        transforms.influence(loss_fn, PARAMS, {"rate": torch.ones(())} | BATCH, V, steps=2, damping=50.0)
 
 
 @pytest.mark.parametrize("power", [-80, -50, 70, 120])

@@ -14,7 +14,7 @@ from functrain.transforms import engine
 from functrain.transforms.curvature import LossFn, hvp, mean_of, tensor_of, times, total_of, zero
 from functrain.transforms.gradient import grad
 from functrain.transforms.krylov import conjugate_gradients
-from functrain.transforms.per_example import per_example_grad
+from functrain.transforms.per_example import chunks, per_example_grad
 from functrain.transforms.vectors import check_floating, check_vector
 from functrain.tree import Batch, Params, Tree
 
@@ -68,11 +68,12 @@ def influence(
 
     Shapes: every batch leaf is (B, ...), the result (B,), at least float32.
     Source: Koh and Liang 2017 (arXiv:1703.04730), equation 2.
-    Raises: ValueError naming the paths where `test_grad` is not like params; for a Hessian that is not positive
-    definite, as far from an optimum (inside of `ft.compile` and `ft.vmap` the result is NaN).
+    Raises: ValueError naming the paths where `test_grad` is not like params, and a leaf of the batch that is not
+    (B, ...); for a Hessian that is not positive definite, as far from an optimum (inside of `ft.compile` and `ft.vmap`
+    the result is NaN).
     """
     check_vector("influence: test_grad", params, test_grad)
-    count = len(tree.leaves(batch)[0])
+    count = len(next(chunks("influence", batch, None))[1])
 
     def of_sum(*args: Any) -> Any:
         loss = loss_fn(*args)
