@@ -182,6 +182,8 @@ def test_every_nth_and_the_best_stay_beside_the_newest(tmp_path: Path) -> None:
     for wrong in ("loss", checkpoint.Best("loss", 0), checkpoint.Best("loss", mode="low")):  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="expected keep_best of Best"):
             checkpoint.every(1, tmp_path, keep_best=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"keep_best: loss: expected one number, came a tensor \(2,\), as the lanes"):
+        checkpoint.Best("loss").of({"loss": torch.zeros(2)})
     with pytest.raises(ValueError, match="expected keep_every of at least 1, came 0"):
         checkpoint.every(1, tmp_path, keep_every=0)
 

@@ -24,13 +24,19 @@ class Best:
     def of(self, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return what a checkpoint's metadata keeps of a step's metrics.
 
-        Raises: ValueError when the metric is not among them.
+        Raises: ValueError when the metric is not among them, or is no single number.
         """
         if not metrics:
             return {}
         if self.metric not in metrics:
             came = ", ".join(map(str, metrics))
             raise ValueError(f"keep_best: expected a metric {self.metric!r}, came {came}; name one of these")
+        shape = tuple(getattr(metrics[self.metric], "shape", ()))
+        if math.prod(shape) != 1:
+            raise ValueError(
+                f"keep_best: {self.metric}: expected one number, came a tensor {shape}, as the lanes of a sweep have; "
+                "leave keep_best out, or call the hook with the metric of one lane"
+            )
         value = float(metrics[self.metric])
         return {"metrics": {self.metric: value if math.isfinite(value) else str(value)}}
 
