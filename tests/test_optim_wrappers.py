@@ -103,6 +103,19 @@ def test_an_injected_learning_rate_can_be_changed_in_the_state() -> None:
         ours.inject_hyperparams(ours.sgd, static_args="lr")
 
 
+def test_injected_numbers_are_kept_in_float32_beside_half_precision_params() -> None:
+    params = {"w": torch.tensor([1.0, -2.0, 0.5], dtype=torch.bfloat16)}
+    plain, injected = ours.adam(1e-3), ours.inject_hyperparams(ours.adam)(1e-3)
+    states, moved = [plain.init(params), injected.init(params)], [params, params]
+    for t in range(3):
+        grads = {"w": torch.tensor([0.1, 0.2 * t, -1.0], dtype=torch.bfloat16)}
+        for i, tx in enumerate((plain, injected)):
+            updates, states[i] = tx.update(grads, states[i], moved[i])
+            moved[i] = ours.apply_updates(moved[i], updates)
+    assert torch.equal(moved[0]["w"], moved[1]["w"])  # a decay of 0.999 is 1 in bfloat16: NaN
+    assert {number.dtype for number in states[1].hyperparams.values()} == {torch.float32}
+
+
 def test_a_stateful_schedule_sees_keyword_arguments() -> None:
     class Halving:
         """Halve the rate whenever the loss is above 1."""

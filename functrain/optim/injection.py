@@ -91,7 +91,7 @@ def inject_hyperparams(
 
     Equals `inner_factory`, any number replaced by a schedule if wanted, as long as nobody changes the state. Arguments
     named in `static_args`, and bool ones, stay what they are. Numbers are kept in `hyperparam_dtype`, without it in the
-    widest floating-point dtype of the params.
+    widest floating-point dtype of the params, at least float32.
 
     Raises: ValueError for a static argument that `inner_factory` does not have.
     """
@@ -195,4 +195,5 @@ def _tensor(value: Scalar, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _widest(params: Params) -> torch.dtype:
     inexact = [leaf for leaf in tree.leaves(params) if leaf.is_floating_point() or leaf.is_complex()]
     dtypes = [leaf.dtype.to_real() if leaf.is_complex() else leaf.dtype for leaf in inexact]
-    return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+    # a decay of 0.999 is 1 in bfloat16, by which Adam would divide zero
+    return functools.reduce(torch.promote_types, dtypes, torch.float32)
