@@ -160,3 +160,29 @@ def test_outputs_narrower_than_the_parameters_have_a_posterior(fit: Any) -> None
     assert tree.allclose(got.curvature, want.curvature, rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match=r"expected a prior_precision of at least 0, came -0\.1"):
         fit(outputs, of_outputs, PARAMS, [BATCH], prior_precision=-0.1)
+
+
+def decayed(params: Any, decay: Any) -> Tensor:
+    return loss_fn(params, BATCH).total + decay * tree.norm(params, squared=True)
+
+
+@pytest.mark.parametrize("name", ["hvp", "ggnvp", "implicit_grad", "influence"])
+def test_autograd_goes_through_the_curvature_of_tensors_that_require_grad(name: str) -> None:
+    calls = {
+        "hvp": lambda p, x, v: ft.hvp(loss_fn, p, {"x": x, "y": BATCH["y"]}, v),
+        "ggnvp": lambda p, x, v: ft.ggnvp(outputs, of_outputs, p, {"x": x, "y": BATCH["y"]}, v),
+        "implicit_grad": lambda p, x, v: transforms.implicit_grad(decayed, p, torch.sum(x**2), v, steps=20),
+        "influence": lambda p, x, v: transforms.influence(
+            loss_fn, p, {"x": x, "y": BATCH["y"]}, v, steps=20, damping=99.0
+        ),
+    }
+
+    def size(p: Any, x: Tensor, v: Any) -> Tensor:
+        return tree.norm(calls[name](p, x, v), squared=True)
+
+    args = (PARAMS, BATCH["x"], V)
+    want = ft.grad(size, argnums=(0, 1, 2))(*args)
+    for i in range(3):  # each by itself
+        leaves = tree.map(lambda leaf: leaf.clone().requires_grad_(), args[i])
+        size(*args[:i], leaves, *args[i + 1 :]).backward()
+        assert tree.allclose(tree.map(lambda leaf: leaf.grad, leaves), want[i], rtol=1e-9, atol=1e-12)

@@ -29,7 +29,8 @@ def hvp(loss_fn: LossFn, params: Params, batch: Batch, v: Tree, *, key: Tensor |
     """
     check_vector("hvp: v", params, v)
     mean = mean_of(loss_fn)
-    return grad(lambda p: tree.vdot(grad(mean)(p, batch, key), v) + zero(p))(params)
+    # whatever the caller may differentiate is an argument of what is differentiated, so that no gradient is lost
+    return grad(lambda p, batch, v: tree.vdot(grad(mean)(p, batch, key), v) + zero(p))(params, batch, v)
 
 
 def ggnvp(
@@ -54,13 +55,10 @@ def ggnvp(
     outputs = outputs_fn(params, batch, key)
     check_outputs("ggnvp", outputs)
 
-    def pull(u: Tensor) -> Tree:  # J' u
-        return grad(lambda p: torch.sum(outputs_fn(p, batch, key) * u))(params)
-
+    pull = grad(lambda p, batch, u: torch.sum(outputs_fn(p, batch, key) * u))  # J' u
     # J v, as the derivative of what is linear in u
-    push = grad(lambda u: tree.vdot(pull(u), v))(torch.zeros_like(outputs))
-    mean = mean_of(loss_of_outputs)
-    return pull(grad(lambda z: torch.sum(grad(mean)(z, batch) * push) + zero(z))(outputs))
+    push = grad(lambda u, p, batch, v: tree.vdot(pull(p, batch, u), v))(torch.zeros_like(outputs), params, batch, v)
+    return pull(params, batch, hvp(lambda z, batch, key: mean_of(loss_of_outputs)(z, batch), outputs, batch, push))
 
 
 def fisher_vp(

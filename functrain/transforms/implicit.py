@@ -42,11 +42,11 @@ def implicit_grad(
     mean = mean_of(loss)
 
     def product(v: Tree) -> Tree:
-        return hvp(lambda p, batch, key: mean(p, argument), params, None, v)
+        return hvp(lambda p, a, key: mean(p, a), params, argument, v)
 
     check_vector("implicit_grad: the cotangent", params, cotangent)
     solved = _solved("implicit_grad", product, cotangent, steps, damping)
-    return grad(lambda a: -tree.vdot(grad(mean)(params, a), solved) + zero(a))(argument)
+    return grad(lambda a, p, s: -tree.vdot(grad(mean)(p, a), s) + zero(a))(argument, params, solved)
 
 
 def influence(
