@@ -261,11 +261,15 @@ def test_second_derivatives_through_a_normalization_are_those_of_differences(lay
     def slope(p: Tensor) -> Tensor:
         return torch.func.jvp(loss_fn, (p,), (v,))[1]
 
+    leaf, lane = p.clone().requires_grad_(), p.clone().requires_grad_()
+    summed(leaf).backward()
+    (ft.vmap(ft.grad(loss_fn))(lane[None])[0] @ v).backward()
+
     gradient_at = lambda step: ft.grad(loss_fn)(p + step * v)  # noqa: E731
     wanted = 0.5e5 * (gradient_at(1e-5) - gradient_at(-1e-5))
     hessian = torch.func.hessian(loss_fn)
     twice = torch.func.jacrev(torch.func.jacrev(loss_fn))
-    found = [ft.grad(summed)(p), hessian(p) @ v, twice(p) @ v, ft.grad(slope)(p)]
+    found = [ft.grad(summed)(p), leaf.grad, lane.grad, hessian(p) @ v, twice(p) @ v, ft.grad(slope)(p)]
     if layer == "layer_norm":
         found.append(ft.compile(hessian)(p) @ v)
     for each in found:  # the error of a difference is that of its third order

@@ -7,6 +7,7 @@ Inside another transform, or when the caller differentiates the arguments, `torc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -214,9 +215,11 @@ def _by_functorch(
         found.extend(tree.flatten(result))
         return value, [leaf for leaf in found[0] if isinstance(leaf, Tensor)]
 
+    again = not torch.compiler.is_compiling() and torch.is_grad_enabled() and any(map(_by_caller, leaves))
     engine.here.depth += 1
     try:
-        grads, tensors = torch.func.grad(scalar_of, has_aux=True)(leaves)
+        with engine.differentiating() if again else nullcontext():
+            grads, tensors = torch.func.grad(scalar_of, has_aux=True)(leaves)
     finally:
         engine.here.depth -= 1
     unwrapped = iter(tensors)
@@ -258,6 +261,13 @@ def _scalar(result: Any, has_aux: bool) -> Tensor:
             f"{hint if isinstance(value, (tuple, Tensor)) else ''}"
         )
     return value
+
+
+def _by_caller(leaf: Tensor) -> bool:
+    """Tell whether torch.autograd will differentiate what is made of the leaf, a lane's tensor included."""
+    while torch._C._functorch.is_batchedtensor(leaf):
+        leaf = torch._C._functorch.get_unwrapped(leaf)
+    return leaf.requires_grad
 
 
 def _any_differentiated(*trees: Any) -> bool:
