@@ -54,7 +54,7 @@ def threefry(key: Sequence[Tensor], high: int | Tensor, low: Tensor) -> tuple[Te
     x0, x1 = (high if isinstance(high, Tensor) else torch.full_like(low, high)) + k0, low + k1
     for i, (add0, add1) in enumerate(((k1, k2), (k2, k0), (k0, k1), (k1, k2), (k2, k0))):
         for j, r in enumerate(_ROTATIONS[i % 2]):
-            if i + j:  # a sum with 0 is its other term to Inductor, here a key's word, of which it would read the memory
+            if i + j:  # a sum with 0 is its other term to Inductor, here a key's word, whose memory it would read
                 x0, x1 = once(x0), once(x1)
             x0 = x0 + x1
             # rotate left by r: the high bits move down without their sign, the low ones up by a product that wraps,
