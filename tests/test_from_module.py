@@ -247,7 +247,7 @@ def normalized(layer: str) -> Any:
     return apply
 
 
-@pytest.mark.parametrize("layer", ["layer_norm"])
+@pytest.mark.parametrize("layer", ["layer_norm", "LayerNorm", "BatchNorm1d", "InstanceNorm1d"])
 def test_second_derivatives_through_a_normalization_are_those_of_differences(layer: str) -> None:
     apply = normalized(layer)
     p, v, x = draw(0, 16).double(), draw(1, 16).double(), draw(2, 3, 2, 4).double()
@@ -274,6 +274,19 @@ def test_second_derivatives_through_a_normalization_are_those_of_differences(lay
         found.append(ft.compile(hessian)(p) @ v)
     for each in found:  # the error of a difference is that of its third order
         torch.testing.assert_close(each, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.InstanceNorm1d(4, affine=True, track_running_stats=True)])
+def test_running_statistics_are_those_of_torch_where_it_is_differentiated_twice(layer: nn.Module) -> None:
+    functional, x = ft.from_module(layer), 3 + draw(0, 5, 4, 6)
+    plain, buffers = functional.apply(functional.params, functional.buffers, None, x)
+
+    def tangent(p: Any) -> Any:
+        return functional.apply(p, functional.buffers, None, x)
+
+    (result, new), _ = torch.func.jvp(tangent, (functional.params,), (functional.params,))
+    torch.testing.assert_close(result, plain)
+    assert all(tree.leaves(tree.map(torch.equal, new, buffers)))
 
 
 def test_hidden_randomness_is_found_and_undone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from functrain import tree
 from functrain.nn.attributes import check_attributes
 from functrain.nn.keyed import Keyed, check_generator
+from functrain.nn.normalization import Formulas
 from functrain.transforms import engine
 from functrain.tree import Params, Tree
 from functrain.tree.registering import register_outputs
@@ -60,7 +62,7 @@ def from_module(module: torch.nn.Module) -> Functional:
         named.update(zip(written, _owned([named[name] for name in written], (params, args, kwargs)), strict=True))
 
         def call(named: dict[str, Tensor]) -> Any:
-            with Keyed(key):
+            with Keyed(key), Formulas() if engine.twice() else nullcontext():
                 return torch.func.functional_call(shell, named, args, kwargs)
 
         with check_generator(lambda: call({name: x.clone() for name, x in named.items()})), check_attributes(shell):
