@@ -159,7 +159,7 @@ def test_dropout_is_a_function_of_the_key() -> None:
     channels = ft.nn.dropout(torch.ones(4, 50, 1, 1), 0.5, ft.random.fold_in(KEY, 2))
     assert torch.equal(first, want * channels)
     assert torch.equal(ft.from_module(module.eval()).apply({}, {}, None, x)[0], x)
-    with pytest.raises(RuntimeError, match="training mode and has dropout; pass a key"):
+    with pytest.raises(RuntimeError, match="as dropout in training mode does; pass a key"):
         functional.apply({}, {}, None, x)
 
 
@@ -177,14 +177,179 @@ def test_attention_dropout_is_the_formula(causal: bool) -> None:
     assert not torch.allclose(apply({}, {}, KEY, q, k, v, 0.5)[0], plain)
 
 
+class Calls(nn.Module):
+    """A module that calls a function, on what a linear layer makes of its input if it has one."""
+
+    def __init__(self, function: Any, width: int = 0) -> None:
+        super().__init__()
+        self.function, self.linear = function, nn.Linear(width, width) if width else nn.Identity()
+
+    def forward(self, *args: Tensor) -> Any:
+        return self.function(*[self.linear(x) for x in args])
+
+
+N = 20_000
+# each way to call them, with the mean and the deviation of what is drawn
+DRAWN: dict[str, tuple[Any, float, float]] = {
+    "rand": (lambda x: torch.rand(N // 2, 2), 0.5, 12**-0.5),
+    "rand_like": (lambda x: torch.rand_like(x, dtype=torch.float64), 0.5, 12**-0.5),
+    "randn": (lambda x: torch.randn(size=(N,)), 0.0, 1.0),
+    "randn_like": (lambda x: torch.randn_like(x), 0.0, 1.0),
+    "randint": (lambda x: torch.randint(7, (N,)), 3.0, 2.0),
+    "randint from": (lambda x: torch.randint(3, 10, (N,), dtype=torch.int32), 6.0, 2.0),
+    "randint named": (lambda x: torch.randint(low=3, high=10, size=(N,)), 6.0, 2.0),
+    "randint mixed": (lambda x: torch.randint(3, high=10, size=(N,)), 6.0, 2.0),
+    "randint_like": (lambda x: torch.randint_like(x, 7), 3.0, 2.0),
+    "randint_like from": (lambda x: torch.randint_like(x, 3, 10), 6.0, 2.0),
+    "randperm": (lambda x: torch.randperm(N), (N - 1) / 2, N * 12**-0.5),
+    "normal of tensors": (lambda x: torch.normal(x + 1, x + 2), 1.0, 2.0),
+    "normal of a mean": (lambda x: torch.normal(x + 1, 2.0), 1.0, 2.0),
+    "normal of a deviation": (lambda x: torch.normal(1.0, x + 2), 1.0, 2.0),
+    "normal of numbers": (lambda x: torch.normal(1.0, 2.0, (N,)), 1.0, 2.0),
+    "bernoulli": (lambda x: torch.bernoulli(x + 0.5), 0.5, 0.5),
+    "bernoulli of p": (lambda x: torch.bernoulli(x, 0.2), 0.2, 0.4),
+    "method": (lambda x: (x + 0.2).bernoulli(), 0.2, 0.4),
+    "bernoulli_": (lambda x: torch.empty(N, dtype=torch.bool).bernoulli_(0.2), 0.2, 0.4),
+    "bernoulli_ of a tensor": (lambda x: torch.empty(N).bernoulli_(x + 0.2), 0.2, 0.4),
+    "uniform_": (lambda x: torch.empty(N).uniform_(2.0, 5.0), 3.5, 3 * 12**-0.5),
+    "uniform_ to": (lambda x: torch.empty_like(x).uniform_(to=5.0), 2.5, 5 * 12**-0.5),
+    "normal_": (lambda x: torch.empty(N).normal_(1.0, 2.0), 1.0, 2.0),
+    "exponential_": (lambda x: torch.empty(N).exponential_(2.0), 0.5, 0.5),
+    "a distribution": (lambda x: torch.distributions.Normal(x + 1, 2.0).rsample(), 1.0, 2.0),
+    "gumbel_softmax": (lambda x: F.gumbel_softmax(x.view(-1, 2), hard=True)[:, 0], 0.5, 0.5),
+    "rrelu": (lambda x: F.rrelu(x - 1, 0.1, 0.4, training=True), -0.25, 0.3 * 12**-0.5),
+    "alpha_dropout": (lambda x: F.alpha_dropout(x, 0.3, training=True), 0.0, 0.69364),
+    "feature_alpha_dropout": (lambda x: F.feature_alpha_dropout(x.view(2, -1, 1), 0.3, True), 0.0, 0.69364),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_what_a_module_draws_is_drawn_from_the_key_with_the_same_distribution(name: str) -> None:
+    draws, mean, deviation = DRAWN[name]
+    apply, x = ft.from_module(Calls(draws)).apply, torch.zeros(N)
+    found, state = apply({}, {}, KEY, x)[0], torch.get_rng_state()
+    torchs = draws(x)
+    assert found.shape == torchs.shape and found.dtype == torchs.dtype
+    for values in (found, torchs):
+        # five deviations of a mean of as many numbers as are independent, which a shuffle has none of
+        close = 5 * deviation * values.numel() ** -0.5
+        assert abs(values.double().mean() - mean) < close
+        assert abs(values.double().std() - deviation) < 3 * close
+    assert not torch.equal(found, torchs) and not torch.equal(found, apply({}, {}, ft.random.key(1), x)[0])
+    torch.set_rng_state(state)
+    assert torch.equal(found, apply({}, {}, KEY, x)[0]) and torch.equal(state, torch.get_rng_state())
+    with pytest.raises(RuntimeError, match="the module draws random numbers.*; pass a key"):
+        apply({}, {}, None, x)
+
+
+def test_a_relaxed_choice_has_the_gradient_of_its_softmax() -> None:
+    x, weights = draw(0, 4, 3), draw(1, 4, 3)
+    found = {hard: Calls(lambda x, hard=hard: F.gumbel_softmax(x, 0.5, hard)) for hard in (False, True)}
+    soft, hard = (ft.from_module(module).apply for module in (found[False], found[True]))
+    assert torch.equal(hard({}, {}, KEY, x)[0].argmax(-1), soft({}, {}, KEY, x)[0].argmax(-1))
+    slopes = [ft.grad(lambda x, f=f: torch.sum(weights * f({}, {}, KEY, x)[0]))(x) for f in (soft, hard)]
+    torch.testing.assert_close(*slopes)
+
+
+RECURRENT: list[Any] = [
+    lambda p: nn.LSTM(6, 4, 3, dropout=p, batch_first=True, bidirectional=True, proj_size=2),
+    lambda p: nn.LSTM(6, 4, 2, dropout=p, bias=False),
+    lambda p: nn.GRU(6, 4, 3, dropout=p, batch_first=True),
+    lambda p: nn.RNN(6, 4, 2, dropout=p, bidirectional=True),
+    lambda p: Packed(p),
+    lambda p: nn.TransformerEncoderLayer(6, 2, 8, dropout=p, batch_first=True),
+    lambda p: Attends(6, 2, dropout=p),
+]
+
+
+class Packed(nn.LSTM):
+    def __init__(self, p: float) -> None:
+        super().__init__(6, 4, 2, dropout=p, batch_first=True)
+
+    def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+        rows = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 4, 2]), batch_first=True)
+        return nn.utils.rnn.pad_packed_sequence(super().forward(rows)[0])
+
+
+class Attends(nn.MultiheadAttention):
+    def forward(self, x: Tensor) -> Any:  # type: ignore[override]
+        return super().forward(x, x.sin(), x)
+
+
+@pytest.mark.parametrize("make", RECURRENT)
+def test_dropout_inside_of_torchs_layers_is_drawn_from_the_key(make: Any) -> None:
+    torch.manual_seed(0)
+    x, layer, dropping = torch.randn(3, 5, 6, dtype=torch.float64), make(1e-9).double(), make(0.5).double()
+    dropping.load_state_dict(layer.state_dict())
+    keyed, plain, half = ft.from_module(layer), ft.from_module(layer.eval()), ft.from_module(dropping)
+    found, expected = keyed.apply(keyed.params, {}, KEY, x)[0], plain.apply(plain.params, {}, None, x)[0]
+    # a rate so small that nothing is dropped, of which what is kept is divided by one less it
+    assert tree.structure(found) == tree.structure(expected) and tree.allclose(found, expected, rtol=0, atol=1e-8)
+
+    def loss(params: Any, batch: Any, key: Tensor) -> Tensor:
+        return torch.sum(tree.leaves(half.apply(params, {}, key, batch)[0])[0] ** 2)
+
+    # a mask is of shape (T, B, ...), of each example alone another one than of all, and the packed lengths are of all
+    if not isinstance(layer, Packed):
+        grads = ft.per_example_grad(loss)(half.params, x, KEY)
+        one = ft.grad(loss)(half.params, x[1:2], ft.random.fold_in(KEY, 1))
+        assert tree.allclose(tree.map(lambda leaf: leaf[1], grads), one, rtol=1e-9, atol=1e-12)
+    others = [loss(half.params, x, key) for key in (KEY, ft.random.key(1))]
+    assert others[0] != others[1] != loss(plain.params, x, KEY) and others[0] == loss(half.params, x, KEY)
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_layers_that_draw_compile(in_pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if in_pieces:
+        monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent = nn.LSTM(4, 4, 2, dropout=0.3, batch_first=True)
+            self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.3, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layer(self.recurrent(x)[0])
+            return x + torch.randn(4) + torch.empty_like(x).uniform_()
+
+    functional, tx = ft.from_module(Net()), ft.optim.sgd(0.1)
+
+    def loss(params: Any, batch: Any, key: Tensor) -> Tensor:
+        return torch.sum(functional.apply(params, functional.buffers, key, batch)[0] ** 2)
+
+    state, step = ft.init_state(functional.params, tx, key=KEY), ft.train_step(loss, tx)
+    found, expected = (f(state, draw(0, 2, 3, 4)) for f in (ft.compile(step), step))
+    assert tree.allclose(found, expected, rtol=1e-4, atol=1e-4)  # float32, fused in another order
+
+
+def test_what_a_compiled_piece_cannot_draw_from_the_key_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0)
+    functional, tx = ft.from_module(Calls(lambda x: x + torch.randn_like(x), 3)), ft.optim.sgd(0.1)
+    step = ft.train_step(lambda p, batch, key: torch.sum(functional.apply(p, {}, key, batch)[0] ** 2), tx)
+    state, x = ft.init_state(functional.params, tx, key=KEY), draw(0, 2, 3)
+    with pytest.raises(NotImplementedError, match=r"to compile the step as one graph.*(?s:.)*calls aten.randn"):
+        ft.compile(step)(state, x)
+    found, expected = (f(state, x) for f in (ft.compile(lambda state, x: step(state, x)), step))
+    assert tree.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
-    "layer",
-    [nn.RReLU(), nn.AlphaDropout(0.5), nn.LSTM(3, 3, 2, dropout=0.5), nn.TransformerEncoderLayer(3, 1, 4)],
+    "draws",
+    [
+        lambda x: torch.poisson(x),
+        lambda x: torch.multinomial(x, 1),
+        lambda x: torch.rand(3, generator=torch.Generator()),
+        lambda x: torch.rand(3, out=torch.empty(3)),
+    ],
 )
-def test_other_randomness_is_an_error(layer: nn.Module) -> None:
-    functional = ft.from_module(layer)
+def test_other_randomness_is_an_error(draws: Any) -> None:
     with pytest.raises(RuntimeError, match="which draws from the global generator"):
-        functional.apply(functional.params, functional.buffers, KEY, draw(0, 2, 2, 3))
+        ft.from_module(Calls(draws)).apply({}, {}, KEY, torch.ones(3))
+
+
+@pytest.mark.parametrize("layer", [nn.RReLU(), nn.AlphaDropout(0.5), nn.LSTM(3, 3, 2, dropout=0.5)])
+def test_what_draws_nothing_needs_no_key(layer: nn.Module) -> None:
     functional = ft.from_module(layer.eval())
     functional.apply(functional.params, functional.buffers, None, draw(0, 2, 2, 3))
 
@@ -377,6 +542,8 @@ def test_outputs_of_transformers_are_trees_for_every_transform() -> None:
     assert ft.mixed_precision(outputs, "bf16")(params).logits.dtype == torch.float32
     again = ft.grad(lambda p: ft.recompute(outputs, "dots")(p).loss)(params)
     assert all(torch.equal(a, b) for a, b in zip(tree.leaves(grads), tree.leaves(again), strict=True))
+    hidden = functional.apply(params, {}, None, input_ids=tokens, output_hidden_states=True)[0].hidden_states
+    assert len(hidden) == 2 and torch.equal(hidden[0], model(tokens, output_hidden_states=True).hidden_states[0])
     model.train().transformer.gradient_checkpointing = True  # what its gradient_checkpointing_enable sets
     with pytest.raises(ValueError, match="transformer: recomputes by torch.utils.checkpoint"):
         ft.from_module(model)

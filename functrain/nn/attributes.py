@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# the last two are where recurrent layers of torch keep the parameters they were called with
-_TORCHS = {*vars(torch.nn.Module()), "_flat_weights", "_flat_weight_refs"}
+# where recurrent layers of torch keep the parameters they were called with, and transformers that hooks by which it
+# returns hidden states are there, from the first call on that asks for some
+_TORCHS = {*vars(torch.nn.Module()), "_flat_weights", "_flat_weight_refs", "_output_capturing_hooks_installed"}
 
 
 @contextmanager

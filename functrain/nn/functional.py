@@ -30,8 +30,9 @@ def from_module(module: torch.nn.Module) -> Functional:
 
     `apply(params, buffers, key, *args, **kwargs)` equals `module(*args, **kwargs)` in the mode, training or evaluation,
     that the module is in now, and returns the new buffers beside the result: the module and its tensors stay
-    untouched. Dropout draws from the key; it may be None where nothing is drawn. A parameter that stands at several
-    places of the module is one leaf, under its first name. `train_step(..., buffers=True)` carries the buffers.
+    untouched. Draw n of random numbers is from `fold_in(key, n)`: of the same distribution as in torch, other numbers;
+    the key may be None where nothing is drawn. A parameter that stands at several places of the module is one leaf,
+    under its first name. `train_step(..., buffers=True)` carries the buffers.
 
     Results of transformers, `ModelOutput`s, are tree nodes from here on.
 

@@ -1,4 +1,4 @@
-"""Randomness of torch's own layers, drawn from a key in place of the global generator."""
+"""Randomness of torch's own layers, drawn from a key in place of the global generator: the mode, and dropout."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from functrain import random
+from functrain.nn import draws
 from functrain.nn.dropout import dropout
 from functrain.nn.fused import fused_attention
-from functrain.transforms import engine
-from functrain.transforms.captured import draws
+from functrain.transforms import captured, engine
 
 
 class Keyed(TorchFunctionMode):
-    """Inside, draw n of dropout uses `fold_in(key, n)`; whatever else would read the global generator is an error."""
+    """Inside, draw n uses `fold_in(key, n)`; what would read the global generator and is not known is an error."""
 
     def __init__(self, key: Tensor | None) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Keyed(TorchFunctionMode):
         if func in _DROPOUTS:
             return _DROPOUTS[func](self, *args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            return self._attention(*args, **kwargs)
+            return self.attention(*args, **kwargs)
         if func is torch._weight_norm and engine.twice():
             return _weight_norm(*args, **kwargs)
         if func is F.normalize and kwargs.get("out") is not None:
@@ -42,30 +42,38 @@ class Keyed(TorchFunctionMode):
             return _normalized(func, *args, **kwargs)
         if func in (F.embedding, F.embedding_bag):
             _check_embedding(func, args, kwargs)
-        if getattr(func, "__name__", "") in _GLOBAL and not _quiet(func, args, kwargs):
-            raise RuntimeError(
-                f"from_module: the module calls torch's {func.__name__}, which draws from the global generator, so "
-                "that its result would not be a function of its arguments; use dropout, or draw outside from a key"
-            )
+        name, call = getattr(func, "__name__", ""), func
+        if name in _RECURRENT and engine.nested():
+            call = lambda *args: func(*_mapped_state(*args))  # noqa: E731
+        if name in _GLOBAL and not _quiet(name, args, kwargs):
+            found = draws.draw(self, name, call, args, kwargs)
+            if found is NotImplemented:
+                raise RuntimeError(
+                    f"from_module: the module calls torch's {name}, which draws from the global generator, so that its "
+                    "result would not be a function of its arguments; draw outside from a key, and pass the numbers in"
+                )
+            return found
         if func is F.multi_head_attention_forward and engine.twice():
             return _with_weights(func, args, kwargs)
-        if getattr(func, "__name__", "") in _RECURRENT and engine.nested():
-            args = _mapped_state(*args)
-        return func(*args, **kwargs)
+        return call(*args, **kwargs)
+
+    def next_key(self) -> Tensor:
+        if self.key is None:
+            raise RuntimeError(
+                "from_module: the module draws random numbers, as dropout in training mode does; pass a key, or make "
+                "it from module.eval()"
+            )
+        self.draws += 1
+        return random.fold_in(self.key, self.draws - 1)
 
     def drop(self, x: Tensor, p: float, like: Tensor | None = None) -> Tensor:
         """Drop elements of x, or of ones `like`, which broadcast to it, with probability p."""
-        if self.key is None:
-            raise RuntimeError(
-                "from_module: the module is in training mode and has dropout; pass a key, or make it from module.eval()"
-            )
-        key = random.fold_in(self.key, self.draws)
-        self.draws += 1
+        key = self.next_key()
         if p >= 1.0:
             return torch.zeros_like(x)
         return dropout(x, p, key) if like is None else x * dropout(like, p, key)
 
-    def _attention(
+    def attention(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
         is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
@@ -169,6 +177,7 @@ _DROPOUTS: dict[Any, Callable[..., Tensor]] = {
     F.dropout2d: _channels(0),  # torch takes three dims for (N, C, L) here
     F.dropout3d: _channels(4),
 }
+_OTHER_DROPOUTS = {"alpha_dropout", "feature_alpha_dropout", "feature_dropout", "native_dropout"}
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _GLOBAL = {
     "alpha_dropout", "bernoulli", "bernoulli_", "cauchy_", "exponential_", "feature_alpha_dropout", "feature_dropout",
@@ -179,16 +188,21 @@ _GLOBAL = {
 }  # fmt: skip
 
 
-def _quiet(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _quiet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Tell whether a function that may draw does not, with these arguments."""
-    if func.__name__ in _RECURRENT:
+
+    # no inspect.signature, which Dynamo does not trace
+    def given(option: str, at: int, default: Any) -> Any:
+        return args[at] if len(args) > at else kwargs.get(option, default)
+
+    if name in _RECURRENT:
         at = next(i for i, arg in enumerate(args) if type(arg) is float)  # dropout, then training
         return args[at] == 0.0 or not args[at + 1]
-    try:
-        given = inspect.signature(func).bind(*args, **kwargs).arguments
-    except ValueError:  # a builtin, which has no signature and no mode
-        return False
-    return given.get("training") is False or given.get("dropout_p", given.get("p")) == 0
+    if name == "multi_head_attention_forward":
+        return given("dropout_p", 10, 0.0) == 0.0 or not given("training", 13, True)
+    if name in _OTHER_DROPOUTS:
+        return given("p", 1, 0.5) == 0.0 or not given("training", 2, kwargs.get("train", False))
+    return name == "rrelu" and not given("training", 3, False)
 
 
 @contextmanager
@@ -200,7 +214,7 @@ def check_generator(again: Callable[[], Any]) -> Iterator[None]:
         return
     before = torch.get_rng_state()
     yield
-    if not torch.equal(before, torch.get_rng_state()) and draws(again):
+    if not torch.equal(before, torch.get_rng_state()) and captured.draws(again):
         torch.set_rng_state(before)
         raise RuntimeError(
             "from_module: the module has drawn from the global generator, so that its result is not a function of its "

@@ -74,6 +74,17 @@ def addition(node: fx.Node) -> tuple[Any, fx.Node, fx.Node] | None:
     return (into, total, write) if {*total.args} == {into, node} and {*into.users} == {total, write} else None
 
 
+def check_drawn_from_keys(graph: fx.Graph) -> None:
+    """Raise RuntimeError where a module draws from the global generator: Dynamo does not hand torch.rand_like,
+    randn_like, randint_like and normal to `from_module`, which draws them from its key."""
+    for node in graph.nodes:
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload) or "attention" in str(target):
+            continue  # that draws for its own dropout, whose rate is 0 where from_module calls it
+        if torch.Tag.nondeterministic_seeded in target.tags and node.meta.get("nn_module_stack"):
+            raise RuntimeError(f"from_module: the module calls {target}, which this way cannot be drawn from a key")
+
+
 def has_products(graph: fx.Graph) -> bool:
     """Tell whether a graph has a node that `is_product`."""
     return any(is_product(node) for node in graph.nodes)

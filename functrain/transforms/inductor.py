@@ -49,7 +49,21 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Any], *, any_length: bool = F
         with DenseZeros():
             return fn(*args)
 
-    return make_fx(dense, tracing_mode="symbolic" if any_length else "fake", _allow_non_fake_inputs=True)(*inputs)
+    mode: Any = "symbolic" if any_length else "fake"
+    with _recurrent_nets_as_operations():
+        return make_fx(dense, tracing_mode=mode, _allow_non_fake_inputs=True)(*inputs)
+
+
+@contextmanager
+def _recurrent_nets_as_operations() -> Iterator[None]:
+    """Trace an LSTM on a CPU as what it does: torch 2.13 fails to compile the kernel that it has for it."""
+    kernels: Any = torch.backends.mkldnn
+    before = kernels.enabled
+    kernels.enabled = False
+    try:
+        yield
+    finally:
+        kernels.enabled = before
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Kernel:
@@ -106,7 +120,8 @@ def compile_differentiable(fn: Callable[..., Any], *, keep_less: bool = False) -
     def run(*args: Any, **kwargs: Any) -> Any:
         engine.here.memory_budgets.clear()  # of a trace that failed before anybody read them
         # Dynamo counts the programs of all losses together, and refuses the ninth; JAX has no such limit
-        with dynamo_config.patch(recompile_limit=_UNLIMITED, accumulated_recompile_limit=_UNLIMITED):
+        options = {"recompile_limit": _UNLIMITED, "accumulated_recompile_limit": _UNLIMITED, "allow_rnn": True}
+        with dynamo_config.patch(options), _recurrent_nets_as_operations():
             return compiled(*args, **kwargs)
 
     return run
@@ -247,13 +262,15 @@ class _Redraw(CustomGraphPass):
 
 
 class _KeepNamed(CustomGraphPass):
-    """What `checkpoint_name` names, before the partitioner chooses what to keep."""
+    """What `checkpoint_name` names, before the partitioner chooses what to keep; and a check of the whole graph."""
 
     def __call__(self, graph: fx.Graph) -> None:
+        graph_passes.check_drawn_from_keys(graph)
         recompute_compiled.keep_named(graph)
 
     def uuid(self) -> Any:
-        return get_hash_for_files((__file__, recompute_compiled.__file__), "keep named")
+        files = (__file__, recompute_compiled.__file__, graph_passes.__file__)
+        return get_hash_for_files(files, "keep named")
 
 
 _OPTIONS: dict[str, Any] = {
