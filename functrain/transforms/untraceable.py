@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 _NO_PLACES = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
+_OPTIMIZERS = str(Path(_NO_PLACES[0]) / "optim")
 
 
 def way_out(error: BaseException) -> str | None:
@@ -75,7 +76,7 @@ _READS = (
 
 def _of_an_optimizer(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    if not any(f.filename.startswith(str(Path(_NO_PLACES[0]) / "optim")) for f in frames):
+    if not any(f.filename.startswith(_OPTIMIZERS) for f in frames):
         return ""
     return (
         "; a number by which an optimizer chooses what it does, such as a count of iterations, is no tensor: name it "
@@ -86,5 +87,5 @@ def _of_an_optimizer(error: BaseException) -> str:
 def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.line and not f.filename.startswith(_NO_PLACES)]
-    own = own or [f for f in frames if f.line and f.filename.startswith(_NO_PLACES[0])]
+    own = own or [f for f in frames if f.line and f.filename.startswith(_OPTIMIZERS)]
     return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else str(error).partition("\n")[0]
