@@ -242,6 +242,50 @@ def test_what_a_module_draws_is_drawn_from_the_key_with_the_same_distribution(na
         apply({}, {}, None, x)
 
 
+IN_PLACE: list[Any] = [
+    nn.Dropout(0.4, inplace=True), nn.Dropout1d(0.4, inplace=True), nn.RReLU(inplace=True),
+    Calls(lambda x: F.alpha_dropout(x, 0.4, True, True)),
+    Calls(lambda x: F.feature_alpha_dropout(x, 0.4, True, True)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", IN_PLACE)
+def test_a_layer_that_works_in_place_does(layer: nn.Module) -> None:
+    def forgetful(x: Tensor) -> Tensor:
+        x = 2 * x
+        layer(x)
+        return x
+
+    def kept(x: Tensor) -> Tensor:
+        return layer(2 * x)
+
+    x = draw(0, 2, 3, 5)
+    found, expected = (ft.from_module(Calls(f)).apply({}, {}, KEY, x)[0] for f in (forgetful, kept))
+    assert torch.equal(found, expected) and not torch.equal(found, 2 * x)
+    slopes = [ft.grad(lambda x, f=f: torch.sum(ft.from_module(Calls(f)).apply({}, {}, KEY, x)[0] ** 2))(x)
+              for f in (forgetful, kept)]  # fmt: skip
+    assert torch.equal(*slopes)
+    alone = ft.per_example_grad(
+        lambda x, batch: torch.sum(ft.from_module(Calls(kept)).apply({}, {}, KEY, batch)[0] * x)
+    )
+    assert alone(torch.ones(()), x).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "draws",
+    [
+        lambda x: x.uniform_(2.0, 1.0), lambda x: x.normal_(0.0, -1.0), lambda x: torch.normal(x, -1.0),
+        lambda x: x.exponential_(0.0), lambda x: F.rrelu(x, 0.5, 0.1, True), lambda x: x.bernoulli_(2.0),
+    ],
+)  # fmt: skip
+def test_what_torch_does_not_draw_is_an_error(draws: Any) -> None:
+    x = torch.ones(3)
+    with pytest.raises(RuntimeError):
+        draws(x)
+    with pytest.raises(ValueError, match="expected .*, came"):
+        ft.from_module(Calls(draws)).apply({}, {}, KEY, x)
+
+
 def test_a_relaxed_choice_has_the_gradient_of_its_softmax() -> None:
     x, weights = draw(0, 4, 3), draw(1, 4, 3)
     found = {hard: Calls(lambda x, hard=hard: F.gumbel_softmax(x, 0.5, hard)) for hard in (False, True)}

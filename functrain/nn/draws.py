@@ -35,7 +35,17 @@ def draw(source: Source, name: str, func: Any, args: tuple[Any, ...], kwargs: di
 
 
 _OTHER = {"generator", "out", "layout", "names", "requires_grad"}
-_NO_NUMBERS = {"pin_memory", "memory_format", "inplace"}
+_NO_NUMBERS = {"pin_memory", "memory_format"}
+
+
+def into(input: Tensor, result: Tensor, inplace: bool) -> Tensor:
+    """Return the result, where the caller wants so in the memory of the input, which it may read by another name."""
+    return input.copy_(result) if inplace else result
+
+
+def _check(right: bool, message: str) -> None:
+    if not right:
+        raise ValueError(f"from_module: {message}, as torch does")
 
 
 def _made(values: Tensor, dtype: torch.dtype | None, device: Any) -> Tensor:
@@ -89,6 +99,7 @@ def _normal(
     source: Source, func: Any, mean: Any, std: Any = 1.0, size: Any = None, *, dtype: Any = None, device: Any = None
 ) -> Tensor:
     tensors = [x for x in (mean, std) if isinstance(x, Tensor)]
+    _check(isinstance(std, Tensor) or std >= 0.0, f"normal: expected std >= 0, came {std}")
     if tensors:
         size, dtype = torch.broadcast_shapes(*[x.shape for x in tensors]), dtype or tensors[0].dtype
         device = tensors[0].device
@@ -109,14 +120,17 @@ def _in_place(of: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _uniform_(unit: Callable[..., Tensor], start: float = 0.0, to: float = 1.0, **given: float) -> Tensor:
     start = given.get("from", start)
+    _check(start <= to, f"uniform_: expected from <= to, came {start} and {to}")
     return start + (to - start) * unit(random.uniform)
 
 
 def _normal_(unit: Callable[..., Tensor], mean: float = 0.0, std: float = 1.0) -> Tensor:
+    _check(std >= 0.0, f"normal_: expected std >= 0, came {std}")
     return mean + std * unit(random.normal)
 
 
 def _exponential_(unit: Callable[..., Tensor], lambd: float = 1.0) -> Tensor:
+    _check(lambd > 0.0, f"exponential_: expected lambd > 0, came {lambd}")
     return -torch.log1p(-unit(random.uniform)) / lambd
 
 
@@ -138,19 +152,23 @@ def _gumbel_softmax(
 
 
 def _rrelu(
-    source: Source, func: Any, input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False
-) -> Tensor:
+    source: Source, func: Any, input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False,
+    inplace: bool = False,
+) -> Tensor:  # fmt: skip
+    _check(lower <= upper, f"rrelu: expected lower <= upper, came {lower} and {upper}")
     slope = lower + (upper - lower) * random.uniform(source.next_key(), tuple(input.shape), input.dtype)
-    return torch.where(input >= 0, input, input * slope)
+    return into(input, torch.where(input >= 0, input, input * slope), inplace)
 
 
 def _alpha_dropout(channels: bool) -> Callable[..., Tensor]:
-    def drawn(source: Source, func: Any, input: Tensor, p: float = 0.5, training: bool = False) -> Tensor:
+    def drawn(
+        source: Source, func: Any, input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
+    ) -> Tensor:
         shape = (*input.shape[:2], *[1] * (input.dim() - 2)) if channels else tuple(input.shape)
         kept = random.bernoulli(source.next_key(), 1.0 - p, shape)
         # what is dropped has the value that a SELU goes to; scale and shift keep mean 0 and variance 1
         scale = 1.0 / math.sqrt((1.0 - p) * (1.0 + p * _SATURATED**2)) if p < 1.0 else 0.0
-        return torch.where(kept, input, _SATURATED) * scale - scale * p * _SATURATED
+        return into(input, torch.where(kept, input, _SATURATED) * scale - scale * p * _SATURATED, inplace)
 
     return drawn
 

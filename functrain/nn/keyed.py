@@ -155,7 +155,7 @@ def _check_embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _elementwise(mode: Keyed, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    return mode.drop(input, p) if training and p > 0 else input
+    return draws.into(input, mode.drop(input, p), inplace) if training and p > 0 else input
 
 
 def _channels(unbatched: int) -> Callable[..., Tensor]:
@@ -165,7 +165,8 @@ def _channels(unbatched: int) -> Callable[..., Tensor]:
         if not training or p == 0:
             return input
         kept = 1 if input.dim() == unbatched else 2
-        return mode.drop(input, p, input.new_ones(input.shape[:kept] + (1,) * (input.dim() - kept)))
+        ones = input.new_ones(input.shape[:kept] + (1,) * (input.dim() - kept))
+        return draws.into(input, mode.drop(input, p, ones), inplace)
 
     return drop
 
