@@ -330,6 +330,12 @@ def test_dropout_inside_of_torchs_layers_is_drawn_from_the_key(make: Any) -> Non
     # a rate so small that nothing is dropped, of which what is kept is divided by one less it
     assert tree.structure(found) == tree.structure(expected) and tree.allclose(found, expected, rtol=0, atol=1e-8)
 
+    # all dropped, and torch draws nothing that matters: where it drops, and where not
+    whole = make(1.0).double()
+    whole.load_state_dict(layer.state_dict())
+    everything = ft.from_module(whole)
+    assert tree.allclose(everything.apply(everything.params, {}, KEY, x)[0], whole(x), rtol=0, atol=1e-12)
+
     def loss(params: Any, batch: Any, key: Tensor) -> Tensor:
         return torch.sum(tree.leaves(half.apply(params, {}, key, batch)[0])[0] ** 2)
 
