@@ -364,3 +364,54 @@ def test_a_function_that_reads_numbers_is_an_error_that_names_its_line(name: str
     with pytest.raises(TypeError, match=says):
         ft.compile(fn)(torch.ones(3))
     assert not engine.here.tracing
+
+
+@torch.library.custom_op("functrain_tests::switches", mutates_args=())
+def _switches(x: Tensor) -> Tensor:
+    """The identity; tells how torch's switches stand while it runs."""
+    SEEN.append(switches())
+    return x.clone()
+
+
+SEEN: list[Any] = []
+_switches.register_fake(lambda x: torch.empty_like(x))
+_switches.register_autograd(lambda ctx, grad: _switches(grad))
+
+
+def switches() -> dict[str, Any]:
+    backends = torch.backends
+    return {
+        "oneDNN": backends.mkldnn.enabled,
+        "oneDNN deterministic": backends.mkldnn.deterministic,
+        "nnpack": torch._C._get_nnpack_enabled(),
+        "cudnn": backends.cudnn.enabled,
+        "cudnn benchmark": backends.cudnn.benchmark,
+        "products": torch.get_float32_matmul_precision(),
+        "fused attention": backends.cuda.flash_sdp_enabled(),
+        "efficient attention": backends.cuda.mem_efficient_sdp_enabled(),
+        "plain attention": backends.cuda.math_sdp_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "fill": torch.utils.deterministic.fill_uninitialized_memory,
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "anomaly": torch.is_anomaly_enabled(),
+    }
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_no_switch_of_torchs_differs_while_a_compiled_step_runs(way: str, accumulate: int) -> None:
+    # oneDNN was off in the forward pass of large steps: convolutions took twice as long, bfloat16 nine times
+    optimizer = ft.optim.sgd(0.1)
+
+    def loss_fn(params: Any, batch: Tensor, key: Tensor) -> ft.Loss:
+        return ft.Loss(torch.sum(torch.ops.functrain_tests.switches(batch @ params["w"])), torch.tensor(4.0), {})
+
+    step = ft.compile(ft.train_step(loss_fn, optimizer, accumulate=accumulate))
+    state = ft.init_state({"w": torch.ones(8, 8)}, optimizer, key=ft.random.key(0))
+    before = switches()
+    step(state, torch.ones(4, 8))
+    SEEN.clear()
+    step(state, torch.ones(4, 8))
+    assert SEEN == [before] * 2 * accumulate  # forward and backward
+    assert switches() == before

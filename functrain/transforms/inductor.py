@@ -56,7 +56,11 @@ def trace(fn: Callable[..., Any], inputs: Sequence[Any], *, any_length: bool = F
 
 @contextmanager
 def _recurrent_nets_as_operations() -> Iterator[None]:
-    """Trace an LSTM on a CPU as what it does: torch 2.13 fails to compile the kernel that it has for it."""
+    """Trace an LSTM on a CPU as what it does: torch 2.13 fails to compile the kernel that it has for it.
+
+    The switch is the whole process's: around a program that runs, convolutions would take twice as long, and products
+    in bfloat16 nine times.
+    """
     kernels: Any = torch.backends.mkldnn
     before = kernels.enabled
     kernels.enabled = False
@@ -111,7 +115,7 @@ def compile_differentiable(fn: Callable[..., Any], *, keep_less: bool = False) -
             ban_recompute_materialized_backward=not keep_less,
             activation_memory_budget=budgets.pop() if budgets else 1.0,
         )
-        with settings, _writes_in_order(), compiler_jobs.together(inputs):
+        with settings, _writes_in_order(), compiler_jobs.together(inputs), _recurrent_nets_as_operations():
             kernel: Any = compile_fx(graph, inputs, inner_compile=_compile_unshared, config_patches=options)
         return kernel
 
@@ -121,7 +125,7 @@ def compile_differentiable(fn: Callable[..., Any], *, keep_less: bool = False) -
         engine.here.memory_budgets.clear()  # of a trace that failed before anybody read them
         # Dynamo counts the programs of all losses together, and refuses the ninth; JAX has no such limit
         options = {"recompile_limit": _UNLIMITED, "accumulated_recompile_limit": _UNLIMITED, "allow_rnn": True}
-        with dynamo_config.patch(options), _recurrent_nets_as_operations():
+        with dynamo_config.patch(options):
             return compiled(*args, **kwargs)
 
     return run
