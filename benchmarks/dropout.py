@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from step import peak_bytes, seconds_by_turns
 from torch import Tensor
 
 import functrain as ft
-from functrain.transforms import engine
+from functrain.compiler import compilation
 
 KEY, RATE, LAYERS, WIDTH = ft.random.key(0), 0.1, 4, 256
 Run = Callable[[], Any]
@@ -63,7 +64,7 @@ def network(rows: int, dtype: torch.dtype) -> dict[str, Run]:
     keyed = loss(lambda x, key, i: ft.nn.dropout(x, RATE, ft.random.fold_in(key, i)))
     leaves = [weight.clone().requires_grad_() for weight in weights]
     compiled = torch.compile(torchs, fullgraph=True, dynamic=False)
-    whole, pieces, without = ft.compile(ft.grad(keyed)), in_pieces(keyed), in_pieces(none)
+    whole, pieces, without = gradient_of(keyed, 2**62), gradient_of(keyed, 0), gradient_of(none, 0)
     return {
         "no dropout, ft.compile in pieces": lambda: without(weights, x, KEY),
         "F.dropout, eager": lambda: torch.autograd.grad(torchs(leaves, x, KEY), leaves),
@@ -73,12 +74,12 @@ def network(rows: int, dtype: torch.dtype) -> dict[str, Run]:
     }
 
 
-def in_pieces(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile as ft.compile does a step of a larger model: a program for the loss, and one for its backward pass."""
-    gradient = ft.grad(fn)
+def gradient_of(fn: Callable[..., Any], cut_at_bytes: int) -> Callable[..., Any]:
+    """Compile as ft.compile does for params of more bytes, or of fewer: two programs, or one of both passes."""
+    gradient = ft.compile(ft.grad(fn))
 
     def run(*args: Any) -> Any:
-        with torch.no_grad(), engine.compiling_losses():
+        with patch.object(compilation, "_PIECEWISE_BYTES", cut_at_bytes):  # read when a program is made
             return gradient(*args)
 
     return run

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import functrain as ft
 from functrain import optim, tree
-from functrain.transforms import compilation
+from functrain.compiler import compilation
 
 LossFn = Callable[[Any, Any, Any], ft.Loss]
 Around = Callable[[LossFn], LossFn]

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import peak_bytes
+from programs import lowered
 from torch import Tensor
-from torch._dynamo.utils import counters
-from torch._functorch import config as functorch_config
 
 import functrain as ft
 from functrain import tree
-from functrain.transforms import accumulation, compilation, inductor
+from functrain.compiler import compilation
+from functrain.transforms import accumulation
 from functrain.transforms.gradient import add_gradients
 
 law = settings(deadline=None, derandomize=True, max_examples=40)
@@ -145,27 +145,25 @@ def test_train_step_equals_the_whole_batch_for_every_number_of_parts() -> None:
         assert_close((got.params, measured), (whole.params, metrics))
 
 
-def test_the_program_does_not_grow_with_the_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_unshared = inductor._compile_unshared
-    sizes: list[int] = []
+def test_the_programs_do_not_grow_with_the_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs, traced, found = lowered(monkeypatch), [], {}
 
-    def counted(graph: Any, *args: Any, **options: Any) -> Any:
-        sizes.append(len(graph.graph.nodes))
-        return compile_unshared(graph, *args, **options)
+    def noting(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+        traced.append(len(batch["x"]))
+        return squares(params, batch, key)
 
-    monkeypatch.setattr(inductor, "_compile_unshared", counted)
-    found = {}
     for parts, rows in ((2, 6), (5, 15), (4, 11)):  # the last: three parts of three rows, one of two
         params, batch = problem(0, rows)
-        tx, sizes = ft.optim.sgd(0.1), []
-        step = ft.compile(ft.train_step(squares, tx, accumulate=parts))
-        with functorch_config.patch(enable_autograd_cache=False):  # else torch loads programs from disk, uncounted
-            new, _ = step(ft.init_state(params, tx, key=KEY), batch)
+        tx = ft.optim.sgd(0.1)
+        traced.clear(), programs.clear()
+        new, _ = ft.compile(ft.train_step(noting, tx, accumulate=parts))(ft.init_state(params, tx, key=KEY), batch)
         whole, _ = ft.train_step(squares, tx)(ft.init_state(params, tx, key=KEY), batch)
         assert_close(new.params, whole.params)
-        found[parts] = sizes
-    assert len(found[2]) == 2, "a forward and a backward program"
-    assert found[5] == found[2] and len(found[4]) == 4
+        passes = [program for program in programs if program.which != "inference"]
+        found[parts] = [*traced], sorted((p.which, p.operations.total()) for p in passes)
+    assert found[2][0] == found[5][0] == [3] and found[4][0] == [3, 2]
+    assert found[2][1] == found[5][1] and len(found[2][1]) == 2, "a forward and a backward program"
+    assert len(found[4][1]) == 4
 
 
 def layered(params: Any, batch: Any, key: Tensor) -> ft.Loss:
@@ -206,6 +204,36 @@ def test_gradients_of_a_part_never_lie_all_beside_their_sum(way: str, dtype: tor
     assert size < peak < most * size
 
 
+def test_gradients_of_a_layer_are_added_inside_of_its_backward_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0)
+    programs = lowered(monkeypatch)
+    params = [{"w": draw(i, 96, 96) / 10, "b": draw(i, 96)} for i in range(3)]  # large enough to be added in place
+    batch = {"x": draw(9, 4, 96), "mask": torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64)}
+    gradients = accumulation.sums(add_gradients(stacked), 2, rows=None, buffers=False)
+    found = ft.compile(lambda *args: gradients(*args))(params, batch, KEY)
+    # 96 terms of about 1 in another order, in float64
+    tree.map(
+        lambda a, b: torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12),
+        found,
+        ft.value_and_grad(stacked)(params, batch, KEY),
+    )
+    backward = [program.operations for program in programs if program.which == "backward"]
+    # a product is added as it is computed, and never there by itself: what is left multiplies for the x of a layer
+    assert sorted((o["addmm_"], o["copy_"], o["mm"]) for o in backward) == [(1, 1, 0), (1, 1, 1)]
+
+
+def test_what_a_gradient_reads_may_change_from_part_to_part() -> None:
+    read: dict[str, Tensor] = {}
+    gradient = ft.value_and_grad(lambda w: ft.Loss(torch.sum(w * read["batch"]), torch.ones(()), {}))
+
+    def grad_fn(params: Tensor, batch: Tensor, key: Tensor) -> Any:
+        read["batch"] = batch
+        return gradient(params)
+
+    accumulated, batch = ft.accumulate(grad_fn, 2), torch.arange(4.0).view(2, 2)
+    assert torch.equal(ft.compile(accumulated)(torch.ones(2), batch, KEY)[1], torch.tensor([2.0, 4.0]))
+
+
 def test_a_part_of_next_to_no_weight_does_not_spoil_the_sum_under_a_loss_scale() -> None:
     def loss(params: Any, batch: Any, key: Tensor) -> ft.Loss:
         errors = (batch["x"] @ params["w"]) ** 2
@@ -227,15 +255,15 @@ def test_a_part_keeps_less_for_its_backward_pass_than_a_step_without_parts(monke
         return ft.Loss(torch.sum(x**2), x.new_full((), len(x)), {})
 
     monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0)
-    params, batch, tx = [draw(i, 16, 64) / 8 for i in range(4)], {"x": draw(9, 512, 16)}, ft.optim.sgd(1e-3)
-    peaks = []
-    for options in ({}, {"accumulate_rows": 512}):
-        step = ft.compile(ft.train_step(loss, tx, **options))
+    params, tx, peaks = [draw(i, 16, 64) / 8 for i in range(4)], ft.optim.sgd(1e-3), []
+    # a loop of one turn is one of parts as well: the next batch may be larger
+    for rows, options in ((512, {}), (512, {"accumulate_rows": 512}), (1024, {"accumulate_rows": 512})):
+        step, batch = ft.compile(ft.train_step(loss, tx, **options)), {"x": draw(9, rows, 16)}
         state = ft.init_state(params, tx, key=KEY)
         step(state, batch)
-        peaks.append(peak_bytes(lambda step=step, state=state: step(state, batch)))
+        peaks.append(peak_bytes(lambda step=step, state=state, batch=batch: step(state, batch)))
     # of what a layer makes, its input and two values of four times the width, the one behind gelu is made again
-    assert peaks[1] < 0.85 * peaks[0]
+    assert [peak < 0.85 * peaks[0] for peak in peaks[1:]] == [True, True], peaks
 
 
 def test_a_loss_that_uses_no_large_leaf_or_one_twice_has_its_gradient() -> None:
@@ -273,13 +301,20 @@ def test_large_leaves_compose_with_sweep_and_a_gradient_through_the_step() -> No
     )
 
 
-def test_a_schedule_of_parts_neither_compiles_again_nor_changes_the_result() -> None:
-    torch._dynamo.reset()
-    counters.clear()
+def test_a_schedule_of_parts_neither_compiles_the_loss_again_nor_changes_the_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traced: list[int] = []
+    programs = lowered(monkeypatch)
+
+    def noting(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+        traced.append(len(batch["x"]))
+        return squares(params, batch, key)
+
     params = {"w": draw(0, 3).float(), "b": draw(1).float()}
     tx = ft.optim.sgd(0.1, momentum=0.9)
-    step = ft.compile(ft.train_step(squares, tx, accumulate_rows=2), donate=True)
-    whole, graphs = ft.train_step(squares, tx), []
+    step = ft.compile(ft.train_step(noting, tx, accumulate_rows=2), donate=True)
+    whole = ft.train_step(squares, tx)
     state = expected = ft.init_state(params, tx, key=KEY)
     state = tree.map(torch.clone, state)
     for t in range(6):
@@ -293,8 +328,9 @@ def test_a_schedule_of_parts_neither_compiles_again_nor_changes_the_result() -> 
             (state.params, metrics),
             (expected.params, wanted),
         )
-        graphs.append(int(counters["stats"]["unique_graphs"]))
-    assert graphs == [1] * 6
+    # traced once for each size of the batch, not for each part, and compiled once for all
+    assert traced == [2, 2, 2]
+    assert [program.which for program in programs].count("backward") == 1
 
 
 def test_multi_steps_with_a_schedule_of_parts_equals_accumulate_with_as_many() -> None:

@@ -17,7 +17,7 @@ from test_checkpoint_header import every_dtype
 
 from functrain import checkpoint, tree
 from functrain.checkpoint import writing
-from functrain.transforms.donation import ConsumedError, pass_on
+from functrain.compiler.donation import ConsumedError, pass_on
 
 
 def at(run: Path, step: int) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import functrain as ft
 from functrain import transforms, tree
-from functrain.transforms.compilation import interpret
+from functrain.compiler.compilation import interpret
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}  # float64, some thousand roundings
 KINDS = ["squares", "classes"]

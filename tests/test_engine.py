@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import functrain as ft
-from functrain.transforms import engine
+from functrain.compiler import engine
 
 X = torch.arange(1.0, 4.0, dtype=torch.float64)
 
@@ -20,11 +20,11 @@ X = torch.arange(1.0, 4.0, dtype=torch.float64)
 def found_as_left() -> Iterator[None]:
     def found() -> tuple[Any, ...]:
         here = engine.here
-        return here.depth, here.piecewise, here.tracing, here.blocks, here.layers_kept, here.recomputing
+        return here.depth, here.tracing, here.cutter, here.repeats, here.lean, here.plain, here.layers_kept
 
-    assert found() == (0, False, False, [], 1.0, False)
+    assert found() == (0, False, None, False, False, False, 1.0)
     yield
-    assert found() == (0, False, False, [], 1.0, False)
+    assert found() == (0, False, None, False, False, False, 1.0)
     assert torch.is_grad_enabled()
 
 
@@ -149,13 +149,20 @@ def test_transforms_in_other_threads_are_not_ours() -> None:
 
 
 def test_contexts_are_left_after_an_error() -> None:
-    for context, name in ((engine.compiling_losses, "piecewise"), (engine.tracing_operations, "tracing")):
+    for context, names in ((engine.repeating, ["repeats", "lean"]), (engine.tracing_operations, ["tracing"])):
         with pytest.raises(RuntimeError, match="in the block"), context():
             with context():
                 pass
-            assert getattr(engine.here, name)
+            assert all(getattr(engine.here, name) for name in names)
             raise RuntimeError("in the block")
-        assert not getattr(engine.here, name)
+        assert not any(getattr(engine.here, name) for name in names)
+
+
+def test_code_that_asks_torch_whether_it_is_compiled_hears_yes_while_it_is_traced() -> None:
+    # transformers looks at the numbers in a mask otherwise
+    with engine.tracing_operations():
+        assert torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    assert not torch.compiler.is_compiling()
 
 
 @pytest.mark.parametrize("enabled", [True, False])

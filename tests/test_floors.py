@@ -8,29 +8,32 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "functrain"
-ROOF = 6
+ROOF = 7
 FLOORS = {
     "tree": 0,
     "random": 0,
     "losses": 1,
     "schedules": 1,
     "sharding": 1,
-    "transforms": 2,
-    "optim": 3,
-    "nn": 3,
-    "data": 3,
+    "compiler": 2,
+    "transforms": 3,
+    "optim": 4,
+    "nn": 4,
+    "data": 4,
     # knows trees and files, and below the models: an exchange with other libraries reads their names and its files
-    "checkpoint": 3,
-    "models": 4,
-    "train": 5,
-    "generate": 5,
-    "evaluate": 5,
-    "testing": 5,
+    "checkpoint": 4,
+    "models": 5,
+    "train": 6,
+    "generate": 6,
+    "evaluate": 6,
+    "testing": 6,
     "recipes": ROOF,
     "cli": ROOF,
 }
 # the command shows and runs recipes; testing is a side tower that looks into every room below the roof
 EXTRA = {("cli", "recipes"), ("testing", "train"), ("testing", "generate"), ("testing", "evaluate")}
+# the compiler knows functions of tensors: what a loss or a sharded tensor is, those tell it who use it
+ONLY = {"compiler": {"tree", "random"}}
 OPTREE_ROOM = "tree"
 OF_THE_COMMAND = {"tyro", "rich", "tokenizers", "tensorboard", "matplotlib"}
 
@@ -68,6 +71,8 @@ def violations(root: Path) -> list[str]:
                 found.append(f"{where}:{line}: imports {module}, which has no floor")
             elif other == "testing":
                 found.append(f"{where}:{line}: testing is imported by none")
+            elif room in ONLY and other not in ONLY[room]:
+                found.append(f"{where}:{line}: {room} imports {other}, and may only {sorted(ONLY[room])}")
             elif FLOORS[other] >= FLOORS[room] and (room, other) not in EXTRA:
                 found.append(f"{where}:{line}: {room} (floor {FLOORS[room]}) imports {other} (floor {FLOORS[other]})")
     return found
@@ -98,14 +103,17 @@ def test_every_room_imports_lower_floors_only():
 @pytest.mark.parametrize(
     ("file", "text", "says"),
     [
-        ("optim/adam.py", "from functrain.train import state", "optim (floor 3) imports train (floor 5)"),
-        ("optim/adam.py", "from functrain import nn", "optim (floor 3) imports nn (floor 3)"),
-        ("optim/adam.py", "from ..nn import stack", "optim (floor 3) imports nn (floor 3)"),
-        ("optim/__init__.py", "from .. import models", "optim (floor 3) imports models (floor 4)"),
+        ("optim/adam.py", "from functrain.train import state", "optim (floor 4) imports train (floor 6)"),
+        ("optim/adam.py", "from functrain import nn", "optim (floor 4) imports nn (floor 4)"),
+        ("optim/adam.py", "from ..nn import stack", "optim (floor 4) imports nn (floor 4)"),
+        ("optim/__init__.py", "from .. import models", "optim (floor 4) imports models (floor 5)"),
         ("random.py", "import functrain.tree as tree", "random (floor 0) imports tree (floor 0)"),
-        ("losses.py", "def f():\n    from functrain import nn", "losses (floor 1) imports nn (floor 3)"),
+        ("losses.py", "def f():\n    from functrain import nn", "losses (floor 1) imports nn (floor 4)"),
+        ("losses.py", "from functrain.compiler import engine", "losses (floor 1) imports compiler (floor 2)"),
+        ("compiler/linking.py", "from functrain.losses import Loss", "compiler imports losses, and may only"),
+        ("compiler/linking.py", "from functrain import transforms", "compiler imports transforms, and may only"),
         ("data/corpus.py", "import functrain as ft", "imports the whole house"),
-        ("recipes/pretrain.py", "from functrain.cli import main", "recipes (floor 6) imports cli (floor 6)"),
+        ("recipes/pretrain.py", "from functrain.cli import main", "recipes (floor 7) imports cli (floor 7)"),
         ("train/loop.py", "from functrain import testing", "testing is imported by none"),
         ("train/loop.py", "import optree", "only tree imports optree"),
         ("train/loop.py", "from functrain import cellar", "has no floor"),
@@ -126,6 +134,7 @@ def test_a_broken_plan_is_found(tmp_path, file, text, says):
     ("file", "text"),
     [
         ("train/loop.py", "from functrain import data, tree\nfrom functrain.data.windows import prefetch"),
+        ("compiler/cutting.py", "from functrain import random, tree\nfrom functrain.compiler import engine"),
         ("train/loop.py", "from . import state\nfrom .state import TrainState\nfrom ..tree import map"),
         ("tree/nodes.py", "import optree"),
         ("cli/train.py", "import functrain as ft\nimport rich\nfrom functrain.recipes import pretrain"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import functrain as ft
 from functrain import tree
-from functrain.transforms import compilation
+from functrain.compiler import compilation
 
 KEY = ft.random.key(0)
 
@@ -373,14 +373,12 @@ def test_layers_that_draw_compile(in_pieces: bool, monkeypatch: pytest.MonkeyPat
     assert tree.allclose(found, expected, rtol=1e-4, atol=1e-4)  # float32, fused in another order
 
 
-def test_what_a_compiled_piece_cannot_draw_from_the_key_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_calls_randn_like_draws_from_its_key_in_a_large_step_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0)
     functional, tx = ft.from_module(Calls(lambda x: x + torch.randn_like(x), 3)), ft.optim.sgd(0.1)
     step = ft.train_step(lambda p, batch, key: torch.sum(functional.apply(p, {}, key, batch)[0] ** 2), tx)
     state, x = ft.init_state(functional.params, tx, key=KEY), draw(0, 2, 3)
-    with pytest.raises(NotImplementedError, match=r"to compile the step as one graph.*(?s:.)*calls aten.randn"):
-        ft.compile(step)(state, x)
-    found, expected = (f(state, x) for f in (ft.compile(lambda state, x: step(state, x)), step))
+    found, expected = (f(state, x) for f in (ft.compile(step), step))
     assert tree.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -826,3 +824,54 @@ def test_running_statistics_in_half_precision_are_refused_and_right_as_told() ->
         statistics(ft.mixed_precision(loss, "bf16"))
     half = ft.from_module(nn.BatchNorm1d(4).bfloat16())  # half precision is what this module has
     half.apply(half.params, half.buffers, None, draw(1, 5, 4).bfloat16())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LSTM(4, 4, 2, batch_first=True, bidirectional=True),
+        nn.GRU(4, 4, 2, batch_first=True, bidirectional=True),
+        nn.GRU(4, 4, dropout=0.0, bias=False),
+        nn.RNN(4, 4, nonlinearity="relu"),
+        nn.RNN(4, 4, 2),
+    ],
+)
+def test_recurrent_layers_compiled_in_pieces_are_torchs(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0)
+    functional, x = ft.from_module(layer), torch.linspace(-2, 2, 60).view(3, 5, 4)  # 3 times where batch is second
+
+    def loss(params: Any, x: Tensor) -> Tensor:
+        (y, last), _ = functional.apply(params, functional.buffers, None, x)
+        return torch.sum(y**3) + sum(torch.sum(h**2) for h in ft.tree.leaves(last))
+
+    gradient = ft.compile(ft.value_and_grad(loss))
+    (y, last) = layer(x)
+    value = torch.sum(y**3) + sum(torch.sum(h**2) for h in ft.tree.leaves(last))
+    expected = torch.autograd.grad(value, list(layer.parameters()))
+    found, grads = gradient(functional.params, x)
+    # float32 sums in another order
+    torch.testing.assert_close(found, value.detach(), rtol=1e-5, atol=1e-6)
+    for name, grad in zip([n for n, _ in layer.named_parameters()], expected, strict=True):
+        torch.testing.assert_close(grads[name], grad, rtol=1e-4, atol=1e-5)
+    if isinstance(layer, nn.RNN) and layer.num_layers == 1:  # the first begins with a state without a gradient
+        assert "layer forward x 2  " in gradient.describe(functional.params, x)
+
+
+def test_a_module_that_asks_for_the_gradient_of_its_input_loses_none() -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x[:, :3]
+            x.requires_grad = True  # as transformers' wav2vec 2 does for its checkpointing
+            return self.linear(x.requires_grad_())
+
+    module, x = Asking(), torch.ones(2, 3)
+    functional = ft.from_module(module)
+    loss = lambda params: torch.sum(functional.apply(params, {}, None, x)[0] ** 2)  # noqa: E731
+    expected = torch.autograd.grad(torch.sum(module(x.clone()) ** 2), list(module.parameters()))
+    for gradient in (ft.grad(loss), ft.compile(ft.grad(loss))):
+        for a, b in zip(ft.tree.leaves(gradient(functional.params)["linear"]), expected[::-1], strict=True):
+            torch.testing.assert_close(a, b)

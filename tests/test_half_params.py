@@ -10,7 +10,7 @@ from torch import Tensor
 
 import functrain as ft
 from functrain import tree
-from functrain.transforms import compilation
+from functrain.compiler import compilation
 
 KEY = ft.random.key(0)
 POLICY = ft.Policy(param=torch.bfloat16, compute=torch.bfloat16, exceptions={"norm": torch.float32})

@@ -14,8 +14,8 @@ from torch.distributions import MultivariateNormal
 
 import functrain as ft
 from functrain import tree
+from functrain.compiler.compilation import interpret
 from functrain.transforms import laplace
-from functrain.transforms.compilation import interpret
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}  # float64, some thousand roundings
 KEY = ft.random.key(0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import functrain as ft
 from functrain import tree
-from functrain.transforms import compilation
+from functrain.compiler import compilation
 
 KEY = ft.random.key(0)
 DYNAMIC = {"init_scale": 2.0**10, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 7}

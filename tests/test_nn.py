@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import functrain as ft
 from functrain import nn, random
+from functrain.compiler import compilation
 from functrain.nn.fused import fused_attention
-from functrain.transforms import compilation
 
 law = settings(deadline=None, derandomize=True, max_examples=25)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import cut, lowered
 from torch import Tensor
 
 import functrain as ft
@@ -228,21 +229,24 @@ def test_noise_scale_step_equals_train_step(compiled: bool) -> None:
     torch.testing.assert_close(metrics["gradient_noise_scale"], variance / squared, **CLOSE)
 
 
-def test_a_step_compiled_in_pieces_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transforms.compilation, "_PIECEWISE_BYTES", 0)
-    params, batch = problem(4)
+def test_a_step_compiled_in_pieces_equals_eager_and_is_traced_once_for_all_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traced: list[int] = []
+
+    def noting(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+        traced.append(len(batch["x"]))
+        return loss_fn(params, batch, None)
+
+    cut(monkeypatch)
+    programs = lowered(monkeypatch)
+    params, batch = problem(6)
     optimizer = optim.chain(optim.differentially_private_aggregate(1.0, 0.0, seed=1), optim.sgd(0.1))
     state = ft.init_state(params, optimizer, key=KEY)
-    step = ft.train.private_step(without_key, optimizer, chunk_size=2)
-    graphs: list[Any] = []
-    compile_graph = transforms.inductor.compile_graph
-    monkeypatch.setattr(
-        transforms.inductor, "compile_graph", lambda graph, inputs: graphs.append(graph) or compile_graph(graph, inputs)
-    )
-    compiled = ft.compile(step)
-    assert_close(compiled(state, batch), step(state, batch))
-    matrix_products = [[n for n in g.graph.nodes if "mm" in str(n.target)] for g in graphs]
-    assert any(matrix_products), "the gradients of the examples were not compiled"
+    found = ft.compile(ft.train.private_step(noting, optimizer, chunk_size=2))(state, batch)
+    assert traced == [1]
+    assert_close(found, ft.train.private_step(without_key, optimizer, chunk_size=2)(state, batch))
+    assert [p.operations["tanh"] > 0 for p in programs].count(True) == 1, "one program has the gradients of a chunk"
 
 
 def test_the_metrics_are_mccandlish_in_numpy() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from programs import cut
 from torch import Tensor
 
 import functrain as ft
-from functrain.transforms import engine
+from functrain.compiler import engine
 
 F = torch.func
 KEY = ft.random.key(3)
@@ -202,18 +203,17 @@ def layers_of(block: Callable[..., Any]) -> Callable[..., ft.Loss]:
     return loss
 
 
-def test_a_compiled_loss_has_the_gradients_of_the_plain_one() -> None:
+def test_a_compiled_loss_has_the_gradients_of_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def block(p: Any, key: Tensor | None, x: Tensor) -> Tensor:
         return ft.nn.dropout(torch.tanh(x @ p["w"] + p["b"]), 0.3, key) + x
 
     expected = ft.value_and_grad(layers_of(block))(PARAMS, X, KEY)
-    in_pieces = ft.value_and_grad(ft.recompute_layers(layers_of(block), budget=0.5))
-    with torch.no_grad(), engine.compiling_losses():
-        found = in_pieces(PARAMS, X, KEY)
-    # float64 rounding of fused kernels
-    assert ft.tree.allclose(found, expected, rtol=1e-12, atol=1e-12)
     whole = ft.compile(ft.value_and_grad(layers_of(ft.recompute(block))))(PARAMS, X, KEY)
-    assert ft.tree.allclose(whole, expected, rtol=1e-12, atol=1e-12)
+    cut(monkeypatch)
+    in_pieces = ft.compile(ft.value_and_grad(ft.recompute_layers(layers_of(block), budget=0.5)))(PARAMS, X, KEY)
+    for found in (whole, in_pieces):
+        # float64 rounding of fused kernels
+        assert ft.tree.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_compiled_forward_mode_of_reverse_mode() -> None:
@@ -231,12 +231,25 @@ def test_a_call_inside_of_another_takes_forward_mode() -> None:
     assert not engine.here.plain
 
 
-def test_a_gradient_inside_of_a_loss_in_pieces_is_an_error() -> None:
+def test_a_gradient_inside_of_a_loss_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(monkeypatch)
     inner = ft.grad(ft.recompute(lambda x: torch.sum(x**3)))
-    with torch.no_grad(), engine.compiling_losses():
-        with pytest.raises(torch._dynamo.exc.Unsupported, match="compiles in pieces cannot recompute"):
-            ft.grad(lambda x: torch.sum(inner(x)))(X)
+    found = ft.compile(ft.grad(lambda x: torch.sum(inner(x))))(X)
+    # float64: two products
+    assert torch.allclose(found, 6 * X, rtol=1e-15, atol=0.0)
     assert engine.here.depth == 0
+
+
+def test_a_block_may_use_a_tensor_of_the_loss_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(params: Any, x: Tensor) -> Tensor:
+        scale = torch.tanh(params[0]["b"])
+        block = lambda p, x: torch.sin(x @ p["w"]) * scale  # noqa: E731
+        return torch.sum(ft.nn.stack(block, params[1:], x) ** 2)
+
+    cut(monkeypatch)
+    found = ft.compile(ft.value_and_grad(ft.recompute_layers(loss)))(PARAMS, X)
+    # float64 rounding of fused kernels
+    assert ft.tree.allclose(found, ft.value_and_grad(loss)(PARAMS, X), rtol=1e-12, atol=1e-12)
 
 
 # ---- layers -----------------------------------------------------------------------------------------------------

@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from programs import cut, lowered
 from test_recompute import FIRST, HIGHER, KEY, PARAMS, X, block, loss_of, plain
 from torch import Tensor
-from torch._functorch import config as functorch_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import functrain as ft
-from functrain.transforms import inductor, rematerialized
-
-aten = torch.ops.aten
+from functrain.compiler import inductor
+from functrain.transforms import rematerialized
 
 
 class Counted(TorchDispatchMode):
@@ -240,7 +239,7 @@ def loss_in_stack(fn: Callable[..., Any]) -> Callable[..., Any]:
     return loss
 
 
-# of 3 layers, the last two of one region: products and tanh in the backward program
+# of 3 layers, the last two of one kind: products and tanh in the backward programs of layers
 COMPILED: dict[Any, dict[str, int] | None] = {
     None: {"mm": 7, "tanh": 0},
     "nothing": {"mm": 11, "tanh": 2},
@@ -252,44 +251,56 @@ COMPILED: dict[Any, dict[str, int] | None] = {
 
 @pytest.mark.parametrize("policy", COMPILED, ids=str)
 def test_a_compiled_policy_keeps_what_it_says(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs: list[Counter[str]] = []
-    compile_graph = inductor._compile_unshared
-
-    def seen(graph: Any, inputs: Any, **options: Any) -> Any:
-        inner = [module.graph for module in graph.modules() if isinstance(module, torch.fx.GraphModule)]
-        nodes = [n for g in inner for n in g.find_nodes(op="call_function", target=aten.mm.default)]
-        nodes += [n for g in inner for n in g.find_nodes(op="call_function", target=aten.tanh.default)]
-        graphs.append(Counter(str(node.target).removeprefix("aten.").removesuffix(".default") for node in nodes))
-        return compile_graph(graph, inputs, **options)
-
-    monkeypatch.setattr(inductor, "_compile_unshared", seen)
-    params = [ft.tree.map(lambda leaf: leaf.repeat(300, 300), P)] * 3  # above what is compiled as a whole
-    x, optimizer = X.repeat(1, 300), ft.optim.sgd(0.1)
-    state = ft.init_state(params, optimizer, key=KEY)
+    cut(monkeypatch)
+    programs = lowered(monkeypatch)
     fn = mlp if policy is None else ft.recompute(mlp, policy)
-    with functorch_config.patch(enable_autograd_cache=False):
-        new, _ = ft.compile(ft.train_step(loss_in_stack(fn), optimizer))(state, x)
-    expected, _ = ft.train_step(loss_in_stack(mlp), optimizer)(state, x)
-    assert ft.tree.allclose(new.params, expected.params, rtol=1e-9, atol=1e-9)
-    found, counts = {name: graphs[-1][name] for name in ("mm", "tanh")}, COMPILED[policy]
-    assert found == counts if counts else found["mm"] > 7
+    params = [ft.tree.map(lambda leaf: leaf.repeat(30, 30), P)] * 3
+    x = X.repeat(1, 30)
+    found = ft.compile(ft.value_and_grad(loss_in_stack(fn)))(params, x, KEY)
+    # float64: products of 120 and 180 terms of about 1, in another order
+    assert ft.tree.allclose(found, ft.value_and_grad(loss_in_stack(mlp))(params, x, KEY), rtol=1e-9, atol=1e-9)
+    total = sum((program.operations for program in programs if program.which == "backward"), Counter())
+    counts = COMPILED[policy]
+    assert {name: total[name] for name in ("mm", "tanh")} == counts if counts else total["mm"] > 7
 
 
-@pytest.mark.parametrize("policy", [0.5, ("tanh",)], ids=str)
-def test_a_policy_that_a_compilation_of_ones_own_would_lose_is_an_error(policy: Any) -> None:
+@pytest.mark.parametrize("policy", ["nothing", "dots", ("tanh",), 0.5], ids=str)
+def test_without_layers_a_compiled_policy_keeps_what_it_says(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(monkeypatch)
+    programs, seen = lowered(monkeypatch), []
+    again = ft.recompute(mlp, policy)
+    partition = inductor.partition
+    monkeypatch.setattr(inductor, "partition", lambda *a, **k: seen.append(k["budget"]) or partition(*a, **k))
+    found = ft.compile(ft.grad(lambda p, x: summed(p, x, again)))(P, X)
+    # float64 rounding of fused kernels
+    assert ft.tree.allclose(found, ft.grad(summed)(P, X, mlp), rtol=1e-12, atol=1e-12)
+    (backward,) = [program.operations for program in programs if program.which == "backward"]
+    # 3 and 4 products are its own, as x has no gradient
+    expected = {"nothing": (7 + 4, 2), "dots": (7, 2), ("tanh",): (7 + 2, 0)}
+    assert seen == [policy if policy == 0.5 else 1.0]
+    if policy in expected:
+        assert (backward["mm"], backward["tanh"]) == expected[policy]
+
+
+@pytest.mark.parametrize("policy", ["nothing", 0.5, ("tanh",)], ids=str)
+def test_in_a_compilation_of_ones_own_it_is_an_error(policy: Any) -> None:
     fn = torch.compile(lambda x: torch.sum(ft.recompute(mlp, policy)(P, x)), backend="eager", fullgraph=True)
-    with pytest.raises(Exception, match="needs ft.compile"):
+    with pytest.raises(Exception, match="a torch.compile of your own cannot recompute; use ft.compile"):
         fn(X.clone().requires_grad_())
 
 
-def test_a_part_of_the_memory_is_not_left_for_the_next_loss() -> None:
-    # as two losses leave them that Dynamo could not trace to the end
-    inductor.engine.here.memory_budgets[:] = [0.25, 0.5]
-    inductor.compile_differentiable(lambda x: torch.sum(x**2))(X.clone().requires_grad_())
-
-
-def test_two_parts_of_the_memory_in_one_loss_are_an_error() -> None:
+def test_of_two_parts_of_the_memory_in_one_loss_the_smaller_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(monkeypatch)
+    seen: list[float] = []
+    partition = inductor.partition
+    monkeypatch.setattr(inductor, "partition", lambda *a, **k: seen.append(k["budget"]) or partition(*a, **k))
     half, quarter = ft.recompute(mlp, 0.5), ft.recompute(mlp, 0.25)
-    with pytest.raises(Exception, match="expected one part of the memory to keep in a compiled loss"):
-        with inductor.engine.compiling_losses():
-            ft.grad(lambda p, x: torch.sum(half(p, quarter(p, x))))(P, X)
+    ft.compile(ft.grad(lambda p, x: torch.sum(half(p, quarter(p, x)))))(P, X)
+    ft.compile(ft.grad(lambda p, x: torch.sum(mlp(p, mlp(p, x)))))(P, X)
+    assert seen == [0.25, 1.0], "and is not left for the next loss"
+
+
+def test_what_waits_in_host_memory_is_an_error_where_it_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(monkeypatch)
+    with pytest.raises(NotImplementedError, match="wait in host memory in eager only; leave out offload"):
+        ft.compile(ft.grad(lambda p: torch.sum(ft.recompute(mlp, offload=1)(p, X))))(P)

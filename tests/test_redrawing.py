@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from memory import peak_bytes
+from programs import cut, lowered
 from torch import Tensor, fx
 
 import functrain as ft
-from functrain.transforms import engine, graph_passes, inductor, redrawing
+from functrain.compiler import cutting, engine, graph_passes, inductor, redrawing, tracing
 
 ROWS, WIDTH = 2048, 64
 KEY = ft.random.key(0)
@@ -38,18 +40,14 @@ def assert_equal_to_eager(grads: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
 
 
-def test_a_loss_compiled_in_pieces_keeps_no_mask() -> None:
-    saved: list[Tensor] = []
-
-    def keep(value: Tensor) -> Tensor:
-        saved.append(value.detach())
-        return value
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value)
-    with torch.no_grad(), engine.compiling_losses(), hooks:
-        grads = ft.grad(loss_fn)(*problem(), KEY)
-    assert saved and all(value.is_floating_point() or value.numel() <= 2 for value in saved)
-    assert_equal_to_eager(grads)
+def test_a_loss_compiled_in_pieces_keeps_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(monkeypatch)
+    programs = lowered(monkeypatch)
+    assert_equal_to_eager(ft.compile(ft.grad(loss_fn))(*problem(), KEY))
+    assert len(programs) == 5  # of the layers each way, before, between and behind them
+    kept = [value for program in programs for value in program.results]
+    masks = [(value.dtype, value.shape) for value in kept if not value.is_floating_point() and value.numel() > 2]
+    assert masks == []
 
 
 def test_a_gradient_compiled_as_a_whole_keeps_no_words() -> None:
@@ -61,18 +59,10 @@ def test_a_gradient_compiled_as_a_whole_keeps_no_words() -> None:
     assert peak_bytes(lambda: compiled(*args)) < 7.1 * activation
 
 
-def functional(fn: Any, inputs: list[Tensor], edit: Any) -> Any:
-    """Trace `fn`, have the graph without writes edited, and return what runs it."""
-    with torch.no_grad(), engine.tracing_operations():
-        graph = inductor.trace(fn, inputs)
-
-    def compiler(module: fx.GraphModule) -> Any:
-        edit(module.graph)
-        module.graph.lint()
-        module.recompile()
-        return module
-
-    return inductor.compile_functional(graph, inputs, compiler)
+def traced(fn: Any, tensors: list[Tensor]) -> tracing.Traced:
+    cutter = cutting.Cutter(layers=False)
+    with torch.no_grad(), engine.tracing_operations(cutter):
+        return cutter.trace(lambda *xs: (fn(*xs), []), tensors)
 
 
 def test_readers_on_both_sides_of_a_product_draw_for_themselves() -> None:
@@ -80,17 +70,14 @@ def test_readers_on_both_sides_of_a_product_draw_for_themselves() -> None:
         words, few = ft.random.bits(key, tuple(x.shape)), ft.random.bits(key, (64, 64))
         return [x + words, words - x, few + 1, x @ x, x * words, x + 2 * words, few * 2]
 
-    draws: list[int] = []
-
-    def edit(graph: fx.Graph) -> None:
-        for _ in range(2):
-            redrawing.draw_again(graph, graph_passes.is_product)
-            draws.append(len(graph.find_nodes(op="call_function", target=torch.ops.aten.arange.default)))
-
     x = ft.random.normal(KEY, (128, 128))
-    kernel = functional(fn, [x, KEY], edit)
+    graph, draws = inductor.without_repetitions(traced(fn, [x, KEY]).graph), []
+    for _ in range(2):
+        redrawing.draw_again(graph, graph_passes.is_product)
+        draws.append(len(graph.find_nodes(op="call_function", target=torch.ops.prims.iota.default)))
     assert draws == [3, 3]  # the words once on each side, the few in all
-    for a, b in zip(kernel(x, KEY), fn(x, KEY), strict=True):
+    graph.lint()
+    for a, b in zip(fx.GraphModule({}, graph)(x, KEY), fn(x, KEY), strict=True):
         assert torch.equal(a, b)
 
 
@@ -98,13 +85,9 @@ def test_only_what_is_drawn_is_marked() -> None:
     def fn(x: Tensor, row: Tensor, key: Tensor) -> list[Tensor]:
         return [ft.random.bits(key, tuple(x.shape)) > 7, x > 7, x.sum(1) * row.sum(), ft.random.bits(key, (8,)) > 7]
 
-    marked: list[fx.Node] = []
-
-    def edit(graph: fx.Graph) -> None:
-        redrawing.mark(graph)
-        marked.extend(node for node in graph.nodes if "recompute" in node.meta)
-
     x = torch.ones(128, 128)
-    functional(fn, [x, x[0], KEY], edit)
+    graph = traced(fn, [x, x[0], KEY]).graph
+    redrawing.mark(graph)
+    marked = [node for node in graph.nodes if "recompute" in node.meta]
     assert len([node for node in marked if node.target is torch.ops.aten.gt.Scalar]) == 1
     assert all(node.meta["val"].shape.numel() == 128 * 128 for node in marked)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import functrain as ft
 from functrain import testing
+from functrain.compiler import compilation
 from functrain.testing import (
     assert_max_traces,
     assert_trees_close,
@@ -130,21 +131,23 @@ def test_a_function_is_traced_as_often_as_it_is_compiled() -> None:
         assert_max_traces(-1)
 
 
-def test_traces_of_torch_compile_are_counted_too() -> None:
-    compiled = torch.compile(assert_max_traces(1)(lambda x: x * 2), backend="eager", dynamic=False)
-    for _ in range(2):
-        assert torch.equal(compiled(torch.ones(2)), torch.full((2,), 2.0))
-    with pytest.raises(AssertionError, match="second time"):
-        compiled(torch.ones(3))
-    torch._dynamo.reset()
+@pytest.mark.parametrize("cut_at_bytes", [0, 2**62])
+def test_a_counted_step_is_traced_once_for_all_its_parts(cut_at_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", cut_at_bytes)
 
+    @assert_max_traces(1)
+    def traced_once(params: Any, batch: Tensor, key: Tensor) -> ft.Loss:
+        return ft.Loss(torch.sum(params["w"] * batch), torch.tensor(2.0), {})
 
-def test_the_stages_of_a_step_stay_apart_and_are_counted() -> None:
-    step = ft.train_step(lambda params, batch, key: torch.sum(params["w"] * batch), ft.optim.sgd(0.1))
-    counted = assert_max_traces(1)(step)
-    assert isinstance(counted, ft.transforms.Staged) and counted.looped == step.looped
-    state = ft.init_state({"w": torch.ones(2)}, ft.optim.sgd(0.1), key=ft.random.key(0))
-    assert_trees_equal(counted(state, torch.ones(2)), step(state, torch.ones(2)))
+    plain = ft.train_step(traced_once.__wrapped__, ft.optim.sgd(0.5), accumulate=2)
+    counted = assert_max_traces(1)(ft.train_step(traced_once, plain.optimizer, accumulate=2))
+    assert counted.optimizer is plain.optimizer, "by which a sweep begins"
+    state, compiled = ft.init_state({"w": torch.ones(2)}, plain.optimizer, key=ft.random.key(0)), ft.compile(counted)
+    for size in (2.0, 3.0):  # halves of whole numbers: every order of the sums gives the same bits
+        batch = torch.full((4, 2), size)
+        assert_trees_equal(compiled(state, batch)[0].params, plain(state, batch)[0].params)
+    with pytest.raises(AssertionError, match="traced for the second time"):
+        compiled(state, torch.ones(6, 2))
 
 
 # ---- variants -------------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from test_testing_mutants import averaging, each, sound
 
 import functrain as ft
 from functrain import optim, tree
+from functrain.compiler import compilation
 from functrain.testing import assert_trees_equal, laws, strategies
-from functrain.transforms import compilation
 
 ROOT = Path(__file__).parent.parent
 many = settings(deadline=None, derandomize=True, max_examples=100, database=None)

@@ -17,7 +17,7 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-12}  # float64: some hundred roundings
 
 
 def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return ft.random.normal(ft.random.key(seed), shape, torch.float64)
 
 
 def loss_fn(params: Any, batch: Any, key: Tensor) -> ft.Loss:

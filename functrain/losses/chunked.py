@@ -38,7 +38,7 @@ def next_token_from_hidden(
         raise ValueError(f"next_token_from_hidden: expected a chunk of at least 1 token, came {chunk}")
     weights = weights_of(hidden, targets, mask)  # (B, T)
     inputs = (hidden.flatten(0, -2), embedding, legal(targets, mask).flatten(), weights.flatten())
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():  # a torch.compile of the user's own
         # imported here because it imports the compiler, two seconds that eager code need not wait
         from functrain.losses.in_graph import total
 

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from functrain.compiler import engine
 from functrain.nn.dropout import dropout
 from functrain.nn.fused import fused_attention
-from functrain.transforms import engine
 
 
 def fused_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ _TORCHS = {*vars(torch.nn.Module()), "_flat_weights", "_flat_weight_refs", "_out
 def check_attributes(module: torch.nn.Module) -> Iterator[None]:
     """Raise when the code inside has changed an attribute of the module that is no buffer, and put it back.
 
-    A list or dict in an attribute is looked at for its length alone. Nothing is checked while Dynamo traces.
+    A list or dict in an attribute is looked at for its length alone.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         yield
         return
     before = [(part, dict(vars(part)), _marks(part)) for part in module.modules()]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from functrain import tree
+from functrain.compiler import engine
 from functrain.nn.attributes import check_attributes
 from functrain.nn.keyed import Keyed, check_generator
 from functrain.nn.normalization import Formulas
-from functrain.transforms import engine
 from functrain.tree import Params, Tree
 from functrain.tree.registering import register_outputs
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from functrain.transforms import engine
+from functrain.compiler import engine
 
 Tensors = Sequence[Tensor | None]
 
@@ -22,8 +22,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None,
 
     It has first derivatives in reverse. Under a map the backward pass runs the forward kernel once more.
     """
-    # Dynamo, in a loss that is compiled in pieces, sees no maps from here: there it is torch's loop over the lanes
-    if torch.compiler.is_compiling() or not engine.mapped():
+    if torch.compiler.is_dynamo_compiling() or not engine.mapped():
         return F.scaled_dot_product_attention(q, k, v, mask, **options)
     return cast(Tensor, _Attention.apply(options, 0, q, k, v, mask))
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from functrain import random
-from functrain.nn import draws
+from functrain.compiler import engine
+from functrain.nn import draws, recurrent
 from functrain.nn.dropout import dropout
 from functrain.nn.fused import fused_attention
-from functrain.transforms import captured, engine
+from functrain.transforms import captured
 
 
 class Keyed(TorchFunctionMode):
@@ -25,7 +26,7 @@ class Keyed(TorchFunctionMode):
 
     def __init__(self, key: Tensor | None) -> None:
         super().__init__()
-        self.key, self.draws = key, 0
+        self.key, self.draws, self.level = key, 0, engine.level()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -40,10 +41,14 @@ class Keyed(TorchFunctionMode):
             return kwargs.pop("out").copy_(func(*args, **kwargs))
         if func in (F.batch_norm, F.instance_norm):
             return _normalized(func, *args, **kwargs)
+        if func in _REQUIRES_GRAD and engine.level() == self.level:  # and no gradient inside of the module
+            return args[0] if func is Tensor.requires_grad_ else None
         if func in (F.embedding, F.embedding_bag):
             _check_embedding(func, args, kwargs)
         name, call = getattr(func, "__name__", ""), func
-        if name in _RECURRENT and engine.nested():
+        if recurrent.cuts(name) and not isinstance(args[2], Tensor):  # no packed sequence
+            call = recurrent.recurrent(name)
+        elif name in _RECURRENT and engine.nested():
             call = lambda *args: func(*_mapped_state(*args))  # noqa: E731
         if name in _GLOBAL and not _quiet(name, args, kwargs):
             found = draws.draw(self, name, call, args, kwargs)
@@ -121,7 +126,7 @@ def _normalized(
     if means is None or torch.promote_types(means.dtype, input.dtype) == input.dtype:
         return func(input, means, running_var, weight, bias, *args, **kwargs)
     narrow = weight is not None and weight.dtype != means.dtype
-    if not (narrow or torch.compiler.is_compiling() or engine.mapped()):
+    if not (narrow or engine.here.tracing or torch.compiler.is_dynamo_compiling() or engine.mapped()):
         return func(input, means, running_var, weight, bias, *args, **kwargs)
     # torch's kernels for two dtypes cannot be mapped over, and want weights as wide as the statistics
     x, weight, bias = (None if t is None else t.to(means.dtype) for t in (input, weight, bias))
@@ -178,6 +183,8 @@ _DROPOUTS: dict[Any, Callable[..., Tensor]] = {
     F.dropout2d: _channels(0),  # torch takes three dims for (N, C, L) here
     F.dropout3d: _channels(4),
 }
+# a module that asks for the gradient of its own input, as for torch.utils.checkpoint, asks for nothing of params
+_REQUIRES_GRAD = {Tensor.requires_grad_, Tensor.requires_grad.__set__}  # type: ignore[attr-defined]
 _OTHER_DROPOUTS = {"alpha_dropout", "feature_alpha_dropout", "feature_dropout", "native_dropout"}
 _RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 _GLOBAL = {
@@ -192,7 +199,6 @@ _GLOBAL = {
 def _quiet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Tell whether a function that may draw does not, with these arguments."""
 
-    # no inspect.signature, which Dynamo does not trace
     def given(option: str, at: int, default: Any) -> Any:
         return args[at] if len(args) > at else kwargs.get(option, default)
 
@@ -210,7 +216,7 @@ def _quiet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def check_generator(again: Callable[[], Any]) -> Iterator[None]:
     """Raise when the code inside, which `again` runs once more, has read the CPU's global generator all the same;
     nothing is checked in a trace."""
-    if engine.here.tracing or torch.compiler.is_compiling():
+    if engine.here.tracing or torch.compiler.is_dynamo_compiling():
         yield
         return
     before = torch.get_rng_state()

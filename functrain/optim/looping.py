@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.transforms import engine
+from functrain.compiler import engine
 
 Carry = TypeVar("Carry")
 
@@ -46,7 +46,7 @@ def _is_over(going: Tensor) -> bool:
 
 def _is_known(going: Tensor) -> bool:
     """Tell whether the host can read a () tensor: nobody traces it, and it is no lane of a vmap."""
-    if torch.compiler.is_compiling() or engine.here.tracing:
+    if engine.here.tracing or torch.compiler.is_dynamo_compiling():
         return False
     try:
         bool(going)

@@ -37,7 +37,9 @@ def pieces(key: Tensor, start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 def words(key: Tensor, start: int, n: int) -> tuple[Tensor, Tensor]:
     """Return the two words of elements start to start + n - 1, which share their high counter word."""
-    low = torch.arange(n, dtype=torch.int32, device=key.device).add_(signed(start))
+    low = torch.arange(n, dtype=torch.int32, device=key.device)
+    if start:
+        low = low + signed(start) if compiling() else low.add_(signed(start))
     return threefry(key.unbind(), signed(start >> 32), low)
 
 

@@ -5,6 +5,7 @@ tokenizer.json   how text becomes tokens
 tokens/          the corpus as tokens
 metrics.jsonl    one line per step; tensorboard/ holds the same as events
 checkpoints/     the training state, the newest last
+programs/        compiled code, for a resumed run
 summary.json     the end: validation loss, bits per byte, the trigram model's
 sample.txt, loss.png
 """

@@ -52,7 +52,7 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
     loss_fn, guard = loss_of(config, model), guard_of(config)
     step: Step = ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, guard=guard)
     if config.compile:
-        step = ft.compile(step, donate=True)
+        step = ft.compile(step, donate=True, cache=run / "programs")
     batches = ft.data.windows(texts.train, batch=config.batch, context=config.model.context, seed=config.seed)
     key = ft.random.key(config.seed, device)
     state = ft.init_state(gpt2.init(model, key), optimizer, key=key, guard=guard)

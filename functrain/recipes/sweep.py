@@ -72,7 +72,7 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
     optimizer = _injected(config)
     guard, loss_fn = pretrain.guard_of(config), pretrain.loss_of(config, model)
     swept = ft.sweep(ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, guard=guard), grid)
-    step = ft.compile(swept, donate=True) if config.compile else swept
+    step = ft.compile(swept, donate=True, cache=run / "programs") if config.compile else swept
     batches = ft.data.windows(texts.train, batch=config.batch, context=model.context, seed=config.seed)
     key = ft.random.key(config.seed, pretrain.device_of(config.device))
     states = swept.init(ft.init_state(gpt2.init(model, key), optimizer, key=key, guard=guard))

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from functrain import checkpoint, tree
+from functrain.compiler import compilation
 from functrain.optim import apply_updates
 from functrain.testing.counting import assert_max_traces
 from functrain.testing.law import STEPS, Law, Subject, Trial, check_close, check_equal
 from functrain.testing.strategies import fill
-from functrain.transforms import compilation, vmap
+from functrain.transforms import vmap
 from functrain.tree import Tree
 
 LANES = 3

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from functrain import checkpoint, transforms, tree
+from functrain.compiler import compilation
 from functrain.testing.counting import assert_max_traces
 from functrain.testing.law import Broken, Law, check_close, check_equal, check_like, cloned
 from functrain.train import TrainState
-from functrain.transforms import compilation
 from functrain.tree import Batch
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Any]]

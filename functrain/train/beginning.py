@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from functrain import tree
+from functrain.compiler import engine
 from functrain.optim import GradientTransformation
 from functrain.optim.injection import replaced
 from functrain.train.state import TrainState
-from functrain.transforms import engine
 from functrain.tree.hints import listed
 
 

@@ -21,19 +21,16 @@ LossFn = Callable[..., Any]
 Metrics = dict[str, Tensor]
 
 
-class OptimizerStep(transforms.Staged):
-    """A step that says which optimizer's state it keeps."""
+class OptimizerStep:
+    """A step, `second(state, first(state, batch))`, that says which optimizer's state it keeps."""
 
     def __init__(
-        self,
-        first: Callable[..., Any],
-        second: Callable[[Any, Any], Any],
-        optimizer: GradientTransformation,
-        *,
-        looped: bool = False,
+        self, first: Callable[..., Any], second: Callable[[Any, Any], Any], optimizer: GradientTransformation
     ) -> None:
-        super().__init__(first, second, looped=looped)
-        self.optimizer = optimizer
+        self.first, self.second, self.optimizer = first, second, optimizer
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return self.second(state, self.first(state, batch))
 
 
 class _Found(NamedTuple):
@@ -182,7 +179,7 @@ def train_step(
         new = new._replace(params=kept[0], opt_state=kept[1], buffers=kept[2])
         return new, metrics | {"skipped": (~good).float()}
 
-    return OptimizerStep(gradients, update, optimizer, looped=looped)
+    return OptimizerStep(gradients, update, optimizer)
 
 
 def _divisor(loss: Loss) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from functrain import random, tree
-from functrain.transforms.gradient import add_leaves
+from functrain.compiler import engine
+from functrain.transforms.gradient import add_leaves, vmap
 from functrain.transforms.loss_scale import wide
 
 
@@ -75,14 +76,14 @@ def sums(add: Callable[..., Any], parts: int | None, *, rows: int | None, buffer
         *before, batch, key = args
         cuts = _cuts(batch, parts, rows)
 
-        def key_of(i: int) -> Any:
-            return key if key is None or len(cuts) == 1 else random.fold_in(key, i)
+        keys = _keys(key, len(cuts))
 
         result: Any = None
         total: list[torch.Tensor] = []
         for i, cut in enumerate(cuts):
             part = tree.map(lambda leaf, cut=cut: leaf[cut], batch)
-            found = add(total, params, *before, part, key_of(i))
+            with engine.repeating():  # with one part too: the next batch may be larger
+                found = add(total, params, *before, part, keys[i])
             if buffers:
                 found, new = found
                 before = [new]
@@ -92,6 +93,15 @@ def sums(add: Callable[..., Any], parts: int | None, *, rows: int | None, buffer
         return ((result, before[0]) if buffers else result), tree.unflatten(tree.structure(params), total)
 
     return accumulated
+
+
+def _keys(key: Any, count: int) -> Sequence[Any]:
+    """Return the key of each part."""
+    if key is None or count == 1:
+        return [key] * count
+    if engine.here.tracing:  # all at once: a graph that does not grow with the parts
+        return vmap(lambda i: random.fold_in(key, i))(torch.arange(count, device=key.device)).unbind()
+    return [random.fold_in(key, i) for i in range(count)]
 
 
 def check_parts(what: str, parts: Any, rows: Any) -> None:

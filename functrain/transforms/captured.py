@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from functrain import tree
+from functrain.compiler import engine
 
 _functorch = torch._C._functorch
 
@@ -22,6 +23,9 @@ def drawing_nothing(what: str, tensors: Sequence[Tensor], again: Callable[[], An
     """Raise ValueError when torch's global generators are used inside: the second run would draw other numbers.
 
     `again` does once more what is done inside."""
+    if engine.here.tracing:  # where a draw from a generator is an error of its own
+        yield
+        return
     accelerators = {x.device for x in tensors if x.is_cuda}
     generators = [torch.default_generator, *[torch.cuda.default_generators[d.index] for d in accelerators]]
     before = [generator.get_state() for generator in generators]

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from functrain import tree
+from functrain.compiler import donation, engine
 from functrain.losses import Loss
-from functrain.transforms import donation, engine, gradient_checks
+from functrain.transforms import gradient_checks
 from functrain.transforms.loss_scale import wide, wide_dtype
 
 Argnums = int | Sequence[int]
@@ -34,7 +35,6 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
     leaf, or depends on a differentiated tensor that is no argument.
     """
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    compiled: list[Callable[..., Any]] = []
 
     @wraps(fn)
     def value_and_grad_of(*args: Any, **kwargs: Any) -> Any:
@@ -45,11 +45,20 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
         if engine.nested() or (torch.is_grad_enabled() and _any_differentiated(args, kwargs)):
             result, grads = _by_functorch(fn, positions, has_aux, args, kwargs, leaves, structure)
         else:
-            called = _compiled(fn, compiled) if engine.here.piecewise else fn
             if _any_differentiated(args, kwargs):  # under no_grad, where nobody asks for their gradients
                 args, kwargs = tree.map(_detach, (args, kwargs))
-            result, found = _by_autograd(called, positions, has_aux, args, kwargs, leaves, structure)
-            grads = tree.unflatten(structure, found)
+
+            def run(args: Any, kwargs: Any, tangent: Any = None) -> Any:
+                leaves, structure = tree.flatten(tuple(args[i] for i in positions))
+                result, found = _by_autograd(fn, positions, has_aux, args, kwargs, leaves, structure, tangent=tangent)
+                return result, tree.unflatten(structure, found)
+
+            if engine.cuts_losses():
+                cutter = engine.here.cutter
+                cut = partial(run, tangent=cutter.tangent)
+                result, grads = cutter.call(value_and_grad_of, cut, (args, kwargs), first=_value)
+            else:
+                result, grads = run(args, kwargs)
         return result, (grads[0] if isinstance(argnums, int) else grads)
 
     return value_and_grad_of
@@ -66,14 +75,27 @@ def add_gradients(
     tensor `factor_of(fn's result)`, which is not 0.
     """
     both = value_and_grad(fn, has_aux=has_aux)
-    compiled: list[Callable[..., Any]] = []
 
     def giving(params: Any, total: Any, *args: Any) -> Any:
-        give = donation.give_gradient if engine.here.piecewise else donation.give_gradient_eagerly
-        return fn(tree.map(lambda p, t: give(p, t) if _is_large(p) else p, params, total), *args)
+        return fn(tree.map(lambda p, t: donation.give_gradient(p, t) if _is_large(p) else p, params, total), *args)
+
+    def run(params: Any, total: Any, args: Any) -> Any:
+        leaves, structure = tree.flatten((params,))
+        tangent = engine.here.cutter.tangent
+        result, grads = _by_autograd(fn, (0,), has_aux, (params, *args), {}, leaves, structure, tangent=tangent)
+        factor = None if factor_of is None else factor_of(result)
+        wider = [wide(g) if factor is None else wide(g) * factor.to(wide_dtype(g.dtype)) for g in grads]
+        return result, [t + g for t, g in zip(total, wider, strict=True)]
 
     def added(total: list[Tensor], params: Any, *args: Any) -> Any:
         differentiated = _any_differentiated(params, args)
+        if engine.cuts_losses() and not engine.nested():
+            if not total:
+                half = [wide_dtype(leaf.dtype) != leaf.dtype for leaf in tree.leaves(params)]
+                total.extend(engine.here.cutter.zeros(tree.leaves(params), half))
+            params, args = tree.map(_detach, (params, args))
+            result, total[:] = engine.here.cutter.call(added, run, (params, list(total), args), _sums, _value)
+            return result
         if engine.nested() or engine.here.tracing or (torch.is_grad_enabled() and differentiated):
             result, grads = both(params, *args)
             if factor_of is not None:
@@ -87,7 +109,6 @@ def add_gradients(
             total.extend([torch.zeros_like(leaf, dtype=wide_dtype(leaf.dtype)) for leaf in leaves])
         if differentiated:
             params, args = tree.map(_detach, (params, args))
-        called = _compiled(giving, compiled) if engine.here.piecewise else giving
         everything = (params, tree.unflatten(tree.structure(params), total), *args)
         factors: list[Tensor] = []
 
@@ -97,7 +118,7 @@ def add_gradients(
                 factors.append(factor_of(result))
                 donation.multiply(total, 1 / factors[0])
 
-        result, grads = _by_autograd(called, (0,), has_aux, everything, {}, leaves, structure, divide, zeros=False)
+        result, grads = _by_autograd(giving, (0,), has_aux, everything, {}, leaves, structure, divide, zeros=False)
         for leaf, grad, into in zip(leaves, grads, total, strict=True):
             if grad is not None and not _is_large(leaf):
                 donation.add(into, grad)
@@ -124,12 +145,12 @@ def _is_large(leaf: Tensor) -> bool:
     return leaf.nbytes >= 2**16
 
 
-def _compiled(fn: Callable[..., Any], known: list[Callable[..., Any]]) -> Callable[..., Any]:
-    if not known:
-        from functrain.transforms import inductor  # not with the package: see compilation.py
+def _value(result: Any) -> Any:
+    return result[0]
 
-        known.append(inductor.compile_differentiable(_forgetting_blocks(fn), keep_less=engine.here.lean))
-    return known[0]
+
+def _sums(inputs: Any, result: Any) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(inputs[1], result[1], strict=True))
 
 
 def grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
@@ -160,7 +181,7 @@ def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, *, chunk_s
         try:
             return fn(*args, **kwargs)
         except RuntimeError as error:
-            from functrain.transforms.untraceable import mapped
+            from functrain.compiler.untraceable import mapped
 
             reason = mapped(error)
             if reason is None:
@@ -182,19 +203,22 @@ def _by_autograd(
     structure: Any,
     forward_done: Callable[[Any], None] = lambda result: None,
     zeros: bool = True,
+    tangent: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Any, Sequence[Any]]:
     engine.here.depth += 1
     try:
         with torch.enable_grad(), engine.differentiating():
             inputs = [leaf.detach().requires_grad_() for leaf in leaves]
-            versions = [] if torch.compiler.is_compiling() else gradient_checks.versions(inputs)
+            seen = not torch.compiler.is_dynamo_compiling()
+            versions = gradient_checks.versions(inputs) if seen else []
             result = fn(*_replace(args, positions, tree.unflatten(structure, inputs)), **kwargs)
             value = _scalar(result, has_aux)
-            if not torch.compiler.is_compiling():
+            if seen:
                 gradient_checks.check_unwritten(inputs, versions, structure)
                 gradient_checks.check_reaches(value, inputs, structure)
         forward_done(result)
-        grads = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=zeros)
+        along = None if tangent is None else tangent(value)
+        grads = torch.autograd.grad(value, inputs, along, allow_unused=True, materialize_grads=zeros)
         gradient_checks.check_dense(grads, structure)
     finally:
         engine.here.depth -= 1
@@ -210,12 +234,13 @@ def _by_functorch(
     def scalar_of(leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         result = fn(*_replace(args, positions, tree.unflatten(structure, leaves)), **kwargs)
         value = _scalar(result, has_aux)
-        if not torch.compiler.is_compiling() and not value.requires_grad:
+        if not torch.compiler.is_dynamo_compiling() and not value.requires_grad:
             raise gradient_checks.unreached()
         found.extend(tree.flatten(result))
         return value, [leaf for leaf in found[0] if isinstance(leaf, Tensor)]
 
-    again = not torch.compiler.is_compiling() and torch.is_grad_enabled() and any(map(_by_caller, leaves))
+    outside = torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling()
+    again = outside and any(map(_by_caller, leaves))
     engine.here.depth += 1
     try:
         with engine.differentiating() if again else nullcontext():
@@ -225,15 +250,6 @@ def _by_functorch(
     unwrapped = iter(tensors)
     result = [next(unwrapped) if isinstance(leaf, Tensor) else leaf for leaf in found[0]]
     return tree.unflatten(found[1], result), tree.unflatten(structure, grads)
-
-
-def _forgetting_blocks(fn: Callable[..., Any]) -> Callable[..., Any]:
-    def forgetting(*args: Any, **kwargs: Any) -> Any:
-        result = fn(*args, **kwargs)
-        engine.here.blocks.clear()  # as it was found, so that nothing of the trace outlives it
-        return result
-
-    return forgetting
 
 
 def _replace(args: tuple[Any, ...], positions: Sequence[int], chosen: Sequence[Any]) -> tuple[Any, ...]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from functrain import tree
+from functrain.compiler import engine
 from functrain.losses import Loss
-from functrain.transforms import engine
 from functrain.transforms.curvature import LossFn, hvp, mean_of, tensor_of, times, total_of, zero
 from functrain.transforms.gradient import grad
 from functrain.transforms.krylov import conjugate_gradients

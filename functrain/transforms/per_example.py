@@ -6,15 +6,14 @@ B examples in a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property, wraps
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from functrain import random, tree
-from functrain.transforms import engine
-from functrain.transforms.compilation import compile
+from functrain.compiler import engine
 from functrain.transforms.gradient import value_and_grad, vmap
 from functrain.tree import Tree
 
@@ -130,17 +129,16 @@ def gradient_noise(small: Tensor, big: Tensor, small_size: int, big_size: int | 
 
 
 class _InPieces:
-    """A function that is compiled on its own where `ft.compile` compiles a step in pieces."""
+    """A function that is traced apart where `ft.compile` cuts a step, once for all chunks."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.fn = fn
 
-    @cached_property
-    def compiled(self) -> Callable[..., Any]:
-        return compile(self.fn)  # which loads torch's compiler, for a second
-
     def __call__(self, *args: Any) -> Any:
-        return (self.compiled if engine.here.piecewise and not engine.nested() else self.fn)(*args)
+        if engine.cuts_losses() and not engine.nested():
+            with engine.repeating():
+                return engine.here.cutter.call(self, self.fn, args)
+        return self.fn(*args)
 
 
 def _mapped(fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:

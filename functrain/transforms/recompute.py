@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from functrain import tree
-from functrain.transforms import captured, checkpointed, engine, rematerialized
+from functrain.compiler import engine
+from functrain.transforms import captured, checkpointed, rematerialized
 from functrain.transforms.precision import with_autocast
 from functrain.transforms.rematerialized import Call, Rematerialized
-from functrain.transforms.tape import Policy, Tape, name_value
+from functrain.transforms.tape import DOTS, Policy, Tape, name_value
 
 
 def recompute(
@@ -50,6 +51,10 @@ def recompute(
         nonlocal by_checkpoint
         if not torch.is_grad_enabled() or engine.here.plain:
             return fn(*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            raise NotImplementedError("recompute: a torch.compile of your own cannot recompute; use ft.compile")
+        if engine.partitions():
+            return _tagged(fn, policy, offloaded, args, kwargs)
         leaves, structure = tree.flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         tensors = [leaves[i] for i in places]
@@ -62,10 +67,6 @@ def recompute(
             args, kwargs = tree.unflatten(structure, full)
             return fn(*args, **kwargs)
 
-        if torch.compiler.is_compiling():
-            from functrain.transforms import recompute_compiled
-
-            return recompute_compiled.recompute(of_tensors, tensors, policy, offloaded)
         again = with_autocast(engine.as_here(of_tensors), tensors)
         if by_checkpoint and _outside_of_torch_func():
             try:
@@ -86,11 +87,25 @@ def checkpoint_name(x: Tensor, name: str) -> Tensor:
 
     In eager the operation that made x is not done again, those before it are: name the result of what takes long.
     """
-    if torch.compiler.is_compiling():
-        from functrain.transforms import recompute_compiled
-
-        return recompute_compiled.name_value(x, name)
+    if engine.partitions():
+        named = name_value(x, name)
+        engine.here.cutter.name_value(named, name)
+        return named
     return name_value(x, name)
+
+
+def _tagged(fn: Callable[..., Any], policy: Policy, offloaded: Sequence[int], args: Any, kwargs: Any) -> Any:
+    """Run `fn` so that the partitioner of a trace knows what to keep of it."""
+    if offloaded:
+        raise NotImplementedError(
+            "recompute: arguments wait in host memory in eager only; leave out offload or compile"
+        )
+    cutter = engine.here.cutter
+    if isinstance(policy, float):
+        cutter.keep_part(policy)
+        return fn(*args, **kwargs)
+    with cutter.recomputing(DOTS if policy == "dots" else (), policy if isinstance(policy, tuple) else ()):
+        return fn(*args, **kwargs)
 
 
 def _check_policy(policy: Any) -> None:

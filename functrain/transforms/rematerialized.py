@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functrain.transforms import captured, engine
+from functrain.compiler import engine
+from functrain.transforms import captured
 from functrain.transforms.tape import Diverged, Recording, Replay, Tape
 
 _functorch = torch._C._functorch

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from functrain import tree
-from functrain.transforms import engine
+from functrain.compiler import engine
 from functrain.transforms.curvature import LossFn, check_outputs, hvp, total_of
 from functrain.transforms.gradient import grad, vmap
 from functrain.transforms.laplace.posterior import Diagonal, Full, precisions

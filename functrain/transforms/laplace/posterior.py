@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from functrain import random, tree
-from functrain.transforms import engine
+from functrain.compiler import engine
 from functrain.transforms.vectors import flat, like
 from functrain.tree import Params, Tree
 

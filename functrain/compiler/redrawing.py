@@ -46,6 +46,7 @@ def draw_again(graph: fx.Graph, splits: Callable[[fx.Node], bool]) -> None:
             return node
         if (node, section) not in again:
             again[node, section] = graph.node_copy(node, copied)
+            again[node, section].meta["drawn again"] = True
         return again[node, section]
 
     for node in list(graph.nodes):

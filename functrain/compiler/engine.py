@@ -1,7 +1,7 @@
-"""Which gradient engine is in force: how deep we are inside function transforms, and whether losses are compiled.
+"""Which gradient engine is in force: how deep we are inside function transforms, and who traces what runs.
 
-Plain attributes of a threading.local, because Dynamo guards on them and cannot trace a ContextVar or a probe of
-functorch's interpreter stack.
+Plain attributes of a threading.local: a loader's thread may map a function beside a step. Nothing here imports the
+compiler, which takes two seconds.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ class _Here(threading.local):
     def __init__(self) -> None:
         self.depth = 0  # transforms of ours around the current call
         self.by_autograd = False  # the call is differentiated by torch.autograd, which torch.func does not see
-        self.piecewise = False  # value_and_grad compiles the function it differentiates
-        self.lean = False  # and so that its backward pass computes again what costs no matrix product
-        self.blocks: list[Any] = []  # what nn.stack has met while Dynamo traces a loss: each kind's block and inputs
         self.layers_kept = 1.0  # the part of an nn.stack's layers that keep their activations, others are recomputed
         self.layers_policy: Any = ("nothing", ())  # what the recomputed layers keep, which arguments wait in the host
-        self.memory_budgets: list[float] = []  # what recompute has asked of the loss that Dynamo traces
         self.plain = False  # recompute keeps everything, as there is no backward pass to come
-        self.recomputing = False  # Dynamo traces a function that will be recomputed as a whole
-        self.tracing = False  # ft.compile runs the function to see its operations
+        self.tracing = False  # the function is run to see its operations
+        self.again = False  # for the second time, because of a write that the first did not follow
+        self.cutter: Any = None  # the `cutting.Cutter` of the compilation that is going on
+        self.repeats = False  # what runs is one turn of a loop over parts of a batch
+        self.lean = False  # a backward pass computes again what costs no matrix product
 
 
 here = _Here()
@@ -40,10 +39,15 @@ def nested() -> bool:
     """Tell whether somebody outside transforms the function that is running: then only torch.func is right."""
     if here.depth > 0:
         return True
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():  # a torch.compile of the user's own, which sees no interpreters
         return False
     # private: the only way to see a torch.func transform that the caller applied without us; guarded by a test
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def level() -> tuple[int, int]:
+    """Return how many transforms are around the current call, ours and torch.func's."""
+    return here.depth, len(torch._C._functorch.get_interpreter_stack() or ())
 
 
 @contextmanager
@@ -58,8 +62,8 @@ def differentiating() -> Iterator[None]:
 
 def twice() -> bool:
     """Tell whether transforms want more than first derivatives in reverse of what is running."""
-    if torch.compiler.is_compiling():
-        return here.depth > 1  # Dynamo, which sees no interpreters, traces a loss that is differentiated from outside
+    if torch.compiler.is_dynamo_compiling():
+        return here.depth > 1
     kinds = [interpreter.key() for interpreter in torch._C._functorch.get_interpreter_stack() or ()]
     reverse = kinds.count(torch._C._functorch.TransformType.Grad) + here.by_autograd
     return torch._C._functorch.TransformType.Jvp in kinds or reverse > 1
@@ -86,7 +90,7 @@ def without_recompute(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def concrete() -> bool:
     """Tell whether tensors are numbers that can be looked at, for an error where there would be a NaN."""
-    return not (nested() or here.tracing or torch.compiler.is_compiling())
+    return not (nested() or here.tracing or torch.compiler.is_dynamo_compiling())
 
 
 def with_layers(fn: Callable[..., Any], kept: float, policy: Any) -> Callable[..., Any]:
@@ -117,23 +121,48 @@ def as_here(fn: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def cuts_losses() -> bool:
+    """Tell whether a gradient that is taken now is traced apart."""
+    return here.cutter is not None and here.cutter.cuts_losses()
+
+
+def partitions() -> bool:
+    """Tell whether what runs is traced for torch's partitioner, which decides what a backward pass computes again."""
+    return here.cutter is not None and here.cutter.partitions()
+
+
 @contextmanager
-def compiling_losses(*, keep_less: bool = False) -> Iterator[None]:
-    """Let every outermost `value_and_grad` inside compile the function it differentiates, each as one graph."""
-    before = here.piecewise, here.lean
-    here.piecewise, here.lean = True, keep_less
+def repeating() -> Iterator[None]:
+    """Let a trace inside look once at gradients that are taken again and again, and spare memory: who cuts a batch has
+    more than fits."""
+    before = here.repeats, here.lean
+    here.repeats = here.lean = True
     try:
         yield
     finally:
-        here.piecewise, here.lean = before
+        here.repeats, here.lean = before
 
 
 @contextmanager
-def tracing_operations() -> Iterator[None]:
+def tracing_again() -> Iterator[None]:
+    """Let who counts traces know that what runs inside has been counted."""
+    before, here.again = here.again, True
+    try:
+        yield
+    finally:
+        here.again = before
+
+
+@contextmanager
+def tracing_operations(cutter: Any = None) -> Iterator[None]:
     """Let a compiled function that is called inside run as the plain function that it is, to be traced."""
-    before, here.tracing = here.tracing, True
+    before = here.tracing, here.cutter
+    here.tracing, here.cutter = True, cutter
+    # modules ask this before they look at the numbers in a mask
+    compiling, torch.compiler._is_compiling_flag = torch.compiler._is_compiling_flag, True
     try:
         with threefry.traced():
             yield
     finally:
-        here.tracing = before
+        here.tracing, here.cutter = before
+        torch.compiler._is_compiling_flag = compiling

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 
@@ -21,17 +20,16 @@ aten = torch.ops.aten
 torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.zeros(()),))
 
 
-class DenseZeros(TorchDispatchMode):
-    """Inside, zero tangents are ordinary tensors."""
+# operations that return a zero without memory
+ZEROS = {aten._efficientzerotensor.default, aten._new_zeros_with_same_feature_meta.default}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is aten._efficientzerotensor.default:
-            return torch.zeros(*args, **kwargs)
-        if func is aten._new_zeros_with_same_feature_meta.default:
-            tangent, primal = args
-            return _zeros_laid_out_as(primal, tangent.shape[: kwargs.get("self_num_batch_dims", 0)])
-        return func(*args, **kwargs)
+
+def dense_zeros(func: Any, args: Any, kwargs: Any) -> Tensor:
+    """Return a tensor of zeros in place of what one of `ZEROS` returns."""
+    if func is aten._efficientzerotensor.default:
+        return torch.zeros(*args, **kwargs)
+    tangent, primal = args
+    return _zeros_laid_out_as(primal, tangent.shape[: kwargs.get("self_num_batch_dims", 0)])
 
 
 def _zeros_laid_out_as(primal: Tensor, mapped: Sequence[int]) -> Tensor:

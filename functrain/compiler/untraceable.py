@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import traceback
+import types
 from pathlib import Path
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
@@ -14,24 +14,19 @@ _NO_PLACES = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent
 _OPTIMIZERS = str(Path(_NO_PLACES[0]) / "optim")
 
 
-def way_out(error: BaseException) -> str | None:
-    """Say what to do about an error if it says that Dynamo cannot trace a loss that is compiled in pieces."""
-    says = str(error)
-    if "Freevar has no source" in says:  # an assertion of torch 2.13, as the last one here
-        return (
-            "a block of nn.stack takes a tensor that the loss computes from around it: pass it, as in "
-            "nn.stack(block, layers, x, mask)"
-        )
-    if "Input-to-input aliasing" in says:
-        return "two tensors that a block of nn.stack takes share one memory: clone one of them"
-    # the second is about what a torch.func transform inside of the function made
-    if isinstance(error, TorchDynamoException) or "Expected FakeTensor, got" in says:
-        return "to compile the step as one graph, wrap it: ft.compile(lambda state, batch: step(state, batch))"
-    return None
+class Untraceable(RuntimeError):
+    """What a function that is traced must not do. Not a TypeError, which an operator of Python's would swallow."""
 
 
 def reading(error: BaseException) -> str | None:
-    """Explain an error that says that a function reads the numbers in a tensor, which are not known in a trace."""
+    """Explain an error that says that a function does what cannot be traced, such as reading numbers in a tensor."""
+    if isinstance(error, Untraceable):
+        return ": ".join(filter(None, (_own_place(error), str(error))))
+    if "backward through the graph a second time" in str(error):
+        return (
+            "the function differentiates for itself, as .backward() does, what is differentiated once more around it; "
+            "leave out .backward(), and take gradients inside by ft.grad"
+        )
     if not isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)):
         return None
     checks = any("distributions" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
@@ -84,8 +79,26 @@ def _of_an_optimizer(error: BaseException) -> str:
     )
 
 
+def users_own(error: BaseException) -> types.TracebackType | None:
+    """Return the traceback of an error without the frames of torch and of the compiler."""
+    frames, at = [], error.__traceback__
+    while at is not None:
+        if not at.tb_frame.f_code.co_filename.startswith(_NO_PLACES):
+            frames.append(at)
+        at = at.tb_next
+    found: types.TracebackType | None = None
+    for frame in reversed(frames):
+        found = types.TracebackType(found, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    return found
+
+
 def _place(error: BaseException) -> str:
+    return _own_place(error) or str(error).partition("\n")[0]
+
+
+def _own_place(error: BaseException) -> str | None:
+    """Return the innermost line of the user's, or of an optimizer, behind an error."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.line and not f.filename.startswith(_NO_PLACES)]
     own = own or [f for f in frames if f.line and f.filename.startswith(_OPTIMIZERS)]
-    return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else str(error).partition("\n")[0]
+    return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else None

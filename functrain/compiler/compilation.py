@@ -1,50 +1,33 @@
 """Compilation of whole functions, with the buffers of the first argument reused.
 
-A function is traced by running it once on tensors without data, as JAX does, and the operations seen are compiled.
-`ft.compile` has two ways for a `Staged` function, and chooses by the size of its first argument (see docs/compile.md):
-
-- whole: one graph for everything. A call costs some 100 us, which decides for small models. An update of many leaves,
-  which any function without matrix products may be, shares one kernel between leaves that it treats alike.
-- piecewise, from 1 MiB on: each loss is a graph of its own, differentiated through the partitioner, which saves less
-  memory for the backward pass than one graph does; layers of `nn.stack` are compiled once; the update shares kernels.
+A function is traced by running it once on tensors without data, as JAX does, and the operations seen are compiled: a
+small function as one program, and one whose first argument has 1 MiB or more as a list of programs, cut at the layers
+of `nn.stack` and at gradients (see docs/compile.md).
 """
 
 from __future__ import annotations
 
+import os
+import warnings
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from functrain import tree
-from functrain.transforms import donation, engine
+from functrain.compiler import donation, engine
 
 _PIECEWISE_BYTES = 2**20
-
-Compiler = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Sequence[Any]]]
-
-
-class Staged:
-    """A function in two stages, `second(first_argument, first(*args))`: one differentiates, the other updates.
-
-    Only `ft.compile` looks at the stages, to compile them apart: always where the first is `looped`, so that a loop
-    over parts of a batch does not become a graph as long as the loop.
-    """
-
-    def __init__(self, first: Callable[..., Any], second: Callable[[Any, Any], Any], *, looped: bool = False) -> None:
-        self.first, self.second, self.looped = first, second, looped
-
-    def __call__(self, *args: Any) -> Any:
-        return self.second(args[0], self.first(*args))
 
 
 class CompilerNotFoundError(RuntimeError):
     """There is no C++ compiler on this machine, and compiling for the CPU needs one."""
 
 
-def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., Any]:
+def compile(fn: Callable[..., Any], *, donate: bool = False, cache: str | os.PathLike[str] | None = None) -> Compiled:
     """Compile a pure function of trees, whole: nothing falls back to eager, and an operation that cannot be compiled
     is an error.
 
@@ -52,45 +35,17 @@ def compile(fn: Callable[..., Any], *, donate: bool = False) -> Callable[..., An
     peak is lower by the size of the state, and touching the old tensors raises `ConsumedError`. Equals `fn` to
     floating-point rounding. `fn` runs as Python once for each structure, shape, dtype, and value of an argument that
     is no tensor, and for another default dtype or autocast around the call; the value of a tensor never compiles again.
-    Goes outermost: `compile(grad(f))`, not the reverse.
+    Goes outermost: `compile(grad(f))`, not the reverse. `describe(*args)` of the result is the list of its programs.
+
+    With `cache`, compiled programs are kept in this folder, and taken from it in another process: see docs/compile.md.
+    They are machine code, as safe as who has written them. A folder that cannot be written, or holds other files than
+    were written there, is told by a warning, and the programs are compiled anew.
 
     Raises: CompilerNotFoundError at the first call on a machine without a C++ compiler; TypeError, ValueError for a
     first argument that cannot be donated; TypeError for an argument that is being differentiated or mapped, or that is
     neither a tensor nor has a hash, and for an `fn` that reads the numbers in a tensor.
     """
-    # not with the package: Inductor takes two seconds to import, and who does not compile does not need it
-    from functrain.transforms import compiler_jobs, leafwise
-
-    whole = _Compiled(fn, donate, _compile_whole)
-    if not isinstance(fn, Staged):
-        return whole
-    update = _Compiled(fn.second, donate, leafwise.compile_graph)
-    first, looped = fn.first, fn.looped
-
-    def step(state: Any, *args: Any) -> Any:
-        if not looped and (whole.ran or tree.bytes(state) < _PIECEWISE_BYTES):
-            return whole(state, *args)
-        if not update.ran:
-            compiler_jobs.start_checks(tree.leaves((state, args)))
-        # who cuts a batch has more than fits: a part keeps less for its backward pass than a whole batch does
-        with torch.no_grad(), engine.compiling_losses(keep_less=looped):
-            middle = _or_explain(_in_pieces, first, state, *args)
-        return update(state, middle)
-
-    return step
-
-
-def _compile_whole(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Sequence[Any]]:
-    """Compile as one program; an update of many leaves, recognized by its lack of matrix products, leaf by leaf."""
-    from functrain.transforms import graph_passes, inductor, leafwise
-
-    size = sum(leaf.nbytes for leaf in inputs if isinstance(leaf, Tensor))
-    if size >= _PIECEWISE_BYTES and len(inputs) >= _MANY and not graph_passes.has_products(graph.graph):
-        return leafwise.compile_graph(graph, inputs)
-    return inductor.compile_graph(graph, inputs)
-
-
-_MANY = 16  # leaves: a kernel for each takes g++ as long as the shared one and its caller
+    return Compiled(fn, donate, cache=None if cache is None else Path(cache))
 
 
 def interpret(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,22 +53,21 @@ def interpret(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Equals `fn` bit for bit.
     """
-    return _Compiled(fn, False, lambda graph, inputs: graph)
+    return Compiled(fn, False, interpreted=True)
 
 
-class _Compiled:
+class Compiled:
     """A function compiled for every kind of arguments that it meets."""
 
-    def __init__(self, fn: Callable[..., Any], donate: bool, compiler: Compiler) -> None:
-        self.fn, self.donate, self.compiler = fn, donate, compiler
+    def __init__(
+        self, fn: Callable[..., Any], donate: bool, *, interpreted: bool = False, cache: Path | None = None
+    ) -> None:
+        self.fn, self.donate, self.interpreted, self.cache = fn, donate, interpreted, cache
         self.programs: dict[Any, _Program] = {}
+        self.linked: dict[Any, Any] = {}  # what they are made of: a loss of other parts of a batch is the same loss
         self.last: _Program | None = None
         self.settings: Any = None  # under which the last one was made
         self.returned: list[weakref.ref[Tensor]] = []
-
-    @property
-    def ran(self) -> bool:
-        return self.last is not None
 
     def __call__(self, *args: Any) -> Any:
         if engine.here.tracing:
@@ -125,13 +79,23 @@ class _Compiled:
             program = self.last = self._program(args, leaves, structure, settings)
             self.settings = settings
         with torch.no_grad():
-            results = program.kernel(*leaves)
+            results = program.run(leaves)
         result = tree.unflatten(program.result, results)
         if not self.donate:
             return result
         new = donation.pass_on(leaves[: program.donated])
         self.returned = [weakref.ref(leaf) for leaf in new]
         return (tree.unflatten(program.state, new), *result)
+
+    def describe(self, *args: Any) -> str:
+        """Return the list of calls that the function is compiled to for arguments of these kinds, a line each:
+        programs, their operations, and what each keeps for the backward pass.
+
+        Compiles it where it is not, and runs nothing.
+        """
+        leaves, structure = tree.flatten(args)
+        _check_outermost(leaves)
+        return "\n".join(self._program(args, leaves, structure, _settings()).describe())
 
     def _fits_again(self, program: _Program, leaves: list[Any], structure: Any) -> bool:
         """Tell whether the arguments are the tensors that we returned last, and others of the same kinds."""
@@ -153,6 +117,9 @@ class _Compiled:
         except TypeError as error:
             raise _unhashable(args) from error
         if not known:
+            others = [old for old in self.programs if old[0] == structure and old[2] == settings]
+            if len(others) == _TIMES:
+                _tell(args, others[-1][1], kinds)
             self.programs[key] = _or_explain(_Program, self, args, leaves, structure, kinds)
         return self.programs[key]
 
@@ -160,27 +127,63 @@ class _Compiled:
 class _Program:
     """The compiled form of a function for one kind of arguments."""
 
-    def __init__(self, owner: _Compiled, args: tuple[Any, ...], leaves: list[Any], structure: Any, kinds: Any) -> None:
+    def __init__(self, owner: Compiled, args: tuple[Any, ...], leaves: list[Any], structure: Any, kinds: Any) -> None:
         self.structure, self.kinds = structure, kinds
         self.state = tree.structure(args[0]) if owner.donate else None
         self.donated = len(tree.leaves(args[0])) if owner.donate else 0
         self.result: Any = None
+        # not with the package: torch's compiler takes two seconds to import
+        from functrain.compiler import artefact, cutting, jobs, linking, tracing
 
-        def flat(*leaves: Any) -> list[Any]:
-            result = owner.fn(*tree.unflatten(structure, leaves))
+        where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self.where = where if len(where) < len(leaves) else None
+
+        def flat(*tensors: Any) -> Any:
+            given = list(leaves)
+            for i, x in zip(where, tensors, strict=True):
+                given[i] = x
+            result = owner.fn(*tree.unflatten(structure, given))
+            writes: list[tuple[Tensor, Tensor]] = []
             if owner.donate:
-                result = self._store(leaves[: self.donated], result)
+                result, writes = self._stored(given[: self.donated], result)
             found, self.result = tree.flatten(result)
-            return found
+            return found, writes
 
-        from functrain.transforms import compiler_jobs, inductor
+        jobs.start_checks(leaves)
+        tensors = [leaves[i] for i in where]
+        # what is a view of the conjugate, or negative, of other memory
+        self.lazy = [i for i, x in enumerate(tensors) if x.is_conj() or x.is_neg()]
+        tensors = [_plain(x) for x in tensors]
 
-        compiler_jobs.start_checks(leaves)
-        with torch.no_grad(), engine.tracing_operations():
-            graph = inductor.trace(flat, leaves)
-            self.kernel = owner.compiler(graph, leaves)
+        def build() -> tuple[Any, list[Tensor], int]:
+            cutter = cutting.Cutter(layers=tree.bytes(args[:1]) >= _PIECEWISE_BYTES)
+            with torch.no_grad(), engine.tracing_operations(cutter):
+                traced = cutter.trace(flat, tensors)
+            with torch.no_grad(), jobs.together(tensors):
+                operations = linking.size(traced.graph)
+                return linking.Linker(cutter, owner.linked).link(traced), traced.lifted, operations
 
-    def _store(self, old: Sequence[Tensor], result: Any) -> tuple[Any, ...]:
+        def interpreted() -> tuple[Any, list[Tensor], int]:
+            with torch.no_grad(), engine.tracing_operations():
+                traced = tracing.trace(lambda mode, *xs: flat(*xs), tensors, decompose=False)
+            module = fx.GraphModule({}, traced.graph)
+            return (lambda values: module(*values)), traced.lifted, linking.size(traced.graph)
+
+        found = interpreted() if owner.interpreted else artefact.kept_in(owner.cache, build)
+        self.kernel, self.lifted, self.operations = found
+
+    def describe(self) -> list[str]:
+        if hasattr(self.kernel, "describe"):
+            return list(self.kernel.describe())
+        return [f"program  {self.operations} operations"]
+
+    def run(self, leaves: list[Any]) -> Any:
+        given = list(leaves) if self.where is None else [leaves[i] for i in self.where]
+        for i in self.lazy:
+            given[i] = _plain(given[i])
+        return self.kernel([*given, *self.lifted])
+
+    def _stored(self, old: Sequence[Tensor], result: Any) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
         if not isinstance(result, tuple) or not result:
             raise TypeError(f"ft.compile(donate=True): expected fn to return (new, ...), came {type(result).__name__}")
         like, new = tree.unflatten(self.state, old), result[0]
@@ -192,17 +195,31 @@ class _Program:
                     f"ft.compile(donate=True): {path}: expected {a.dtype} {tuple(a.shape)} as in the first argument, "
                     f"came {came}; keep shapes and dtypes from step to step, or compile with donate=False"
                 )
-        for a, b in zip(old, tree.leaves(new), strict=True):
-            if a is not b:
-                a.copy_(b)
-        return result[1:]
+        return result[1:], [(a, b) for a, b in zip(old, tree.leaves(new), strict=True) if a is not b]
 
 
 def _kind(leaf: Any) -> Any:
     """What of a leaf a compiled program depends on."""
     if isinstance(leaf, Tensor):
-        return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, type(leaf))
+        return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, type(leaf), leaf.is_conj(), leaf.is_neg())
     return (type(leaf), leaf)
+
+
+_TIMES = 3  # that a function is compiled for other shapes without a word
+
+
+def _tell(args: Any, before: Any, now: Any) -> None:
+    paths = [path for path, _ in tree.items(args)]
+    path, old, new = next((p, a, b) for p, a, b in zip(paths, before, now, strict=True) if a != b)
+    warnings.warn(
+        f"ft.compile: compiled for the {_TIMES + 1}th time: argument {path} is {new[:3]}, and was {old[:3]}; each "
+        "shape, dtype and value of what is no tensor is a program: pad to one shape, or pass numbers as tensors",
+        stacklevel=5,
+    )
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.resolve_conj().resolve_neg()
 
 
 def _settings() -> Any:
@@ -230,30 +247,16 @@ def _check_outermost(leaves: list[Any]) -> None:
         )
 
 
-def _in_pieces(first: Callable[..., Any], *args: Any) -> Any:
-    try:
-        return first(*args)
-    except Exception as error:
-        from functrain.transforms.untraceable import way_out
-
-        way = way_out(error)
-        if way is None:
-            raise
-        raise NotImplementedError(
-            f"ft.compile: a large step is compiled in pieces, and torch's Dynamo cannot trace this loss; {way}. Dynamo "
-            f"says: {error}"
-        ) from error
-
-
 def _or_explain(fn: Callable[..., Any], *args: Any) -> Any:
     try:
         return fn(*args)
     except Exception as error:
-        from functrain.transforms import inductor, untraceable
+        from functrain.compiler import inductor, untraceable
 
         reading = untraceable.reading(error)
         if reading:
-            raise TypeError(f"ft.compile: {reading}") from error
+            # the way to the user's line, and not the page between it and here
+            raise TypeError(f"ft.compile: {reading}").with_traceback(untraceable.users_own(error)) from None
         if inductor.no_cxx_compiler(error):
             raise CompilerNotFoundError(
                 "ft.compile: no C++ compiler found, and compiling for the CPU needs one; install g++ or clang++ "

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from functrain import tree
@@ -15,29 +14,8 @@ class ConsumedError(RuntimeError):
     """A tensor was used after its memory had been given to the next state."""
 
 
-class _AddedTo(torch.autograd.Function):
-    """The identity, whose gradient is added to a sum in the sum's memory as soon as it is made, and goes no further."""
-
-    @staticmethod
-    def forward(ctx: Any, leaf: Tensor, total: Tensor) -> Tensor:
-        ctx.save_for_backward(total)
-        return leaf.view_as(leaf)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        (total,) = ctx.saved_tensors
-        total.add_(grad)
-        return None, None
-
-
 def give_gradient(leaf: Tensor, total: Tensor) -> Tensor:
-    """Return the leaf, with a gradient that is added to `total` in place, and is nobody else's; to be compiled."""
-    given: Tensor = _AddedTo.apply(leaf, total)
-    return given
-
-
-def give_gradient_eagerly(leaf: Tensor, total: Tensor) -> Tensor:
-    """Do the same as `give_gradient`, in eager: the gradient that others see is a zero that has no memory.
+    """Return the leaf, with a gradient that is added to `total` in place; others see a zero that has no memory.
 
     With a function in place of the hook, autograd, which runs the youngest function first, would add at the very end.
     """

@@ -19,23 +19,29 @@ def let_views_copy(module: fx.GraphModule) -> None:
 
 def unstack_sums(graph: fx.Graph) -> None:
     """Turn the sum of stacked numbers into additions: a stack is a buffer, a view and a copy for each number."""
-    for node in graph.find_nodes(op="call_function", target=aten.sum.default):
-        stack = node.args[0]
-        if (
-            len(node.args) > 1
-            or stack.target is not aten.stack.default
-            or any(dim_of(n) for n in stack.all_input_nodes)
-        ):
+    for node in list(graph.nodes):
+        terms = stacked_numbers(node)
+        if not terms:
             continue
         with graph.inserting_before(node):
-            total = stack.args[0][0]
-            for term in stack.args[0][1:]:
+            total = terms[0]
+            for term in terms[1:]:
                 total = graph.call_function(aten.add.Tensor, (total, term))
                 total.meta.update(node.meta)
         node.replace_all_uses_with(total)
         graph.erase_node(node)
-        if not stack.users:
-            graph.erase_node(stack)
+    graph.eliminate_dead_code()
+
+
+def stacked_numbers(node: fx.Node) -> list[fx.Node]:
+    """Return what a node adds up, if it is the sum of () tensors that are stacked for it alone."""
+    stack: Any = node.args[0] if node.target is aten.sum.default and len(node.args) == 1 else None
+    if stack is None or stack.target is not aten.cat.default or len(stack.users) > 1:
+        return []
+    lines = stack.args[0]
+    if any(n.target is not aten.unsqueeze.default or len(n.users) > 1 or dim_of(n.args[0]) for n in lines):
+        return []
+    return [n.args[0] for n in lines]
 
 
 def write_early(graph: fx.Graph) -> None:
@@ -72,22 +78,6 @@ def addition(node: fx.Node) -> tuple[Any, fx.Node, fx.Node] | None:
     if not alone or write.args[1] is not total or not isinstance(into, fx.Node) or into.op != "placeholder":
         return None
     return (into, total, write) if {*total.args} == {into, node} and {*into.users} == {total, write} else None
-
-
-def check_drawn_from_keys(graph: fx.Graph) -> None:
-    """Raise RuntimeError where a module draws from the global generator: Dynamo does not hand torch.rand_like,
-    randn_like, randint_like and normal to `from_module`, which draws them from its key."""
-    for node in graph.nodes:
-        target = node.target
-        if not isinstance(target, torch._ops.OpOverload) or "attention" in str(target):
-            continue  # that draws for its own dropout, whose rate is 0 where from_module calls it
-        if torch.Tag.nondeterministic_seeded in target.tags and node.meta.get("nn_module_stack"):
-            raise RuntimeError(f"from_module: the module calls {target}, which this way cannot be drawn from a key")
-
-
-def has_products(graph: fx.Graph) -> bool:
-    """Tell whether a graph has a node that `is_product`."""
-    return any(is_product(node) for node in graph.nodes)
 
 
 def is_product(node: fx.Node) -> bool:

@@ -13,34 +13,30 @@ Nothing here knows an optimizer: the columns are found in the graph.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from functrain.transforms import compiler_jobs, inductor
-from functrain.transforms.columns import columns, is_scalar, value_of
+from functrain.compiler import graph_passes, inductor
+from functrain.compiler.columns import columns, is_scalar, value_of
 
 aten = torch.ops.aten
 
 
-def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> inductor.Kernel:
+def compile_graph(graph: fx.Graph, mode: FakeTensorMode) -> inductor.Kernel:
     """Compile a graph of aten operations whose only side effects are writes to its inputs."""
-    if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in inputs):
-        # a GPU kernel over many leaves compiles as fast as one over a single leaf, and costs one launch
-        return inductor.compile_graph(graph, inputs)
-    with compiler_jobs.together(inputs):
-        return inductor.compile_functional(graph, inputs, lambda functional: _Plan(functional).run)
+    return _Plan(inductor.without_repetitions(graph), mode).run
 
 
 class _Plan:
     """What a graph turns into: calls that read and fill a table of values, in order."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
-        self.nodes = list(graph.graph.nodes)
+    def __init__(self, graph: fx.Graph, mode: FakeTensorMode) -> None:
+        self.nodes, self.mode = list(graph.nodes), mode
         self.placeholders = [node for node in self.nodes if node.op == "placeholder"]
-        self.constants = {node: getattr(graph, str(node.target)) for node in self.nodes if node.op == "get_attr"}
         self.writes = [node for node in self.nodes if node.target is aten.copy_.default]
         self.results: list[Any] = list(self.nodes[-1].args[0])
         self.column_of = columns(self.nodes)
@@ -49,8 +45,9 @@ class _Plan:
         self.turns = self._turns()
         self.calls = list(self._schedule())
 
-    def run(self, *args: Any) -> list[Any]:
-        values: dict[Any, Any] = {**self.constants, **dict(zip(self.placeholders, args, strict=True))}
+    def run(self, args: list[Any]) -> list[Any]:
+        values: dict[Any, Any] = dict(zip(self.placeholders, args, strict=True))
+        args.clear()
         for call in self.calls:
             call(values)
         return [values[node] if isinstance(node, fx.Node) else node for node in self.results]
@@ -83,7 +80,7 @@ class _Plan:
             readers = [self.turns[user] for user in target.users if user.op == "call_function"]
             turn = max([self.turns[write], *readers, *(t for t, c in pieces if c == column >= 0)])
             pieces[turn if turn % 2 == (column >= 0) else turn + 1, column].append(write)
-        given = {*self.placeholders, *self.constants}
+        given = {*self.placeholders}
         kernels: dict[str, Any] = {}
         for turn in sorted({turn for turn, _ in pieces}):
             for node in self.nodes:
@@ -96,9 +93,9 @@ class _Plan:
                 alike[piece.signature].append(piece)
             for signature, group in alike.items():
                 if turn % 2 == 0:
-                    yield _rest(group[0])
+                    yield _rest(group[0], self.mode)
                 else:
-                    kernel = kernels[signature] = kernels.get(signature) or group[0].compile(any_length=True)
+                    kernel = kernels[signature] = kernels.get(signature) or group[0].compile_for_any_length()
                     yield _columns_call(kernel, group, self.summed, {*self.results})
             given.update(node for piece in made for node in piece.outputs)
 
@@ -112,11 +109,11 @@ class _Plan:
         return later and (column is None or is_scalar(node))  # a column's values are cheap to compute again
 
 
-def _rest(piece: _Piece) -> Callable[[dict[Any, Any]], None]:
-    kernel = piece.compile(any_length=False)
+def _rest(piece: _Piece, mode: FakeTensorMode) -> Callable[[dict[Any, Any]], None]:
+    kernel = inductor.compile_graph(piece.graph, mode)
 
     def run(values: dict[Any, Any]) -> None:
-        values.update(zip(piece.outputs, kernel(*[values[node] for node in piece.inputs]), strict=True))
+        values.update(zip(piece.outputs, kernel([values[node] for node in piece.inputs]), strict=True))
 
     return run
 
@@ -137,14 +134,14 @@ def _columns_call(
 
     def run(values: dict[Any, Any]) -> None:
         for piece, shape in zip(single, single_shapes, strict=True):
-            results = kernel(*[_line(values[node]) for node in piece.inputs])
+            results = kernel([_line(values[node]) for node in piece.inputs])
             for node, result, size in zip(piece.outputs, results, shape, strict=True):
                 values[node] = result.view(size)
         if not small:
             return
         rows = [[_line(values[piece.inputs[i]]) for piece in small] for i in range(len(small[0].inputs))]
         joined = [row[0] if row[0].dim() == 0 else torch.cat(row) for row in rows]
-        results = kernel(*joined)
+        results = kernel([*joined])
         for i in small[0].written:
             torch._foreach_copy_(rows[i], joined[i].split(sizes))
         for i, result in enumerate(results):
@@ -171,13 +168,11 @@ def _sum(node: fx.Node) -> Callable[[dict[Any, Any]], None]:
     return run
 
 
-def _terms(node: fx.Node) -> Any:
-    """What a node adds up, if it is the sum of stacked numbers that nobody else reads."""
-    stack: Any = node.args[0] if node.target is aten.sum.default and len(node.args) == 1 else None
-    if stack is None or stack.target is not aten.stack.default or len(stack.users) > 1:
-        return ()
-    terms: Any = stack.args[0]
-    return terms if all(len(term.users) == 1 and term.target is aten.sum.default for term in terms) else ()
+def _terms(node: fx.Node) -> list[fx.Node]:
+    """What a node adds up, if it is the sum of stacked sums that nobody else reads."""
+    terms = graph_passes.stacked_numbers(node)
+    alone = all({user.target for user in term.users} == {aten.unsqueeze.default} for term in terms)
+    return terms if alone and all(t.target is aten.sum.default and len(t.users) == 1 for t in terms) else []
 
 
 def _line(value: Tensor) -> Tensor:
@@ -195,10 +190,10 @@ class _Piece:
         self.graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         for i, node in enumerate(self.inputs):
             copies[node] = self.graph.placeholder(f"input_{i}")
+            copies[node].meta["val"] = node.meta["val"]
         for node in sorted(body, key=lambda node: node.target is aten.copy_.default):  # stable: the writes come last
             copies[node] = self.graph.node_copy(node, lambda arg: copies[arg])
-            copies[node].meta.clear()  # the shapes of the leaf that it was traced for
-        self.graph.output([copies[node] for node in self.outputs])
+        self.graph.output(tuple([copies[node] for node in self.outputs]))
         targets = [node.args[0] for node in nodes if node.target is aten.copy_.default]
         self.written = [i for i, node in enumerate(self.inputs) if node in targets]
         names = {node: _Name(f"n{i}") for i, node in enumerate(self.graph.nodes)}
@@ -206,10 +201,8 @@ class _Piece:
         calls = [(str(n.target), fx.node.map_arg((n.args, n.kwargs), names.__getitem__)) for n in self.graph.nodes]
         self.signature = repr((lines, calls))
 
-    def compile(self, *, any_length: bool) -> inductor.Kernel:
-        """Return the kernel of this piece; one for leaves of any length takes each as one dimension."""
-        if not any_length:
-            return inductor.compile_part(self.graph, [value_of(node) for node in self.inputs])
+    def compile_for_any_length(self) -> inductor.Kernel:
+        """Return the kernel of this piece for leaves of any length, which takes each as one dimension."""
         lines = [not is_scalar(node) for node in self.inputs]
         return inductor.compile_for_any_length(self.graph, [value_of(node).dtype for node in self.inputs], lines)
 

@@ -1,0 +1,255 @@
+"""torch's compiler, as we use it: its private names stand here, and tests/test_inductor.py notices a change.
+
+The public `torch.compile` is not enough: a call through Dynamo's guards costs 50 us, half a step of a small model, it
+knows other limits of Python than a function that is run, and it cannot be given a graph.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, fx
+from torch._functorch import config as functorch_config
+from torch._functorch import partitioners
+from torch._functorch.compile_utils import fx_graph_cse
+from torch._guards import TracingContext, tracing
+from torch._inductor import config
+from torch._inductor.codegen.cpp import CppScheduling
+from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.exc import InvalidCxxCompiler
+from torch._inductor.lowering import make_fallback
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import _disable_current_modes
+
+from functrain.compiler import graph_passes, jobs, redrawing
+
+aten = torch.ops.aten
+Kernel = Callable[[list[Any]], Sequence[Any]]  # takes the inputs, a list that it empties, and returns the results
+Strides = list[Any]  # of each result; None where it is laid out as the graph says
+
+# what `graph_passes.write_early` writes. torch finds by itself that it has no lowering for it, but raises then where
+# the environment has CI
+make_fallback(aten.addmm_.default, override_decomp=True)
+make_fallback(aten.embedding_dense_backward.default, override_decomp=True)
+
+
+@cache
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """What torch's compiler takes apart into simpler operations."""
+    table = dict(select_decomp_table())
+    taken_apart = table[aten.embedding_dense_backward.default]
+
+    def embedding_backward(grad: Tensor, *args: Any) -> Any:
+        # its parts add rows from several threads, in the order in which these come: a sum that is not the same twice
+        return NotImplemented if grad.device.type == "cpu" else taken_apart(grad, *args)
+
+    return table | {aten.embedding_dense_backward.default: embedding_backward}
+
+
+def compile_graph(graph: fx.Graph, mode: FakeTensorMode) -> Kernel:
+    """Compile a graph of operations, writes to its inputs at the end, as one program."""
+    module = fx.GraphModule({}, graph)
+    with compiling(mode):
+        _recursive_joint_graph_passes(module)
+        redrawing.draw_again(module.graph, graph_passes.is_product)
+    return lower(module, mode, "inference")[0]
+
+
+def partition(
+    graph: fx.Graph, mode: FakeTensorMode, results: int, *, lean: bool, budget: float
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Split the graph of a function and its gradient in two: the first returns the first results, and what it keeps.
+
+    Inputs named "tangents..." are the second one's. With `lean` the second computes the inputs of its matrix products
+    again where that takes none; else torch keeps them, which is half of a transformer's activations. `budget` is the
+    part of the memory that is kept at all.
+    """
+    module = fx.GraphModule({}, graph)
+    settings = functorch_config.patch(
+        ban_recompute_materialized_backward=not lean,
+        activation_memory_budget=budget,
+    )
+    with compiling(mode), settings, ExitStack() as stack:
+        _recursive_joint_graph_passes(module)
+        redrawing.mark(module.graph)
+        # attention says of itself that it draws, also where it drops nothing; what does draw is in no trace
+        stack.enter_context(patch.object(partitioners, "has_recomputable_rng_ops", lambda _: False))
+        return partitioners.min_cut_rematerialization_partition(
+            module, [], "inductor", num_fwd_outputs=results, static_lifetime_input_indices=[]
+        )
+
+
+def eliminate_dead(graph: fx.Graph) -> None:
+    """Take out what nobody uses; inputs stay."""
+    graph.eliminate_dead_code()
+
+
+def pass_inputs_by(forward: fx.GraphModule, results: int) -> list[tuple[bool, int]]:
+    """Take inputs out of what a forward program returns to be kept, as whoever calls it has them; tell for each value
+    that is kept (True, i), an input, or (False, j), what the program returns."""
+    inputs = {node: i for i, node in enumerate(forward.graph.find_nodes(op="placeholder"))}
+    end: Any = forward.graph.output_node()
+    nodes = list(end.args[0])
+    own = [*nodes[:results], *dict.fromkeys(node for node in nodes[results:] if node not in inputs)]
+    end.args = (tuple(own),)
+    forward.recompile()
+    places = {node: i for i, node in enumerate(own)}
+    return [(True, inputs[node]) if node in inputs else (False, places[node]) for node in nodes[results:]]
+
+
+def lay_out(backward: fx.GraphModule, strides: Sequence[Any]) -> None:
+    """Tell a backward program how the first of its inputs lie, where the forward program has laid them out anew."""
+    for node, found in zip(backward.graph.find_nodes(op="placeholder"), strides, strict=False):
+        value = node.meta["val"]
+        if found is not None and value.stride() != found:
+            with compiling(value.fake_mode), value.fake_mode:
+                node.meta["val"] = torch.empty_strided(value.shape, found, dtype=value.dtype, device=value.device)
+
+
+def lower(
+    module: fx.GraphModule, mode: FakeTensorMode, which: str, *, visible: int | None = None
+) -> tuple[Kernel, Strides]:
+    """Compile a graph as it stands, "forward", "backward" or "inference"; also returns how the results are laid out.
+
+    The first `visible` results, or all, are laid out as the graph says.
+    """
+    graph_passes.let_views_copy(module)
+    graph_passes.unstack_sums(module.graph)
+    graph_passes.compute_numbers_once(module.graph)
+    module.recompile()
+    inputs = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
+    end: Any = module.graph.output_node()
+    count = len(end.args[0])
+    shown = end.args[0][: count if visible is None else visible]
+    end.meta["user_visible_output_idxs"] = [i for i, node in enumerate(shown) if isinstance(node, fx.Node)]
+    wanted = {i: shown[i].meta["val"] for i in end.meta["user_visible_output_idxs"]}  # torch changes the graph
+    jobs.finish_checks()
+    with compiling(mode), config.patch(_OPTIONS), _writes_in_order(), warnings.catch_warnings():
+        # of torch 2.13 to itself, where it compiles a diagonal
+        warnings.filterwarnings("ignore", "`torch._prims_common.check` is deprecated", FutureWarning)
+        with TracingContext.report_output_strides() as strides:
+            kernel: Any = compile_fx_inner(
+                module, inputs, is_backward=which == "backward", is_inference=which == "inference"
+            )
+    found = [None if s is None else tuple(map(int, s)) for s in strides or [None] * count]
+    other = {i: value.stride() for i, value in wanted.items() if not _lies_as(value, found[i])}
+    return (_laid_out(kernel, other) if other else kernel), found
+
+
+def _lies_as(value: Tensor, strides: tuple[int, ...] | None) -> bool:
+    places = zip(value.shape, value.stride(), strides or value.stride(), strict=True)
+    return all(n == 1 or a == b for n, a, b in places)
+
+
+def _laid_out(kernel: Kernel, strides: dict[int, tuple[int, ...]]) -> Kernel:
+    """Copy results that torch's compiler lays out in its own way, as it does gradients of a convolution's weights."""
+
+    def run(values: list[Any]) -> list[Any]:
+        found = list(kernel(values))
+        for i, wanted in strides.items():
+            found[i] = torch.empty_strided(found[i].shape, wanted, dtype=found[i].dtype, device=found[i].device).copy_(
+                found[i]
+            )
+        return found
+
+    return run
+
+
+@contextmanager
+def compiling(mode: FakeTensorMode) -> Iterator[None]:
+    """Leave the trace that is going on, and compile under the fake tensors of one that is done."""
+    with ExitStack() as stack:
+        stack.enter_context(tracing(None))
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(tracing(TracingContext(mode)))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+def without_repetitions(graph: fx.Graph) -> fx.Graph:
+    """Return the graph with the same thing computed once."""
+    return fx_graph_cse(graph)
+
+
+def compile_for_any_length(graph: fx.Graph, dtypes: Sequence[torch.dtype], lines: Sequence[bool]) -> Kernel:
+    """Compile a graph whose inputs are one-dimensional where `lines` says so, all of one length, and () elsewhere."""
+    with tracing(None), _disable_current_modes():
+        # a length that no constant of an update equals by chance
+        examples = [torch.empty(1031 if line else (), dtype=d) for d, line in zip(dtypes, lines, strict=True)]
+        with torch.no_grad():
+            traced = make_fx(fx.GraphModule({}, graph), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*examples)
+        mode = next(iter(traced.graph.find_nodes(op="placeholder"))).meta["val"].fake_mode
+        return compile_graph(traced.graph, mode)
+
+
+@contextmanager
+def _writes_in_order() -> Iterator[None]:
+    """Keep torch's compiler from reading a buffer before the scatter that is to write it.
+
+    torch 2.13 fuses a loop over (6, 2) with one over (12,), and forgets on the way that a buffer which the second reads
+    is written in place by a third (`SchedulerNode.recompute_size_and_body` drops the renamed dependencies): the fused
+    loop then runs too early, in silence. Loops that touch such a buffer are not fused this way.
+    """
+    scheduling: Any = CppScheduling
+    compatible = scheduling._can_fuse_nodes_with_compatible_ranges
+
+    def careful(self: Any, first: Any, second: Any) -> bool:
+        renamed = self.scheduler.mutation_renames
+        written = {*renamed, *renamed.values()}
+        names = {dep.name for node in (first, second) for dep in node.read_writes.reads_and_writes()}
+        return not names & written and compatible(self, first, second)
+
+    scheduling._can_fuse_nodes_with_compatible_ranges = careful
+    try:
+        yield
+    finally:
+        scheduling._can_fuse_nodes_with_compatible_ranges = compatible
+
+
+def no_cxx_compiler(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that caused it, says that there is no C++ compiler."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, InvalidCxxCompiler):
+            return True
+        seen.append(error)
+        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
+    return False
+
+
+class _Unfuse(CustomGraphPass):
+    """Turn a small addmm into mm and an addition, which fuses with what follows: addmm first copies its row to every
+    line of the result, so that a 32x64 one takes 15 us, and mm 4 us."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
+            row, a, b = node.args
+            value = node.meta["val"]
+            if node.kwargs or value.device.type != "cpu" or value.numel() > _SMALL or graph_passes.dim_of(row) != 1:
+                continue
+            with graph.inserting_before(node):
+                product = graph.call_function(aten.mm.default, (a, b))
+                total = graph.call_function(aten.add.Tensor, (product, row))
+            product.meta["val"], total.meta["val"] = value, value
+            node.replace_all_uses_with(total)
+            graph.erase_node(node)
+
+    def uuid(self) -> Any:
+        return get_hash_for_files((__file__, graph_passes.__file__), "unfuse")
+
+
+_SMALL = 2**16
+
+_OPTIONS: dict[str, Any] = {
+    "post_grad_custom_post_pass": _Unfuse(),
+    "size_asserts": False,  # 0.5 us an input; whoever calls has compared the shapes
+}

@@ -1,0 +1,369 @@
+"""From a traced graph to a list of calls.
+
+The graph is cut at its opaque operations. What lies between two of them is a *segment*, a program of its own; a node
+belongs to the segment behind the last call that it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from functrain.compiler import graph_passes, inductor, leafwise, redrawing
+from functrain.compiler.adding import POINTWISE, Chain, additions, with_chains
+from functrain.compiler.cutting import BACKWARD, CALL, FORWARD, ZEROS, Cutter, Layer, Loss, zeros_like
+from functrain.compiler.inductor import Kernel
+from functrain.compiler.listing import Listing
+from functrain.compiler.tracing import Traced, base_of
+
+aten = torch.ops.aten
+# oneDNN's LSTM, which torch's compiler has for inference alone
+AS_THEY_ARE = {aten.mkldnn_rnn_layer.default, aten.mkldnn_rnn_layer_backward.default}
+CALLS = {FORWARD, BACKWARD, CALL, ZEROS, *AS_THEY_ARE}
+_MANY_PRODUCTS = 12  # outside of layers: then what is kept of them is worth a partitioner's thought
+_MANY_LEAVES = 16  # a kernel for each takes g++ as long as the shared one and its caller
+_LARGE = 2**20  # bytes
+_TINY = 2**14  # elements: eager operations on as many cost little more than a program's call
+
+
+class Linker:
+    """Compiles graphs and the parts that they call, each thing once."""
+
+    def __init__(self, cutter: Cutter, programs: dict[Any, Any] | None = None) -> None:
+        self.cutter = cutter
+        self.programs: dict[Any, Any] = {} if programs is None else programs  # by what they do
+        self._linked: dict[int, Any] = {}  # the same, by the number of a part
+
+    def link(self, traced: Traced) -> Kernel:
+        """Compile a whole function, for its tensors and then those that it has lifted."""
+        graph = traced.graph
+        inductor.eliminate_dead(graph)
+        if not _is_cut(graph):
+            large = sum(node.meta["val"].nbytes for node in traced.inputs) >= _LARGE
+            products = any(graph_passes.is_product(node) for node in graph.nodes)
+            return self._segment(graph, traced.mode, leaf_by_leaf=large and not products)
+        return self._cut(graph, traced.mode, traced.inputs, _results(graph), update=True)
+
+    def _part(self, number: int) -> Kernel:
+        if number not in self._linked:
+            part: Any = self.cutter.parts[number]
+            key = self._key(number)  # before its graph is taken apart
+            if key not in self.programs:
+                self.programs[key] = self._loss(part) if isinstance(part, Loss) else _CompiledLayer(part)
+            self._linked[number] = self.programs[key]
+        return self._linked[number]
+
+    def _key(self, number: int) -> Any:
+        """Two parts of one key do the same."""
+        part: Any = self.cutter.parts[number]
+        if isinstance(part, Loss):
+            options = (part.results, tuple(part.written.items()), part.lean, tuple(part.traced.budgets))
+            return ("loss", options, self._signature(part.traced.graph))
+        graphs = [m if m is None else self._signature(m.graph) for m in (part.forward, part.backward)]
+        return ("layer", part.results, tuple(part.kept), tuple(part.given), *graphs)
+
+    def _signature(self, graph: fx.Graph) -> str:
+        """Two graphs of one signature do the same."""
+        names: dict[Any, Any] = {node: _Name(f"n{i}") for i, node in enumerate(graph.nodes)}
+        lines = []
+        for node in graph.nodes:
+            value = node.meta.get("val")
+            kind = (value.shape, value.stride(), value.dtype, value.device) if isinstance(value, Tensor) else ()
+            args: Any = fx.node.map_arg((node.args, node.kwargs), names.get)
+            if node.target in (FORWARD, BACKWARD, CALL):
+                args = (self._key(node.args[0]), args[0][1:])
+            elif node.target is ZEROS:
+                args = args[0][1:]
+            tag = node.meta.get("recompute")
+            lines.append((str(node.target) if node.op == "call_function" else node.op, args, kind, tag and tag.name))
+        return hashlib.sha256(repr(lines).encode()).hexdigest()
+
+    def _loss(self, part: Loss) -> Kernel:
+        graph, mode, inputs = part.traced.graph, part.traced.mode, part.traced.inputs
+        end: Any = graph.output_node()
+        results = list(end.args[0])
+        end.args = (tuple(node for i, node in enumerate(results) if i not in part.written),)
+        inductor.eliminate_dead(graph)
+        tagged = bool(part.traced.budgets) or any("recompute" in node.meta for node in graph.nodes)
+        products = sum(graph_passes.is_product(node) for node in graph.nodes)
+        listing = Listing(inputs)
+        if not part.traced.tangents or (_is_cut(graph) and not tagged and products < _MANY_PRODUCTS):
+            for tangent in part.traced.tangents:
+                _fill(tangent, 1.0)
+            kernel = self._cut(graph, mode, inputs, end.args[0]) if _is_cut(graph) else self._segment(graph, mode)
+            if not part.written:
+                return kernel
+            listing.add(
+                "forward and backward",
+                kernel,
+                inputs,
+                own := [r for i, r in enumerate(results) if i not in part.written],
+            )
+        else:
+            own = self._two(part, listing)
+        found, written = iter(own), part.written
+        return listing.finish([inputs[written[i]] if i in written else next(found) for i in range(len(results))])
+
+    def _two(self, part: Loss, listing: Listing) -> list[Hashable]:
+        """Add a forward and a backward program; return the names of what they return."""
+        traced, count = part.traced, part.results
+        budget = min(traced.budgets, default=1.0)
+        forward, backward = inductor.partition(traced.graph, traced.mode, count, lean=part.lean, budget=budget)
+        by_name = {node.name: node for node in traced.inputs}
+        given = [by_name[node.name] for node in forward.graph.find_nodes(op="placeholder")]
+        kept = _results(forward.graph)[count:]
+        passed = inductor.pass_inputs_by(forward, count)
+        graph_passes.write_early(backward.graph)
+        if _is_cut(forward.graph) or _is_cut(backward.graph):
+            first = self._whole(forward.graph, traced.mode)
+            second = self._whole(backward.graph, traced.mode)
+        else:
+            first, strides = inductor.lower(forward, traced.mode, "forward", visible=count)
+            inductor.lay_out(backward, [None if of_input else strides[i] for of_input, i in passed])
+            second, _ = inductor.lower(backward, traced.mode, "backward")
+        made: list[Hashable] = [object() for _ in _results(forward.graph)]
+        grads: list[Hashable] = [object() for _ in _results(backward.graph)]
+        kept_bytes = _bytes_of_its_own(_results(forward.graph)[count:])
+        listing.add("forward", first, given, made, size(forward.graph), kept_bytes)
+        ones = [listing.constant(_ones(node)) for node in traced.tangents]
+        saved = [given[i] if of_input else made[i] for of_input, i in passed]
+        assert len(saved) == len(kept)
+        listing.add("backward", second, [*saved, *ones], grads, size(backward.graph))
+        return [*made[:count], *grads]
+
+    def _whole(self, graph: fx.Graph, mode: Any) -> Kernel:
+        inputs = graph.find_nodes(op="placeholder")
+        if not _is_cut(graph):
+            return self._segment(graph, mode)
+        return self._cut(graph, mode, inputs, _results(graph))
+
+    def _cut(
+        self, graph: fx.Graph, mode: Any, inputs: Sequence[fx.Node], results: Sequence[Any], *, update: bool = False
+    ) -> Listing:
+        """Make the list of a graph with calls; with `update`, what comes after the last is compiled leaf by leaf."""
+        listing = Listing(inputs)
+        redrawing.draw_again(graph, lambda node: node.target in CALLS)  # no mask waits for the backward pass
+        inside = additions(graph)
+        chained = {node for chains in inside.values() for chain in chains.values() for node in chain.nodes}
+        calls, levels = _levels(graph)
+        segments: dict[int, list[fx.Node]] = {}
+        for node in graph.nodes:
+            if node in levels and node not in chained:
+                segments.setdefault(levels[node], []).append(node)
+        for level in range(len(calls) + 1):
+            if level:
+                self._add_call(listing, calls[level - 1], inside.get(calls[level - 1], {}))
+            if level in segments:
+                last = update and level == len(calls)
+                self._add_segment(listing, segments[level], mode, leaf_by_leaf=last)
+        return listing.finish([r if isinstance(r, fx.Node) else listing.constant(r) for r in results])
+
+    def _add_call(self, listing: Listing, call: Any, inside: dict[int, Chain]) -> None:
+        items = {user.args[1]: user for user in call.users}
+        if call.target is ZEROS:
+            _, like, as_float32 = call.args
+            listing.add("zeros", _zeros(as_float32), like, [items.get(i) for i in range(len(like))])
+            return
+        if call.target in AS_THEY_ARE:
+            given = call.all_input_nodes
+            count = max(items, default=-1) + 1
+            listing.add(str(call.target), _as_it_is(call, count), given, [items.get(i) for i in range(count)])
+            return
+        number, given = call.args
+        part: Any = self._part(number)
+        if call.target is CALL:
+            count = len(self.cutter.parts[number].traced.results)  # type: ignore[attr-defined]
+            listing.add("loss", part, given, [items.get(i) for i in range(count)])
+        elif call.target is FORWARD:
+            made = _results(part.part.forward.graph)
+            kept_bytes = _bytes_of_its_own(made[part.part.results :])
+            found = [items.get(i) for i in range(len(made))]
+            listing.add("layer forward", part.forward, given, found, size(part.part.forward.graph), kept_bytes)
+        else:
+            program, extra = part.backward(inside)
+            made = [None if i in inside else items.get(i) for i in range(len(part.part.given))]
+            listing.add("layer backward", program, [*given, *extra], made, size(part.part.backward.graph))
+
+    def _add_segment(self, listing: Listing, nodes: list[fx.Node], mode: Any, *, leaf_by_leaf: bool) -> None:
+        graph, given, made = _extract(nodes)
+        if _is_small_talk(nodes):
+            module = fx.GraphModule({}, graph)
+            listing.add("operations", lambda values: module(*values), given, made, len(nodes))
+            return
+        name = "update" if leaf_by_leaf else "segment"
+        listing.add(name, self._segment(graph, mode, leaf_by_leaf=leaf_by_leaf), given, made, len(nodes))
+
+    def _segment(self, graph: fx.Graph, mode: Any, *, leaf_by_leaf: bool = False) -> Kernel:
+        """Compile operations without calls among them; what has many leaves, without a kernel for each."""
+        key = (leaf_by_leaf, self._signature(graph))
+        if key not in self.programs:
+            inputs = graph.find_nodes(op="placeholder")
+            on_cpu = all(node.meta["val"].device.type == "cpu" for node in inputs)
+            # a GPU kernel over many leaves compiles as fast as one over a single leaf, and costs one launch
+            if leaf_by_leaf and on_cpu and len(inputs) >= _MANY_LEAVES:
+                self.programs[key] = leafwise.compile_graph(graph, mode)
+            else:
+                graph_passes.write_early(graph)
+                self.programs[key] = inductor.compile_graph(graph, mode)
+        return self.programs[key]
+
+
+class _CompiledLayer:
+    """The programs of one kind of layers."""
+
+    def __init__(self, part: Layer) -> None:
+        self.part = part
+        which = "inference" if part.backward is None else "forward"
+        self.forward, strides = inductor.lower(part.forward, part.mode, which, visible=part.results)
+        if part.backward is not None:
+            inductor.lay_out(part.backward, [None if of_input else strides[i] for of_input, i in part.kept])
+        self._programs: dict[Any, Kernel] = {}
+
+    def backward(self, inside: dict[int, Chain]) -> tuple[Kernel, list[fx.Node]]:
+        """Return the backward program that does what `inside` says with its results, and what else it is given."""
+        assert self.part.backward is not None
+        key = tuple([(i, chain.key) for i, chain in sorted(inside.items())])
+        if key not in self._programs:
+            module = with_chains(self.part.backward, inside) if inside else self.part.backward
+            self._programs[key], _ = inductor.lower(module, self.part.mode, "backward")
+        return self._programs[key], [node for _, chain in sorted(inside.items()) for node in chain.others]
+
+
+def _levels(graph: fx.Graph) -> tuple[list[fx.Node], dict[fx.Node, int]]:
+    """Return the calls, and for each other node the number of calls behind which it is computed."""
+    calls: list[fx.Node] = []
+    order: dict[fx.Node, int] = {}
+    free: set[fx.Node] = set()  # what depends on inputs alone can be computed as late as somebody wants it
+    for node in graph.nodes:
+        if node.op in ("placeholder", "output"):
+            order[node] = 0
+            free.add(node)
+        elif node.target in CALLS:
+            calls.append(node)
+            order[node] = len(calls)
+        else:
+            order[node] = max([order[i] for i in node.all_input_nodes], default=0)
+            if all(i in free for i in node.all_input_nodes):
+                free.add(node)
+    for node in reversed(list(graph.nodes)):
+        parts = node.target is operator.getitem or any(u.target is operator.getitem for u in node.users)
+        if node.op != "call_function" or node in calls or parts:  # parts of a split stay with it
+            continue
+        if node.target is aten.copy_.default:
+            # a tensor is overwritten behind the last that reads it
+            target: Any = node.args[0]
+            users = [u for u in target.users if u.op != "output"]
+            order[node] = max([order[node], *[order[u] for u in users]])
+        elif node in free:
+            wanted = [len(calls) if u.op == "output" else order[u] - (u in calls) for u in node.users]
+            latest = min(wanted, default=0)
+            # a cast of a layer's weights right before the layer, for which one small program stands for all of them
+            if latest == len(calls) or node.target in _CASTS or node.meta.get("drawn again"):
+                order[node] = latest
+    inner = [n for n in graph.nodes if n.op == "call_function" and n.target not in CALLS and not _is_item(n)]
+    return calls, {node: order[node] for node in inner}
+
+
+_CASTS = {aten._to_copy.default, torch.ops.prims.convert_element_type.default}
+
+
+def _bytes_of_its_own(nodes: Sequence[fx.Node]) -> int:
+    """Return the bytes of values that are no views of inputs, each memory once."""
+    bases = dict.fromkeys(base_of(node) for node in nodes)
+    return sum(node.meta["val"].nbytes for node in bases if node.op != "placeholder")
+
+
+def size(graph: fx.Graph) -> int:
+    return sum(node.op == "call_function" and not _is_item(node) for node in graph.nodes)
+
+
+def _results(graph: fx.Graph) -> list[Any]:
+    end: Any = graph.output_node()
+    return list(end.args[0])
+
+
+def _is_item(node: Any) -> bool:
+    """Tell whether a node is one result of a call."""
+    return node.target is operator.getitem and node.args[0].target in CALLS
+
+
+def _is_cut(graph: fx.Graph) -> bool:
+    return any(node.target in CALLS for node in graph.nodes)
+
+
+def _is_small_talk(nodes: list[fx.Node]) -> bool:
+    """Tell whether operations are best done as they stand: views, and a few on small tensors that share nothing."""
+    inside = {*nodes}
+    results = sum(any(u not in inside for u in node.users) for node in nodes)
+    for node in nodes:
+        value = node.meta["val"]
+        view = isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+        if not view and not (isinstance(value, Tensor) and value.numel() <= _TINY and node.target in POINTWISE):
+            return False
+    return len(nodes) <= 2 * results
+
+
+def _extract(nodes: list[fx.Node]) -> tuple[fx.Graph, list[fx.Node], list[fx.Node]]:
+    """Make a graph of its own of some nodes; also return what it is given, and which nodes it returns."""
+    inside, graph = {*nodes}, fx.Graph()
+    given = list(dict.fromkeys(i for node in nodes for i in node.all_input_nodes if i not in inside))
+    copies: dict[fx.Node, fx.Node] = {}
+    for i, node in enumerate(given):
+        copies[node] = graph.placeholder(f"input_{i}")
+        copies[node].meta["val"] = node.meta["val"]
+    for node in sorted(nodes, key=lambda node: node.target is aten.copy_.default):  # stable: the writes come last
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+    made = [node for node in nodes if any(u not in inside for u in node.users)]
+    graph.output(tuple([copies[node] for node in made]))
+    return graph, given, made
+
+
+def _fill(placeholder: fx.Node, number: float) -> None:
+    """Put a constant in the place of an input."""
+    graph, value = placeholder.graph, placeholder.meta["val"]
+    after = next(node for node in graph.nodes if node.op != "placeholder")
+    with graph.inserting_before(after):
+        full = graph.call_function(
+            aten.full.default, (list(value.shape), number), {"dtype": value.dtype, "device": value.device}
+        )
+    full.meta["val"] = value
+    placeholder.replace_all_uses_with(full)
+    graph.erase_node(placeholder)
+
+
+def _ones(node: fx.Node) -> Tensor:
+    value = node.meta["val"]
+    return torch.ones(value.shape, dtype=value.dtype, device=value.device)
+
+
+def _as_it_is(call: fx.Node, count: int) -> Kernel:
+    """Return a program that does one operation, and returns the first of its results."""
+    target: Any = call.target
+    places = {node: i for i, node in enumerate(call.all_input_nodes)}
+
+    def run(values: list[Any]) -> list[Any]:
+        args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda node: values[places[node]])
+        values.clear()
+        with torch.enable_grad():  # or the forward operation keeps nothing for the backward one
+            return list(target(*args, **kwargs)[:count])
+
+    return run
+
+
+def _zeros(as_float32: Sequence[bool]) -> Kernel:
+    def run(values: list[Tensor]) -> list[Tensor]:
+        made = zeros_like(values, as_float32)
+        values.clear()
+        return made
+
+    return run
+
+
+class _Name(str):
+    __slots__ = ()
+    __repr__ = str.__str__

@@ -1,0 +1,342 @@
+"""The two layers of a trace: `Recording`, tensors without data and a graph of what is done to them, and above it
+`Functional`, which turns writes into new values."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.checkpoint import CheckpointPolicy
+
+from functrain import tree
+from functrain.compiler import forward_mode
+from functrain.compiler.untraceable import Untraceable
+
+aten = torch.ops.aten
+
+
+class Recomputed(NamedTuple):
+    """A call of a function that its backward pass computes again."""
+
+    number: int
+    operations: Collection[Any]  # whose results are kept
+    names: Sequence[str]  # of values that are kept
+
+
+class Writes(BaseException):
+    """A trace has met a write that `_Functional` must see. Not for the user to catch."""
+
+
+def like(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+
+def dense_strides(x: Tensor) -> tuple[int, ...]:
+    """Return the strides of a tensor of its own memory that lies as x does, in order where x has gaps or overlaps."""
+    return torch.empty_like(x, device="meta").stride()
+
+
+VIEWS = {aten._unsafe_view.default, aten._reshape_alias.default}  # their schemas do not say so
+_SAME = {aten.detach.default, aten.alias.default, aten.lift.default, aten.lift_fresh.default}
+
+
+class Recording(FakeTensorMode):
+    """Tensors without data, and a graph of what is done to them."""
+
+    def __init__(self, decompositions: dict[Any, Any], around: Sequence[Recording]) -> None:
+        # torch's cache of programs wants an environment of shapes; here no number is read, and no shape depends on one
+        shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+        super().__init__(shape_env=shapes, allow_non_fake_inputs=True)
+        self.around = around  # the traces that this one is a part of
+        self.graph = fx.Graph()
+        self.inputs: list[fx.Node] = []
+        self.lifted: list[Tensor] = []
+        self._twins: dict[int, Tensor] = {}  # of the lifted tensors: what stands for them here
+        self.tangents: list[fx.Node] = []
+        self.budgets: list[float] = []
+        self.recomputed: list[Recomputed] = []  # those around what is running
+        self.joint = False  # the graph is that of a function and its gradient
+        self.functional: Functional | None = None  # the layer above, if there is one
+        self.aliases: dict[fx.Node, fx.Node] = {}  # results of opaque operations in the memory of an argument
+        self.recording = True
+        self._last: fx.Node | None = None
+        self._nodes: dict[int, tuple[Tensor, fx.Node]] = {}  # by identity; the tensor, that it is not used again
+        self._shared: dict[int, Any] = {}  # memories of which there is a view, or that are inputs
+        self._inside = False
+        self._decompositions = decompositions
+        self._parts: dict[Any, Any] = {}
+
+    def input(self, name: str, fake: Tensor) -> fx.Node:
+        """Add an input of the graph."""
+        place = self.graph.inserting_before() if self._last is None else self.graph.inserting_after(self._last)
+        with place:
+            self._last = self.graph.placeholder(name)
+        self._last.meta["val"] = fake
+        self._nodes[id(fake)] = (fake, self._last)
+        self._share(fake)
+        return self._last
+
+    def _share(self, x: Tensor) -> None:
+        memory = x.untyped_storage()  # kept, that its address is not another's
+        self._shared[memory._cdata] = memory
+
+    def lift(self, x: Tensor) -> Tensor:
+        """Return what stands for a tensor from outside, here without data."""
+        if id(x) not in self._twins:
+            own = torch._from_functional_tensor(x.elem) if isinstance(x, FunctionalTensor) else x
+            if isinstance(own, FakeTensor) and own.fake_mode not in self.around:
+                raise _escaped(x)
+            with _disable_current_modes(), self:
+                fake = like(x)
+            self.inputs.append(self.input(f"primals_{len(self.inputs) + 1}", fake))
+            self.lifted.append(x)
+            self._twins[id(x)] = fake
+        return self._twins[id(x)]
+
+    def tangent(self, value: Tensor) -> Tensor:
+        """Return a cotangent of a value, which whoever calls the compiled function gives."""
+        with _disable_current_modes(), self:
+            fake = torch.empty_strided(value.shape, dense_strides(value), dtype=value.dtype, device=value.device)
+            self.tangents.append(self.input(f"tangents_{len(self.tangents) + 1}", fake))
+        return fake if self.functional is None else self.functional.wrapped(fake)
+
+    def node_of(self, x: Tensor) -> fx.Node:
+        """Return the node that made a tensor."""
+        if isinstance(x, FunctionalTensor):
+            torch._sync(x)  # type: ignore[attr-defined]
+            x = torch._from_functional_tensor(x.elem)
+        found = self._nodes.get(id(x))
+        if found is None:
+            found = self._nodes[id(self.lift(x))]  # made within a decomposition
+        return found[1]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._inside or not self.recording:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        if self.functional is None:
+            if func in forward_mode.ZEROS:
+                with self:
+                    return forward_mode.dense_zeros(func, args, kwargs)
+            if func in _CONSTANTS and type(args[0]) is Tensor:
+                return self.constant(args[0])
+            args, kwargs = _with(args, self._ours), _with(kwargs, self._ours)
+            if func._schema.is_mutable:
+                return self._overwritten(func, args, kwargs)
+        parts = self._parts.get(func, func)
+        if parts is func:
+            parts = self._parts[func] = self._parts_of(func)
+        if parts is not None:
+            with self:
+                result = parts(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = self._like_before(func, args, kwargs)
+        if result is None and func is aten.view.default:
+            with self:
+                return aten.clone.default(args[0], memory_format=torch.contiguous_format).view(args[1])
+        self._record(func, args, kwargs, result)
+        return result
+
+    def _parts_of(self, func: Any) -> Any:
+        """Return what does an operation by simpler ones, or None."""
+        if func in self._decompositions:
+            return self._decompositions[func]
+        key = torch._C.DispatchKey.CompositeImplicitAutograd
+        known = torch._C._dispatch_has_kernel(func.name())  # prim::device is an operation, and is not
+        composite = known and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+        return func.decompose if composite else None
+
+    def _like_before(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Find what an operation returns: an elementwise one that has met such tensors before, without asking torch,
+        which takes five times as long."""
+        key = None
+        if torch.Tag.pointwise in func.tags and not kwargs:
+            key = (func, torch.get_default_dtype(), *[_kind(x) for x in args])
+            try:
+                known = _RESULTS.get(key)
+            except TypeError:  # a list among the arguments
+                key = known = None
+            if known is not None:
+                shape, strides, dtype, device = known
+                with torch._C._DisableTorchDispatch():
+                    data = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+                return FakeTensor(self, data, device)
+        self._inside = True
+        try:
+            result = super().__torch_dispatch__(func, (), args, kwargs)
+        except (RuntimeError, ValueError):
+            # torch's compiler lays out some values in another way than eager, where the view is one
+            if func is not aten.view.default:
+                raise
+            result = None
+        finally:
+            self._inside = False
+        if key is not None and isinstance(result, FakeTensor) and result.constant is None:
+            _RESULTS[key] = (result.shape, result.stride(), result.dtype, result.device)
+        return result
+
+    def _ours(self, x: Tensor) -> Tensor:
+        return x if isinstance(x, FakeTensor) and x.fake_mode is self else self.lift(x)
+
+    def _overwritten(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Compute a new value in place of a write into memory that one tensor alone has."""
+        name = func._schema.name.partition("::")[2]
+        x: Any = args[0] if args else None
+        operation = getattr(getattr(aten, name[:-1], None), func._overloadname, None)
+        alone = isinstance(x, Tensor) and _memory(x) not in self._shared
+        if func.namespace != "aten" or not name.endswith("_") or operation is None or not alone:
+            raise Writes
+        with self:
+            new = operation(*args, **kwargs)
+            if new.shape != x.shape or new.stride() != x.stride():
+                raise Writes
+            new = new.to(x.dtype)
+        self._nodes[id(x)] = (x, self.node_of(new))
+        return x
+
+    def constant(self, value: Tensor) -> Tensor:
+        """Return a tensor of numbers that stand in the function's code."""
+        if value.numel() != 1 or value.device.type != "cpu":
+            with self:
+                return aten.clone.default(self.lift(value))
+        with _disable_current_modes():
+            number = value.item()
+        with self:
+            made: Any = torch.full(value.shape, number, dtype=value.dtype)
+        made.constant = value  # what is known can be read, as by float()
+        return made
+
+    def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if func in _SAME:
+            self._nodes[id(result)] = (result, self.node_of(args[0]))
+            self._share(result)
+            return
+        single = isinstance(result, Tensor)
+        if func.is_view or func in VIEWS:
+            self._share(args[0])
+        if not single and not any(isinstance(x, Tensor) for x in tree.leaves(result)):
+            return
+        if torch.Tag.nondeterministic_seeded in func.tags and not _quiet(func, args, kwargs):
+            raise _draws(func)
+        node = self.graph.create_node("call_function", func, self._of(args), self._of(kwargs))
+        node.meta["val"] = result
+        if self.recomputed:
+            kept = all(func in r.operations for r in self.recomputed)
+            node.meta["recompute"] = CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.MUST_RECOMPUTE
+            node.meta["ac_graph_id"] = self.recomputed[0].number
+        if single:
+            self._nodes[id(result)] = (result, node)
+            return
+        for i, x in enumerate(result):
+            if isinstance(x, Tensor):
+                item = self.graph.call_function(operator.getitem, (node, i))
+                item.meta = {**node.meta, "val": x}
+                self._nodes[id(x)] = (x, item)
+
+    def _of(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.node_of(value)
+        if isinstance(value, (tuple, list)):
+            return type(value)([self._of(x) for x in value])
+        if isinstance(value, dict):
+            return {name: self._of(x) for name, x in value.items()}
+        return value
+
+
+_RESULTS: dict[Any, Any] = {}  # what elementwise operations return
+
+
+def _kind(x: Any) -> Any:
+    if isinstance(x, FakeTensor):
+        return (x.shape, x.stride(), x.dtype, x.device, x.constant is None)
+    return (type(x), x)
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+def _with(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to the tensors among the arguments of an operation."""
+    if isinstance(value, Tensor):
+        return fn(value)
+    if type(value) in (tuple, list):
+        return type(value)([_with(x, fn) for x in value])
+    return {name: _with(x, fn) for name, x in value.items()} if isinstance(value, dict) else value
+
+
+class Functional(FunctionalTensorMode):
+    """Writes as new values, and tensors from outside as inputs."""
+
+    def __init__(self, mode: Recording) -> None:
+        super().__init__()
+        self.mode = mode
+        self.twins: dict[int, Tensor] = {}  # of tensors from outside: what stands for them here
+
+    def wrapped(self, fake: Tensor) -> Tensor:
+        functional = torch._to_functional_tensor(fake)
+        return FunctionalTensor(functional, self)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in forward_mode.ZEROS:
+            with self:
+                return forward_mode.dense_zeros(func, args, kwargs)
+        if func in _CONSTANTS and type(args[0]) is Tensor:
+            return self._constant(args[0])
+        args, kwargs = _with(args, self._ours), _with(kwargs, self._ours)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _ours(self, x: Tensor) -> Tensor:
+        """Return what stands here for a tensor from outside."""
+        own: Any = torch._from_functional_tensor(x.elem) if isinstance(x, FunctionalTensor) else x
+        if isinstance(own, FakeTensor) and own.fake_mode is self.mode:
+            return x
+        if id(x) not in self.twins:
+            self.twins[id(x)] = self.wrapped(self.mode.lift(x))
+        return self.twins[id(x)]
+
+    def _constant(self, value: Tensor) -> Tensor:
+        """Return a tensor of numbers that stand in the function's code, which it may write to."""
+        with _disable_current_modes(), self.mode:
+            made = self.mode.constant(value)
+        return self.wrapped(made)
+
+
+_CONSTANTS = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
+
+
+def _quiet(func: Any, args: Any, kwargs: Any) -> bool:
+    """Tell whether an operation that may draw does not, as attention without dropout."""
+    names = [argument.name for argument in func._schema.arguments]
+    rate = dict(zip(names, args, strict=False)).get("dropout_p", kwargs.get("dropout_p", 0.0))
+    return "attention" in str(func) and rate == 0.0
+
+
+def _draws(func: Any) -> Untraceable:
+    return Untraceable(
+        f"expected random numbers from a key, came {func.overloadpacket}, which draws from torch's global generator; "
+        "draw by ft.random, as in ft.random.normal(key, shape)"
+    )
+
+
+def closure_written() -> Untraceable:
+    return Untraceable(
+        "the function writes into a tensor that it did not get as an argument, which would happen once, when it is "
+        "traced; pass the tensor as an argument, and return the new value"
+    )
+
+
+def _escaped(x: Tensor) -> Untraceable:
+    return Untraceable(
+        f"a tensor of shape {tuple(x.shape)} that was made while a function, or a part of it such as a block of "
+        "nn.stack, was traced is used elsewhere; return it, in place of keeping it in a list or an attribute"
+    )

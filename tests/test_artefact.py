@@ -1,0 +1,117 @@
+"""Programs kept in a folder: taken from there, under the key of all they depend on, and never a wrong one."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+import functrain as ft
+from functrain.compiler import artefact
+
+X = torch.arange(4.0)
+
+
+# a process that has a program in its memory writes no file of it: each test has one of its own
+_factors = itertools.count(2)
+
+
+def found() -> tuple[int, int]:
+    """How many programs torch has taken from its cache, and how many it has made."""
+    return counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]
+
+
+@pytest.fixture
+def fn() -> Callable[[Tensor], Tensor]:
+    factor = next(_factors)
+    return lambda x: torch.sin(x) * factor
+
+
+@pytest.fixture
+def kept(tmp_path: Path, fn: Callable[[Tensor], Tensor]) -> Path:
+    """A folder with the program of `fn`."""
+    assert torch.allclose(ft.compile(fn, cache=tmp_path)(X), fn(X))
+    return tmp_path
+
+
+def files(folder: Path, pattern: str) -> list[Path]:
+    return [file for file in folder.rglob(pattern) if file.is_file()]
+
+
+def test_a_program_that_is_there_is_not_made_again(kept: Path, fn: Callable[[Tensor], Tensor]) -> None:
+    hits, made = found()
+    assert torch.allclose(ft.compile(fn, cache=str(kept))(X), fn(X))
+    assert found() == (hits + 1, made)
+    # another shape, and another function, are other programs
+    ft.compile(fn, cache=kept)(torch.arange(5.0))
+    ft.compile(lambda x: fn(x) + 1, cache=kept)(X)
+    assert found() == (hits + 1, made + 2)
+
+
+def test_the_key_knows_threads_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, threads = artefact.environment(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert artefact.environment() != here
+    finally:
+        torch.set_num_threads(threads)
+    assert artefact.environment() == here
+    monkeypatch.setattr("torch._inductor.cpu_vec_isa.pick_vec_isa", lambda: "another")
+    assert artefact.environment() != here
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone", "foreign", "manifest"])
+def test_a_broken_folder_is_told_and_compiled_anew(kept: Path, fn: Callable[[Tensor], Tensor], damage: str) -> None:
+    library = files(kept, "*.so")[0]
+    if damage == "changed":
+        content = bytearray(library.read_bytes())
+        content[len(content) // 2] ^= 1
+        other = library.with_suffix(".other")
+        other.write_bytes(content)
+        os.replace(other, library)  # this process has the old one in its memory
+    elif damage == "gone":
+        library.unlink()
+    elif damage == "foreign":
+        (library.parent / "other.so").write_bytes(b"not ours")
+    else:
+        files(kept, "manifest.json")[0].write_text("{")
+    hits, made = found()
+    with pytest.warns(UserWarning, match="not the file that was written there; compiled anew"):
+        result = ft.compile(fn, cache=kept)(X)
+    assert torch.allclose(result, fn(X)) and found() == (hits, made + 1)
+    ft.compile(fn, cache=kept)(X)  # whole again: no warning, which would be an error here
+    assert found() == (hits + 1, made + 1)
+
+
+def test_what_a_killed_process_left_is_compiled_anew_without_a_word(kept: Path, fn: Callable[[Tensor], Tensor]) -> None:
+    files(kept, "manifest.json")[0].unlink()
+    _, made = found()
+    ft.compile(fn, cache=kept)(X)
+    assert found()[1] == made + 1
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, fn: Callable[[Tensor], Tensor]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="compiled without it, choose a folder that can be written"):
+        assert torch.allclose(ft.compile(fn, cache=tmp_path / "file")(X), fn(X))
+
+
+def test_a_process_waits_for_another_that_compiles(tmp_path: Path) -> None:
+    place = tmp_path / artefact.environment()
+    done = threading.Event()
+    with open(place.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as another process holds it
+        thread = threading.Thread(target=lambda: artefact.kept_in(tmp_path, done.set))
+        thread.start()
+        assert not done.wait(0.5)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert done.wait(60)
+        thread.join()
