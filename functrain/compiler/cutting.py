@@ -152,7 +152,6 @@ class Cutter:
     ) -> Layer:
         part = Layer()
         wanted = [i for i, x in enumerate(tensors) if x.requires_grad]
-        found: list[Tensor] = []
 
         def joint(*values: Tensor) -> Any:
             mode = self._mode()
@@ -167,7 +166,6 @@ class Cutter:
             part.differentiable = [i for i, r in enumerate(results) if r.requires_grad]
             outer = [x for x in mode.lifted if x.requires_grad]
             chosen = [*[inputs[i] for i in wanted], *outer]
-            found[:] = outer
             part.results = len(results)
             if not part.differentiable or not chosen:
                 part.differentiable, part.given = [], []

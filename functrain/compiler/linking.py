@@ -38,6 +38,7 @@ class Linker:
         self.cutter = cutter
         self.programs: dict[Any, Any] = {} if programs is None else programs  # by what they do
         self._linked: dict[int, Any] = {}  # the same, by the number of a part
+        self._keys: dict[int, Any] = {}  # what each part does, told before its graph is taken apart
 
     def link(self, traced: Traced) -> Kernel:
         """Compile a whole function, for its tensors and then those that it has lifted."""
@@ -52,7 +53,7 @@ class Linker:
     def _part(self, number: int) -> Kernel:
         if number not in self._linked:
             part: Any = self.cutter.parts[number]
-            key = self._key(number)  # before its graph is taken apart
+            key = self._key(number)
             if key not in self.programs:
                 self.programs[key] = self._loss(part) if isinstance(part, Loss) else _CompiledLayer(part)
             self._linked[number] = self.programs[key]
@@ -60,7 +61,11 @@ class Linker:
 
     def _key(self, number: int) -> Any:
         """Two parts of one key do the same."""
-        part: Any = self.cutter.parts[number]
+        if number not in self._keys:
+            self._keys[number] = self._key_of(self.cutter.parts[number])
+        return self._keys[number]
+
+    def _key_of(self, part: Any) -> Any:
         if isinstance(part, Loss):
             options = (part.results, tuple(part.written.items()), part.lean, tuple(part.traced.budgets))
             return ("loss", options, self._signature(part.traced.graph))

@@ -31,7 +31,7 @@ class Recomputed(NamedTuple):
 
 
 class Writes(BaseException):
-    """A trace has met a write that `_Functional` must see. Not for the user to catch."""
+    """A trace has met a write that `Functional` must see. Not for the user to catch."""
 
 
 def like(x: Tensor) -> Tensor:
