@@ -86,11 +86,15 @@ class Listing:
             arguments = [values[slot] for slot in given]
             for slot in done:
                 values[slot] = None
-            found = program(arguments)
-            for slot, value in zip(made, found, strict=True):
-                if slot >= 0:
-                    values[slot] = value
+            _store(values, made, program(arguments))
         return [values[slot] for slot in self._results]
+
+
+def _store(values: list[Any], slots: list[int], results: Sequence[Any]) -> None:
+    """In a frame of its own, which holds no result of one program while the next runs."""
+    for slot, value in zip(slots, results, strict=True):
+        if slot >= 0:
+            values[slot] = value
 
 
 def _alike(line: Line) -> Any:
