@@ -6,7 +6,7 @@ hundredth of the time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -35,9 +35,20 @@ def run(graph: fx.Graph | fx.GraphModule) -> Callable[[list[Any]], list[Any]]:
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def lower(module: fx.GraphModule, mode: Any, which: str, visible: int | None = None) -> Any:
+    def lower(
+        module: fx.GraphModule, mode: Any, which: str, visible: int | None = None, given: Sequence[int] = ()
+    ) -> Any:
         module.recompile()
-        return run(module), [None] * len(module.graph.output_node().args[0])
+        kernel = run(module)
+
+        def spoiling(values: list[Any]) -> Any:
+            spoilt = [values[i] for i in given]
+            found = kernel(values)
+            for value in spoilt:
+                value.fill_(1000)  # which a program may do with what it is given
+            return found
+
+        return spoiling, [None] * len(module.graph.output_node().args[0])
 
     monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0)
     monkeypatch.setattr(inductor, "lower", lower)
@@ -195,3 +206,24 @@ def test_mutants_of_the_linker_are_caught(monkeypatch: pytest.MonkeyPatch) -> No
         ])  # fmt: skip
         with pytest.raises(AssertionError):
             check(pieces, 2)
+
+
+def test_memory_is_given_away_where_nobody_reads_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward program may spoil what was kept for it alone: not its inputs, nor what the caller gets."""
+
+    def fn(w: list[Tensor], x: Tensor) -> Any:
+        h = ft.nn.stack(lambda w, x: torch.tanh(x @ w), w, x)  # is kept, and is a result
+        return torch.sum(h), h
+
+    weights = [w.clone() for w in start()["w"]]
+    expected = ft.value_and_grad(fn, has_aux=True)(weights, BATCH)
+
+    def right() -> bool:
+        # float64, a few sums in another order
+        return ft.tree.allclose(ft.compile(ft.value_and_grad(fn, has_aux=True))(weights, BATCH), expected, rtol=1e-9)
+
+    assert right()
+    monkeypatch.setattr(
+        linking, "_its_own", lambda _, results, kept: [i for i, (of_input, _) in enumerate(kept) if not of_input]
+    )
+    assert not right()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from memory import peak_bytes
-from programs import cut, lowered
+from programs import Program, cut, lowered
 from torch import Tensor, fx
 
 import functrain as ft
@@ -45,9 +45,34 @@ def test_a_loss_compiled_in_pieces_keeps_no_mask(monkeypatch: pytest.MonkeyPatch
     programs = lowered(monkeypatch)
     assert_equal_to_eager(ft.compile(ft.grad(loss_fn))(*problem(), KEY))
     assert len(programs) == 5  # of the layers each way, before, between and behind them
+    assert masks_of(programs) == []
+
+
+def masks_of(programs: list[Program]) -> list[Any]:
     kept = [value for program in programs for value in program.results]
-    masks = [(value.dtype, value.shape) for value in kept if not value.is_floating_point() and value.numel() > 2]
-    assert masks == []
+    return [(value.dtype, value.shape) for value in kept if not value.is_floating_point() and value.numel() > 2]
+
+
+@pytest.mark.parametrize("in_layers", [True, False])
+def test_the_mask_of_a_matrix_product_is_not_kept(in_layers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backward pass needs nothing but the mask, which torch's partitioner would keep."""
+
+    def block(layer: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+        return x + ft.nn.dropout(torch.tanh(x) @ layer[0], 0.1, layer[1])
+
+    def fn(params: list[Tensor], x: Tensor, key: Tensor) -> Tensor:
+        layers = list(zip(params, ft.random.split(key, len(params)).unbind(), strict=True))
+        if in_layers:
+            return torch.mean(ft.nn.stack(block, layers, x) ** 2)
+        for layer in layers * 5:  # of as many products that they are partitioned
+            x = block(layer, x)
+        return torch.mean(x**2)
+
+    cut(monkeypatch)
+    programs = lowered(monkeypatch)
+    ft.compile(ft.grad(fn)).describe(*problem(), KEY)
+    assert any(program.which == "backward" for program in programs)
+    assert masks_of(programs) == []
 
 
 def test_a_gradient_compiled_as_a_whole_keeps_no_words() -> None:

@@ -209,3 +209,39 @@ def test_a_stack_in_a_block_of_a_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     found, programs = gradients(monkeypatch, fn, params, x)
     assert ft.tree.allclose(found, expected, **CLOSE)
     assert layers_of(programs) == (1, 1)
+
+
+@pytest.mark.parametrize("view", [lambda w: w, lambda w: w.mT, lambda w: w.view(2, 8)])
+def test_what_a_block_returns_of_a_layer_is_what_the_layer_was(
+    view: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step overwrites the layers behind the last that reads them."""
+
+    def step(params: Any, x: Tensor) -> Any:
+        def seeing(w: Tensor, x: Any) -> Any:
+            return {"h": torch.tanh(x["h"] @ w), "seen": view(w)}
+
+        found = ft.nn.stack(seeing, params, {"h": x, "seen": view(torch.zeros(4, 4))})
+        return [w - torch.mean(found["h"]) for w in params], found["seen"]
+
+    cut(monkeypatch)
+    params, x = [layer(i)["w"] for i in range(2)], torch.linspace(0.0, 1.0, 8).view(2, 4)
+    expected = ft.tree.map(torch.clone, step(params, x))  # in eager a view of the layer
+    found = ft.compile(step, donate=True)(params, x)
+    assert torch.equal(found[1], expected[1])
+    assert ft.tree.allclose(found, expected, **CLOSE)
+
+
+def test_a_call_may_be_differentiated_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward program that writes to what was kept for it would leave the second a ruin."""
+
+    def both(params: Any, x: Tensor) -> Any:
+        leaves = [w.detach().requires_grad_() for w in params]
+        with torch.enable_grad():
+            h = ft.nn.stack(lambda w, x: torch.exp(torch.sin(x @ w)) * torch.tanh(x), leaves, x)
+            first = torch.autograd.grad(torch.sum(h), leaves, retain_graph=True)
+            return first, torch.autograd.grad(torch.sum(h**3), leaves)
+
+    cut(monkeypatch)
+    params, x = [layer(i)["w"] for i in range(3)], torch.linspace(0.0, 1.0, 128).view(32, 4)
+    assert ft.tree.allclose(ft.compile(both)(params, x), both(params, x), rtol=1e-4, atol=1e-3)

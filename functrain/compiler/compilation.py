@@ -7,6 +7,7 @@ of `nn.stack` and at gradients (see docs/compile.md).
 
 from __future__ import annotations
 
+import operator
 import os
 import warnings
 import weakref
@@ -102,9 +103,8 @@ class Compiled:
         known = self.returned
         if not known or structure != program.structure:
             return False
-        for ref, leaf in zip(known, leaves, strict=False):
-            if ref() is not leaf:
-                return False
+        if not all(map(operator.is_, [ref() for ref in known], leaves)):
+            return False
         return [_kind(leaf) for leaf in leaves[len(known) :]] == program.kinds[len(known) :]
 
     def _program(self, args: tuple[Any, ...], leaves: list[Any], structure: Any, settings: Any) -> _Program:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import CheckpointPolicy
 
 from functrain import tree
 from functrain.compiler import engine, inductor
 from functrain.compiler.recording import Recomputed, Recording
-from functrain.compiler.tracing import Traced, base_of, trace
+from functrain.compiler.tracing import COPIED, Traced, base_of, trace
 from functrain.compiler.untraceable import Untraceable
 
 aten = torch.ops.aten
@@ -42,6 +43,7 @@ class Part:
         self.structure: Any = None  # of what the function returned
         self.values: list[Any] = []  # its leaves: None where they are tensors
         self.lifted: list[Tensor] = []  # what the function uses from around it, further inputs
+        self.lasting: list[int] = []  # inputs that are there until the end of the function around it
 
 
 class Layer(Part):
@@ -128,6 +130,10 @@ class Cutter:
     def _mode(self) -> Recording:
         return self._recordings[-1]
 
+    def _lasting(self, inputs: Sequence[Tensor]) -> list[int]:
+        mode = self._mode()
+        return [i for i, x in enumerate(inputs) if mode.node_of(x).op == "placeholder"]
+
     def cuts_layers(self) -> bool:
         """Tell whether `nn.stack` is to hand over its layers: not those within another layer, or within a transform."""
         return self.layers and not self._in_layer and not _transformed()
@@ -190,7 +196,8 @@ class Cutter:
                 "one, as in x = x + 1 for x += 1"
             )
         part.lifted, part.mode = traced.lifted, traced.mode
-        _own_results(traced.graph, part.results)
+        part.lasting = self._lasting([*tensors, *part.lifted])
+        _own_results(traced.graph)
         lean = engine.here.lean
         if not part.given:
             part.forward = fx.GraphModule({}, traced.graph)
@@ -198,7 +205,7 @@ class Cutter:
         else:
             budget = min(traced.budgets, default=1.0)
             part.forward, part.backward = inductor.partition(
-                traced.graph, traced.mode, part.results, lean=lean, budget=budget
+                traced.graph, traced.mode, part.results, lasting=part.lasting, lean=lean, budget=budget
             )
             part.kept = inductor.pass_inputs_by(part.forward, part.results)
         self.parts[part.number] = part
@@ -266,6 +273,7 @@ class Cutter:
                 "in x = x + 1 for x += 1"
             )
         part.lifted, part.lean = part.traced.lifted, engine.here.lean
+        part.lasting = self._lasting([*tensors, *part.lifted])
         end: Any = part.traced.graph.output_node()
         bases = [base_of(node, part.traced.mode.aliases) for node in end.args[0]]
         places_of = {node: i for i, node in enumerate(part.traced.inputs)}
@@ -335,16 +343,18 @@ def _filled(leaves: list[Any], tensors: Sequence[Tensor]) -> list[Any]:
     return [next(new) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
-def _own_results(graph: fx.Graph, count: int) -> None:
-    """Let each result be a value of its own: autograd holds two that are one tensor for two."""
+def _own_results(graph: fx.Graph) -> None:
+    """Let no result lie in the memory of an input, which whoever calls the layer may overwrite."""
     end: Any = graph.output_node()
     results, seen = list(end.args[0]), set[fx.Node]()
     for i, node in enumerate(results):
-        if node in seen or node.op == "placeholder":
+        if node in seen or base_of(node).op == "placeholder":
             with graph.inserting_before(end):
-                results[i] = graph.call_function(aten.clone.default, (node,))
-            results[i].meta["val"] = node.meta["val"]
-        seen.add(results[i])
+                results[i] = graph.call_function(COPIED, (node,))
+            value = node.meta["val"]
+            with _disable_current_modes(), value.fake_mode:
+                results[i].meta["val"] = torch.empty_like(value)
+        seen.add(node)
     end.args = (tuple(results),)
 
 

@@ -67,6 +67,43 @@ def write_early(graph: fx.Graph) -> None:
             total.append(write)
 
 
+def finish_early(graph: fx.Graph) -> None:
+    """Move a matrix product that is a result, as of a layer's weights, right behind the value that it needs last, so
+    that what was kept for it is let go before more is computed."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.target is not aten.mm.default or not _is_result(node):
+            continue
+        views: list[fx.Node] = []
+        sources = []
+        for value in node.all_input_nodes:
+            while _is_view(value):
+                views.append(value)
+                value = value.all_input_nodes[0]
+            sources.append(value)
+        last = max(sources, key=order.__getitem__)
+        if last.op == "placeholder":
+            continue
+        last.append(node)
+        for view in sorted(views, key=order.__getitem__):
+            if order[view] > order[last]:
+                node.prepend(view)
+
+
+def _is_result(node: fx.Node) -> bool:
+    users = list(node.users)
+    while len(users) == 1 and _is_view(users[0]):
+        users = list(users[0].users)
+    return bool(users) and all(user.op == "output" for user in users)
+
+
+def _is_view(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and (node.target.is_view or node.target in _AS_VIEWS)
+
+
+_AS_VIEWS = {aten.reshape.default, aten._unsafe_view.default}  # a reshape of the compiler's
+
+
 def addition(node: fx.Node) -> tuple[Any, fx.Node, fx.Node] | None:
     """The sum, the addition and the write of a value that is added to an argument in its memory, and else unread."""
     total = next(iter(node.users), node)

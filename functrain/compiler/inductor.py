@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -65,13 +66,13 @@ def compile_graph(graph: fx.Graph, mode: FakeTensorMode) -> Kernel:
 
 
 def partition(
-    graph: fx.Graph, mode: FakeTensorMode, results: int, *, lean: bool, budget: float
+    graph: fx.Graph, mode: FakeTensorMode, results: int, *, lasting: Sequence[int], lean: bool, budget: float
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Split the graph of a function and its gradient in two: the first returns the first results, and what it keeps.
 
-    Inputs named "tangents..." are the second one's. With `lean` the second computes the inputs of its matrix products
-    again where that takes none; else torch keeps them, which is half of a transformer's activations. `budget` is the
-    part of the memory that is kept at all.
+    Inputs named "tangents..." are the second one's; to keep those that are `lasting` costs nothing. With `lean` the
+    second computes the inputs of its matrix products again where that takes none; else torch keeps them, which is half
+    of a transformer's activations. `budget` is the part of the memory that is kept at all.
     """
     module = fx.GraphModule({}, graph)
     settings = functorch_config.patch(
@@ -84,7 +85,7 @@ def partition(
         # attention says of itself that it draws, also where it drops nothing; what does draw is in no trace
         stack.enter_context(patch.object(partitioners, "has_recomputable_rng_ops", lambda _: False))
         return partitioners.min_cut_rematerialization_partition(
-            module, [], "inductor", num_fwd_outputs=results, static_lifetime_input_indices=[]
+            module, [], "inductor", num_fwd_outputs=results, static_lifetime_input_indices=list(lasting)
         )
 
 
@@ -96,7 +97,12 @@ def eliminate_dead(graph: fx.Graph) -> None:
 def pass_inputs_by(forward: fx.GraphModule, results: int) -> list[tuple[bool, int]]:
     """Take inputs out of what a forward program returns to be kept, as whoever calls it has them; tell for each value
     that is kept (True, i), an input, or (False, j), what the program returns."""
-    inputs = {node: i for i, node in enumerate(forward.graph.find_nodes(op="placeholder"))}
+    inputs = {
+        node: i
+        for i, node in enumerate(forward.graph.find_nodes(op="placeholder"))
+        # torch's compiler lays these out anew, and the backward program would have to do it once more
+        if not any("convolution" in str(user.target) for user in node.users)
+    }
     end: Any = forward.graph.output_node()
     nodes = list(end.args[0])
     own = [*nodes[:results], *dict.fromkeys(node for node in nodes[results:] if node not in inputs)]
@@ -116,15 +122,18 @@ def lay_out(backward: fx.GraphModule, strides: Sequence[Any]) -> None:
 
 
 def lower(
-    module: fx.GraphModule, mode: FakeTensorMode, which: str, *, visible: int | None = None
+    module: fx.GraphModule, mode: FakeTensorMode, which: str, *, visible: int | None = None, given: Sequence[int] = ()
 ) -> tuple[Kernel, Strides]:
     """Compile a graph as it stands, "forward", "backward" or "inference"; also returns how the results are laid out.
 
-    The first `visible` results, or all, are laid out as the graph says.
+    The first `visible` results, or all, are laid out as the graph says. A backward program may write to those inputs
+    that are `given` to it, in whose memory nothing else lies.
     """
     graph_passes.let_views_copy(module)
     graph_passes.unstack_sums(module.graph)
     graph_passes.compute_numbers_once(module.graph)
+    if which == "backward":
+        graph_passes.finish_early(module.graph)
     module.recompile()
     inputs = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
     end: Any = module.graph.output_node()
@@ -133,7 +142,9 @@ def lower(
     end.meta["user_visible_output_idxs"] = [i for i, node in enumerate(shown) if isinstance(node, fx.Node)]
     wanted = {i: shown[i].meta["val"] for i in end.meta["user_visible_output_idxs"]}  # torch changes the graph
     jobs.finish_checks()
-    with compiling(mode), config.patch(_OPTIONS), _writes_in_order(), warnings.catch_warnings():
+    options = {**_OPTIONS, "post_grad_custom_post_pass": _Unfuse(tuple(given))}
+    with compiling(mode) as context, config.patch(options), _writes_in_order(), warnings.catch_warnings():
+        context.fw_metadata = SimpleNamespace(bw_donated_idxs=list(given))
         # of torch 2.13 to itself, where it compiles a diagonal
         warnings.filterwarnings("ignore", "`torch._prims_common.check` is deprecated", FutureWarning)
         with TracingContext.report_output_strides() as strides:
@@ -165,14 +176,14 @@ def _laid_out(kernel: Kernel, strides: dict[int, tuple[int, ...]]) -> Kernel:
 
 
 @contextmanager
-def compiling(mode: FakeTensorMode) -> Iterator[None]:
+def compiling(mode: FakeTensorMode) -> Iterator[Any]:
     """Leave the trace that is going on, and compile under the fake tensors of one that is done."""
     with ExitStack() as stack:
         stack.enter_context(tracing(None))
         stack.enter_context(_disable_current_modes())
-        stack.enter_context(tracing(TracingContext(mode)))
+        context = stack.enter_context(tracing(TracingContext(mode)))
         stack.enter_context(torch.no_grad())
-        yield
+        yield context
 
 
 def without_repetitions(graph: fx.Graph) -> fx.Graph:
@@ -230,6 +241,9 @@ class _Unfuse(CustomGraphPass):
     """Turn a small addmm into mm and an addition, which fuses with what follows: addmm first copies its row to every
     line of the result, so that a 32x64 one takes 15 us, and mm 4 us."""
 
+    def __init__(self, given: tuple[int, ...]) -> None:
+        self.given = given
+
     def __call__(self, graph: fx.Graph) -> None:
         for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
             row, a, b = node.args
@@ -244,12 +258,12 @@ class _Unfuse(CustomGraphPass):
             graph.erase_node(node)
 
     def uuid(self) -> Any:
-        return get_hash_for_files((__file__, graph_passes.__file__), "unfuse")
+        # torch's cache of programs does not look at which inputs are given away
+        return get_hash_for_files((__file__, graph_passes.__file__), f"unfuse {self.given}")
 
 
 _SMALL = 2**16
 
 _OPTIONS: dict[str, Any] = {
-    "post_grad_custom_post_pass": _Unfuse(),
     "size_asserts": False,  # 0.5 us an input; whoever calls has compared the shapes
 }

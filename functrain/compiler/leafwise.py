@@ -41,7 +41,6 @@ class _Plan:
         self.results: list[Any] = list(self.nodes[-1].args[0])
         self.column_of = columns(self.nodes)
         self.sums = {n for n in self.nodes if _terms(n) and all(term in self.column_of for term in _terms(n))}
-        self.summed = {term for node in self.sums for term in _terms(node)}
         self.turns = self._turns()
         self.calls = list(self._schedule())
 
@@ -96,7 +95,7 @@ class _Plan:
                     yield _rest(group[0], self.mode)
                 else:
                     kernel = kernels[signature] = kernels.get(signature) or group[0].compile_for_any_length()
-                    yield _columns_call(kernel, group, self.summed, {*self.results})
+                    yield _columns_call(kernel, group)
             given.update(node for piece in made for node in piece.outputs)
 
     def _kept(self, node: fx.Node) -> bool:
@@ -118,43 +117,16 @@ def _rest(piece: _Piece, mode: FakeTensorMode) -> Callable[[dict[Any, Any]], Non
     return run
 
 
-_SMALL = 16384  # elements: below, calling the kernel costs more than copying the leaf
-
-
-def _columns_call(
-    kernel: inductor.Kernel, pieces: list[_Piece], summed: set[fx.Node], returned: set[Any]
-) -> Callable[[dict[Any, Any]], None]:
-    """Run one kernel over all columns that are alike: the small ones joined to one, the others each by itself."""
-    joinable = all(not is_scalar(node) or node in summed for piece in pieces for node in piece.outputs)
-    small = [p for p in pieces if joinable and p.elements <= _SMALL and p.scalars == pieces[0].scalars]
-    small = small if len(small) > 1 else []
-    single = [piece for piece in pieces if piece not in small]
+def _columns_call(kernel: inductor.Kernel, pieces: list[_Piece]) -> Callable[[dict[Any, Any]], None]:
+    """Run one kernel over all columns that are alike, each by itself: joining small ones to one takes longer."""
     shapes = [[value_of(node).shape for node in piece.outputs] for piece in pieces]
-    sizes = [piece.elements for piece in small]
 
     def run(values: dict[Any, Any]) -> None:
-        for piece, shape in zip(single, single_shapes, strict=True):
+        for piece, sizes in zip(pieces, shapes, strict=True):
             results = kernel([_line(values[node]) for node in piece.inputs])
-            for node, result, size in zip(piece.outputs, results, shape, strict=True):
+            for node, result, size in zip(piece.outputs, results, sizes, strict=True):
                 values[node] = result.view(size)
-        if not small:
-            return
-        rows = [[_line(values[piece.inputs[i]]) for piece in small] for i in range(len(small[0].inputs))]
-        joined = [row[0] if row[0].dim() == 0 else torch.cat(row) for row in rows]
-        results = kernel([*joined])
-        for i in small[0].written:
-            torch._foreach_copy_(rows[i], joined[i].split(sizes))
-        for i, result in enumerate(results):
-            if result.dim() == 0:  # the sum over all of them: one stands for it
-                values[small[0].outputs[i]] = result
-                continue
-            for piece, part in zip(small, result.split(sizes), strict=True):
-                node = piece.outputs[i]
-                part = part.view(value_of(node).shape)
-                # a leaf of the caller's has memory of its own: torch refuses layers of a stack that share one
-                values[node] = part.clone() if node in returned else part
 
-    single_shapes = [shape for piece, shape in zip(pieces, shapes, strict=True) if piece not in small]
     return run
 
 
@@ -163,7 +135,7 @@ def _sum(node: fx.Node) -> Callable[[dict[Any, Any]], None]:
     terms = _terms(node)
 
     def run(values: dict[Any, Any]) -> None:
-        values[node] = torch.stack([values[term] for term in terms if term in values]).sum()
+        values[node] = torch.stack([values[term] for term in terms]).sum()
 
     return run
 

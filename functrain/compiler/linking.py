@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -67,7 +68,9 @@ class Linker:
 
     def _key_of(self, part: Any) -> Any:
         if isinstance(part, Loss):
-            options = (part.results, tuple(part.written.items()), part.lean, tuple(part.traced.budgets))
+            options = (
+                part.results, tuple(part.written.items()), tuple(part.lasting), part.lean, tuple(part.traced.budgets),
+            )  # fmt: skip
             return ("loss", options, self._signature(part.traced.graph))
         graphs = [m if m is None else self._signature(m.graph) for m in (part.forward, part.backward)]
         return ("layer", part.results, tuple(part.kept), tuple(part.given), *graphs)
@@ -118,26 +121,27 @@ class Linker:
         """Add a forward and a backward program; return the names of what they return."""
         traced, count = part.traced, part.results
         budget = min(traced.budgets, default=1.0)
-        forward, backward = inductor.partition(traced.graph, traced.mode, count, lean=part.lean, budget=budget)
+        forward, backward = inductor.partition(
+            traced.graph, traced.mode, count, lasting=part.lasting, lean=part.lean, budget=budget
+        )
         by_name = {node.name: node for node in traced.inputs}
         given = [by_name[node.name] for node in forward.graph.find_nodes(op="placeholder")]
-        kept = _results(forward.graph)[count:]
         passed = inductor.pass_inputs_by(forward, count)
         graph_passes.write_early(backward.graph)
         if _is_cut(forward.graph) or _is_cut(backward.graph):
             first = self._whole(forward.graph, traced.mode)
             second = self._whole(backward.graph, traced.mode)
         else:
+            own = _its_own(forward.graph, count, passed)
             first, strides = inductor.lower(forward, traced.mode, "forward", visible=count)
             inductor.lay_out(backward, [None if of_input else strides[i] for of_input, i in passed])
-            second, _ = inductor.lower(backward, traced.mode, "backward")
+            second, _ = inductor.lower(backward, traced.mode, "backward", given=own)
         made: list[Hashable] = [object() for _ in _results(forward.graph)]
         grads: list[Hashable] = [object() for _ in _results(backward.graph)]
         kept_bytes = _bytes_of_its_own(_results(forward.graph)[count:])
         listing.add("forward", first, given, made, size(forward.graph), kept_bytes)
         ones = [listing.constant(_ones(node)) for node in traced.tangents]
         saved = [given[i] if of_input else made[i] for of_input, i in passed]
-        assert len(saved) == len(kept)
         listing.add("backward", second, [*saved, *ones], grads, size(backward.graph))
         return [*made[:count], *grads]
 
@@ -190,7 +194,7 @@ class Linker:
             found = [items.get(i) for i in range(len(made))]
             listing.add("layer forward", part.forward, given, found, size(part.part.forward.graph), kept_bytes)
         else:
-            program, extra = part.backward(inside)
+            program, extra = part.backward(inside, given)
             made = [None if i in inside else items.get(i) for i in range(len(part.part.given))]
             listing.add("layer backward", program, [*given, *extra], made, size(part.part.backward.graph))
 
@@ -223,19 +227,22 @@ class _CompiledLayer:
 
     def __init__(self, part: Layer) -> None:
         self.part = part
+        self._own = _its_own(part.forward.graph, part.results, part.kept)
         which = "inference" if part.backward is None else "forward"
         self.forward, strides = inductor.lower(part.forward, part.mode, which, visible=part.results)
         if part.backward is not None:
             inductor.lay_out(part.backward, [None if of_input else strides[i] for of_input, i in part.kept])
         self._programs: dict[Any, Kernel] = {}
 
-    def backward(self, inside: dict[int, Chain]) -> tuple[Kernel, list[fx.Node]]:
+    def backward(self, inside: dict[int, Chain], given: Sequence[fx.Node]) -> tuple[Kernel, list[fx.Node]]:
         """Return the backward program that does what `inside` says with its results, and what else it is given."""
         assert self.part.backward is not None
-        key = tuple([(i, chain.key) for i, chain in sorted(inside.items())])
+        once = all(len(given[i].users) == 1 for i in self._own)  # nobody differentiates the same call again
+        key = (once, *[(i, chain.key) for i, chain in sorted(inside.items())])
         if key not in self._programs:
             module = with_chains(self.part.backward, inside) if inside else self.part.backward
-            self._programs[key], _ = inductor.lower(module, self.part.mode, "backward")
+            own = self._own if once else []
+            self._programs[key], _ = inductor.lower(module, self.part.mode, "backward", given=own)
         return self._programs[key], [node for _, chain in sorted(inside.items()) for node in chain.others]
 
 
@@ -281,6 +288,17 @@ def _bytes_of_its_own(nodes: Sequence[fx.Node]) -> int:
     """Return the bytes of values that are no views of inputs, each memory once."""
     bases = dict.fromkeys(base_of(node) for node in nodes)
     return sum(node.meta["val"].nbytes for node in bases if node.op != "placeholder")
+
+
+def _its_own(forward: fx.Graph, results: int, kept: Sequence[tuple[bool, int]]) -> list[int]:
+    """Return which values that are kept for the backward program lie in memory where nothing else does."""
+    bases = [base_of(node) if isinstance(node, fx.Node) else None for node in _results(forward)]
+    returned, given = Counter(bases), Counter(kept)
+    own = {i for i, base in enumerate(bases) if base and base.op != "placeholder" and returned[base] == 1}
+    return [
+        place for place, (of_input, i) in enumerate(kept)
+        if not of_input and i >= results and i in own and given[False, i] == 1
+    ]  # fmt: skip
 
 
 def size(graph: fx.Graph) -> int:

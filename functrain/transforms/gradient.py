@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 import torch
@@ -55,7 +55,12 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
 
             if engine.cuts_losses():
                 cutter = engine.here.cutter
-                cut = partial(run, tangent=cutter.tangent)
+
+                def cut(args: Any, kwargs: Any) -> Any:
+                    result, grads = run(args, kwargs, cutter.tangent)
+                    # torch lays gradients of convolutions out in its own way, and an update goes by one dimension
+                    return result, tree.map(lambda g: g.contiguous(), grads)
+
                 result, grads = cutter.call(value_and_grad_of, cut, (args, kwargs), first=_value)
             else:
                 result, grads = run(args, kwargs)
