@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from programs import cut, lowered
 from torch import Tensor, fx
 from torch._inductor import cpu_vec_isa
 from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.fx_passes import joint_graph
 
 import functrain as ft
 from functrain.compiler import graph_passes, inductor, jobs, leafwise, tracing
@@ -183,3 +185,46 @@ def test_a_view_of_what_the_compiler_lays_out_in_another_way_is_a_copy() -> None
 
     inputs = torch.arange(108.0).view(3, 3, 12) / 100, torch.ones(24, 3, 4)
     torch.testing.assert_close(ft.compile(fn)(*inputs), fn(*inputs))
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (2, 2, 2)])
+def test_patterns_of_attention_are_looked_for_where_there_are_batched_products(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(joint_graph, "lazy_init", asked.append)
+    ft.compile(lambda x: x @ x.mT)(torch.ones(shape))
+    assert bool(asked) == (len(shape) == 3)
+
+
+def test_garbage_is_not_collected_while_a_function_is_compiled() -> None:
+    seen = []
+
+    def fn(x: Tensor) -> Tensor:
+        seen.append(gc.isenabled())
+        return x + 1
+
+    ft.compile(fn)(torch.ones(3))
+    assert seen == [False]
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError):
+        ft.compile(lambda x: x / (1 // 0))(torch.ones(3))
+    assert gc.isenabled()
+
+
+def test_a_backward_program_works_in_the_memory_that_it_is_given() -> None:
+    """torch learns of it by `fw_metadata.bw_donated_idxs`, and its cache of programs by our pass's `uuid`."""
+    x, cotangent = torch.linspace(-1.0, 1.0, 4096), torch.ones(4096)
+
+    def kept_and_result(given: list[int]) -> tuple[Tensor, Tensor]:
+        found = traced(lambda x, tangent: [torch.cos(x) * tangent], [x, cotangent])
+        program, _ = inductor.lower(fx.GraphModule({}, found.graph), found.mode, "backward", given=given)
+        kept = x.clone()
+        (result,) = program([kept, cotangent])
+        return kept, result
+
+    expected = torch.cos(x)
+    for given in ([], [0], []):
+        kept, result = kept_and_result(given)
+        torch.testing.assert_close(result, expected)
+        assert (result.data_ptr() == kept.data_ptr()) == bool(given)

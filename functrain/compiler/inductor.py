@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -26,9 +26,10 @@ from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import InvalidCxxCompiler
+from torch._inductor.fx_passes import joint_graph
 from torch._inductor.lowering import make_fallback
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._python_dispatch import _disable_current_modes
 
 from functrain.compiler import graph_passes, jobs, redrawing
@@ -60,9 +61,21 @@ def compile_graph(graph: fx.Graph, mode: FakeTensorMode) -> Kernel:
     """Compile a graph of operations, writes to its inputs at the end, as one program."""
     module = fx.GraphModule({}, graph)
     with compiling(mode):
-        _recursive_joint_graph_passes(module)
+        _joint_passes(module)
         redrawing.draw_again(module.graph, graph_passes.is_product)
     return lower(module, mode, "inference")[0]
+
+
+def _joint_passes(module: fx.GraphModule) -> None:
+    """Run torch's passes over a whole graph; where there is no batched product, without half a second for the patterns
+    of attention that is written out."""
+    nodes = list(module.graph.nodes)
+    inputs = [node.meta.get("val") for node in nodes if node.op == "placeholder"]
+    plain = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor)) and not any(
+        node.target in (aten.bmm.default, aten.baddbmm.default) for node in nodes
+    )
+    with patch.object(joint_graph, "lazy_init", lambda _: None) if plain else nullcontext():
+        _recursive_joint_graph_passes(module)
 
 
 def partition(
@@ -80,7 +93,7 @@ def partition(
         activation_memory_budget=budget,
     )
     with compiling(mode), settings, ExitStack() as stack:
-        _recursive_joint_graph_passes(module)
+        _joint_passes(module)
         redrawing.mark(module.graph)
         # attention says of itself that it draws, also where it drops nothing; what does draw is in no trace
         stack.enter_context(patch.object(partitioners, "has_recomputable_rng_ops", lambda _: False))
@@ -192,14 +205,27 @@ def without_repetitions(graph: fx.Graph) -> fx.Graph:
 
 
 def compile_for_any_length(graph: fx.Graph, dtypes: Sequence[torch.dtype], lines: Sequence[bool]) -> Kernel:
-    """Compile a graph whose inputs are one-dimensional where `lines` says so, all of one length, and () elsewhere."""
+    """Compile a graph of elementwise operations and sums whose inputs are one-dimensional where `lines` says so, all of
+    one length, and () elsewhere."""
     with tracing(None), _disable_current_modes():
-        # a length that no constant of an update equals by chance
-        examples = [torch.empty(1031 if line else (), dtype=d) for d, line in zip(dtypes, lines, strict=True)]
-        with torch.no_grad():
-            traced = make_fx(fx.GraphModule({}, graph), tracing_mode="symbolic", _allow_non_fake_inputs=True)(*examples)
-        mode = next(iter(traced.graph.find_nodes(op="placeholder"))).meta["val"].fake_mode
-        return compile_graph(traced.graph, mode)
+        mode = FakeTensorMode(shape_env=ShapeEnv())
+        any_length: Any = StatelessSymbolicContext([DimDynamic.DYNAMIC])
+        length = mode.from_tensor(torch.empty(_LENGTH, device="meta"), symbolic_context=any_length).shape[0]
+        copied, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        kinds = iter(zip(dtypes, lines, strict=True))
+        with mode, torch.no_grad():
+            for node in graph.nodes:
+                copies[node] = copy = copied.node_copy(node, lambda n: copies[n])
+                if node.op == "placeholder":
+                    dtype, line = next(kinds)
+                    copy.meta["val"] = torch.empty((length,) if line else (), dtype=dtype)
+                elif node.op == "call_function":
+                    args, kwargs = fx.node.map_arg((copy.args, copy.kwargs), lambda n: n.meta["val"])
+                    copy.meta["val"] = node.target(*args, **kwargs)
+        return compile_graph(copied, mode)
+
+
+_LENGTH = 1031  # that no constant of an update equals by chance
 
 
 @contextmanager
