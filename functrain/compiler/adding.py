@@ -20,7 +20,7 @@ class Chain:
         self.nodes = nodes  # the item, operations on it, and the write
         inside = {*nodes}
         self.others = list(dict.fromkeys(i for node in nodes[1:] for i in node.all_input_nodes if i not in inside))
-        names: dict[Any, Any] = {node: _Name(f"n{i}") for i, node in enumerate([*nodes, *self.others])}
+        names: dict[Any, Any] = {node: graph_passes.Name(f"n{i}") for i, node in enumerate([*nodes, *self.others])}
         self.key = repr([(str(n.target), fx.node.map_arg((n.args, n.kwargs), names.get)) for n in nodes[1:]])
 
 
@@ -73,8 +73,3 @@ def with_chains(module: fx.GraphModule, inside: dict[int, Chain]) -> fx.GraphMod
     graph.output(tuple(results))
     graph_passes.write_early(graph)
     return fx.GraphModule({}, graph)
-
-
-class _Name(str):
-    __slots__ = ()
-    __repr__ = str.__str__

@@ -10,6 +10,13 @@ from torch import Tensor, fx
 aten = torch.ops.aten
 
 
+class Name(str):
+    """What stands for a node where operations are compared as text."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
 def let_views_copy(module: fx.GraphModule) -> None:
     """Turn views into reshapes, which copy where the compiler has laid out their argument in another way than eager."""
     for node in module.graph.find_nodes(op="call_function", target=aten.view.default):

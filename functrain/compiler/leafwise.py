@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from functrain.compiler import graph_passes, inductor
 from functrain.compiler.columns import columns, is_scalar, value_of
+from functrain.compiler.graph_passes import Name
 
 aten = torch.ops.aten
 
@@ -157,21 +159,23 @@ class _Piece:
     def __init__(self, nodes: list[fx.Node], given: set[fx.Node]) -> None:
         self.outputs = [node for node in nodes if node.target is not aten.copy_.default]
         body, self.inputs = _between(nodes, given)
-        self.scalars = [node for node in self.inputs if is_scalar(node)]
-        self.elements = max([value_of(node).numel() for node in self.inputs], default=0)
-        self.graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-        for i, node in enumerate(self.inputs):
-            copies[node] = self.graph.placeholder(f"input_{i}")
-            copies[node].meta["val"] = node.meta["val"]
-        for node in sorted(body, key=lambda node: node.target is aten.copy_.default):  # stable: the writes come last
-            copies[node] = self.graph.node_copy(node, lambda arg: copies[arg])
-        self.graph.output(tuple([copies[node] for node in self.outputs]))
-        targets = [node.args[0] for node in nodes if node.target is aten.copy_.default]
-        self.written = [i for i, node in enumerate(self.inputs) if node in targets]
-        names = {node: _Name(f"n{i}") for i, node in enumerate(self.graph.nodes)}
+        self.body = sorted(body, key=lambda node: node.target is aten.copy_.default)  # stable: the writes come last
+        names = {node: Name(f"n{i}") for i, node in enumerate([*self.inputs, *self.body])}
         lines = [(value_of(node).dtype, is_scalar(node)) for node in self.inputs]
-        calls = [(str(n.target), fx.node.map_arg((n.args, n.kwargs), names.__getitem__)) for n in self.graph.nodes]
-        self.signature = repr((lines, calls))
+        calls = [(str(n.target), fx.node.map_arg((n.args, n.kwargs), names.__getitem__)) for n in self.body]
+        self.signature = repr((lines, calls, [names[node] for node in self.outputs]))
+
+    @cached_property
+    def graph(self) -> fx.Graph:
+        """What is compiled, for one of those that are alike."""
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        for i, node in enumerate(self.inputs):
+            copies[node] = graph.placeholder(f"input_{i}")
+            copies[node].meta["val"] = node.meta["val"]
+        for node in self.body:
+            copies[node] = graph.node_copy(node, lambda arg: copies[arg])
+        graph.output(tuple([copies[node] for node in self.outputs]))
+        return graph
 
     def compile_for_any_length(self) -> inductor.Kernel:
         """Return the kernel of this piece for leaves of any length, which takes each as one dimension."""
@@ -201,8 +205,3 @@ def _between(nodes: list[fx.Node], given: set[fx.Node]) -> tuple[list[fx.Node], 
                 queue.append((node, True))
                 queue.extend((arg, False) for arg in reversed(node.all_input_nodes))
     return body, inputs
-
-
-class _Name(str):
-    __slots__ = ()
-    __repr__ = str.__str__

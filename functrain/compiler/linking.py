@@ -77,7 +77,7 @@ class Linker:
 
     def _signature(self, graph: fx.Graph) -> str:
         """Two graphs of one signature do the same."""
-        names: dict[Any, Any] = {node: _Name(f"n{i}") for i, node in enumerate(graph.nodes)}
+        names: dict[Any, Any] = {node: graph_passes.Name(f"n{i}") for i, node in enumerate(graph.nodes)}
         lines = []
         for node in graph.nodes:
             value = node.meta.get("val")
@@ -385,8 +385,3 @@ def _zeros(as_float32: Sequence[bool]) -> Kernel:
         return made
 
     return run
-
-
-class _Name(str):
-    __slots__ = ()
-    __repr__ = str.__str__

@@ -34,10 +34,6 @@ class Writes(BaseException):
     """A trace has met a write that `Functional` must see. Not for the user to catch."""
 
 
-def like(x: Tensor) -> Tensor:
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
-
-
 def dense_strides(x: Tensor) -> tuple[int, ...]:
     """Return the strides of a tensor of its own memory that lies as x does, in order where x has gaps or overlaps."""
     return torch.empty_like(x, device="meta").stride()
@@ -73,6 +69,15 @@ class Recording(FakeTensorMode):
         self._decompositions = decompositions
         self._parts: dict[Any, Any] = {}
 
+    def new(self, x: Tensor) -> Tensor:
+        """Make a tensor without data like x."""
+        return self._made(x.shape, x.stride(), x.dtype, x.device)
+
+    def _made(self, shape: Any, strides: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+        with torch._C._DisableTorchDispatch():  # asking torch's mode for it takes five times as long
+            data = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+        return FakeTensor(self, data, device)
+
     def input(self, name: str, fake: Tensor) -> fx.Node:
         """Add an input of the graph."""
         place = self.graph.inserting_before() if self._last is None else self.graph.inserting_after(self._last)
@@ -93,8 +98,7 @@ class Recording(FakeTensorMode):
             own = torch._from_functional_tensor(x.elem) if isinstance(x, FunctionalTensor) else x
             if isinstance(own, FakeTensor) and own.fake_mode not in self.around:
                 raise _escaped(x)
-            with _disable_current_modes(), self:
-                fake = like(x)
+            fake = self.new(x)
             self.inputs.append(self.input(f"primals_{len(self.inputs) + 1}", fake))
             self.lifted.append(x)
             self._twins[id(x)] = fake
@@ -155,20 +159,17 @@ class Recording(FakeTensorMode):
         return func.decompose if composite else None
 
     def _like_before(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Find what an operation returns: an elementwise one that has met such tensors before, without asking torch,
-        which takes five times as long."""
+        """Find what an operation returns: an elementwise one that has met such tensors before, without asking torch."""
         key = None
-        if torch.Tag.pointwise in func.tags and not kwargs:
-            key = (func, torch.get_default_dtype(), *[_kind(x) for x in args])
+        if torch.Tag.pointwise in func.tags or func in _SUMS:
+            named = [(name, _kind(x)) for name, x in kwargs.items()]
+            key = (func, torch.get_default_dtype(), *[_kind(x) for x in args], *named)
             try:
                 known = _RESULTS.get(key)
             except TypeError:  # a list among the arguments
                 key = known = None
             if known is not None:
-                shape, strides, dtype, device = known
-                with torch._C._DisableTorchDispatch():
-                    data = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-                return FakeTensor(self, data, device)
+                return self._made(*known)
         self._inside = True
         try:
             result = super().__torch_dispatch__(func, (), args, kwargs)
@@ -252,6 +253,7 @@ class Recording(FakeTensorMode):
 
 
 _RESULTS: dict[Any, Any] = {}  # what elementwise operations return
+_SUMS = {aten.sum.default, aten.amax.default, aten.max.default, aten.any.default, aten.all.default}
 
 
 def _kind(x: Any) -> Any:

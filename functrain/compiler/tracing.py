@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from functrain.compiler import engine, inductor
-from functrain.compiler.recording import VIEWS, Functional, Recording, Writes, closure_written, like
+from functrain.compiler.recording import VIEWS, Functional, Recording, Writes, closure_written
 
 aten = torch.ops.aten
 
@@ -59,7 +59,7 @@ def _traced(fn: Callable[..., Any], tensors: Sequence[Tensor], mode: Recording, 
             above = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize))
             stack.enter_context(above)
         stack.enter_context(mode)
-        values = [like(x) for x in tensors]
+        values = [mode.new(x) for x in tensors]
         mode.inputs = [mode.input(f"primals_{i + 1}", fake) for i, fake in enumerate(values)]
         if functional:
             mode.functional = stack.enter_context(Functional(mode))
