@@ -1,6 +1,6 @@
 """Time and peak memory of a training step, side by side with torch.nn.Module and fused AdamW.
 
-    python benchmarks/step.py [--only mlp|gpt-fp32|gpt-bf16] [--rounds 7]
+    python benchmarks/step.py [--only mlp|gpt-fp32|gpt-bf16|gpt-deep] [--rounds 7]
 
 Every step clips by global norm and runs AdamW. The variants take turns, round by round, in one process; printed are
 medians over the rounds and the ratio to the best of the others. Peak is what torch's allocator held at most in one
@@ -27,6 +27,7 @@ import functrain as ft
 from functrain.models import gpt2
 
 GPT_SHAPE = {"vocab": 8192, "context": 128, "layers": 2, "heads": 8, "width": 512}
+DEEP_SHAPE = {"vocab": 65, "context": 64, "layers": 12, "heads": 4, "width": 128}
 Run = Callable[[], Any]
 
 
@@ -49,11 +50,11 @@ def ours(params: Any, loss_fn: Any, batch: Any) -> Run:
     return run
 
 
-def gpt(*, bf16: bool) -> dict[str, Run]:
+def gpt(*, bf16: bool, shape: dict[str, int] = GPT_SHAPE, rows: int = 8) -> dict[str, Run]:
     torch.manual_seed(0)
-    tokens = torch.randint(GPT_SHAPE["vocab"], (8, 129))
+    tokens = torch.randint(shape["vocab"], (rows, shape["context"] + 1))
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    config = gpt2.Config(**GPT_SHAPE)
+    config = gpt2.Config(**shape)
 
     def loss_fn(params: Any, batch: Any, key: Any) -> Any:
         hidden = gpt2.hidden(params, batch["tokens"], config, key=key)
@@ -61,7 +62,7 @@ def gpt(*, bf16: bool) -> dict[str, Run]:
 
     if bf16:
         loss_fn = ft.mixed_precision(loss_fn, ft.Policy(compute=torch.bfloat16))
-    eager, compiled = (stepper(GPT(**GPT_SHAPE), bf16=bf16), stepper(torch.compile(GPT(**GPT_SHAPE)), bf16=bf16))
+    eager, compiled = (stepper(GPT(**shape), bf16=bf16), stepper(torch.compile(GPT(**shape)), bf16=bf16))
     batch = {"tokens": inputs, "targets": targets}
     return {
         "module eager + fused AdamW": lambda: eager(inputs, targets),
@@ -149,7 +150,7 @@ def measure(title: str, variants: dict[str, Run], *, rounds: int, steps: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("mlp", "gpt-fp32", "gpt-bf16"))
+    parser.add_argument("--only", choices=("mlp", "gpt-fp32", "gpt-bf16", "gpt-deep"))
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     machine = f"{platform.machine()}, Python {platform.python_version()}"
@@ -160,6 +161,9 @@ def main() -> None:
         if options.only in (None, name):
             title = f"GPT of 2 layers, width 512, vocabulary 8192, batch 8x128, {'bfloat16' if bf16 else 'float32'}"
             measure(title, gpt(bf16=bf16), rounds=options.rounds, steps=3)
+    if options.only in (None, "gpt-deep"):
+        title = "GPT of 12 layers, width 128, vocabulary 65, batch 12x64, float32"
+        measure(title, gpt(bf16=False, shape=DEEP_SHAPE, rows=12), rounds=options.rounds, steps=3)
 
 
 if __name__ == "__main__":

@@ -302,9 +302,13 @@ class Inverted(nn.Module):
         self.enter = nn.Sequential(nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden), act())
         depthwise = nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False)
         self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(hidden), act())
-        self.squeeze = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(hidden, inputs, 1), act(), nn.Conv2d(inputs, hidden, 1), nn.Sigmoid()
-        ) if squeeze else None
+        self.squeeze = (
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(hidden, inputs, 1), act(), nn.Conv2d(inputs, hidden, 1), nn.Sigmoid()
+            )
+            if squeeze
+            else None
+        )
         self.leave = nn.Sequential(nn.Conv2d(hidden, width, 1, bias=False), nn.BatchNorm2d(width))
         self.dropout, self.around = nn.Dropout(rate), stride == 1 and inputs == width
 
