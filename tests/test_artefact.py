@@ -5,6 +5,9 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +67,7 @@ def test_the_key_knows_threads_and_processor(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         torch.set_num_threads(threads)
     assert artefact.environment() == here
-    monkeypatch.setattr("torch._inductor.cpu_vec_isa.pick_vec_isa", lambda: "another")
+    monkeypatch.setattr(artefact, "_processor", lambda: "another")
     assert artefact.environment() != here
 
 
@@ -115,3 +118,31 @@ def test_a_process_waits_for_another_that_compiles(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert done.wait(60)
         thread.join()
+
+
+def test_the_key_is_all_that_the_processor_can_do() -> None:
+    flags = str(artefact._processor())
+    assert ("avx2" in flags.lower()) == torch.cpu._is_avx2_supported()
+    assert len(flags) > 10
+
+
+def test_another_process_compiles_nothing(tmp_path: Path) -> None:
+    """Also with torch's own folder empty: what tells the processor's instructions is kept with the programs."""
+    program = (
+        "import sys, torch, functrain as ft\n"
+        "print(ft.compile(lambda x: torch.sin(x) * 3, cache=sys.argv[1])(torch.ones(64)).sum().item())"
+    )
+    compiler, said = tmp_path / "g++", tmp_path / "said"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {said}\nexec {shutil.which("g++")} "$@"\n')
+    compiler.chmod(0o755)
+
+    def run(name: str) -> tuple[str, int]:
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / name), "CXX": str(compiler)}
+        command = [sys.executable, "-W", "error::UserWarning", "-c", program, str(tmp_path / "programs")]
+        said.write_text("")
+        result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        return result, said.read_text().count("-shared")
+
+    first, libraries = run("first")
+    assert libraries > 1  # the kernel, and what the processor is asked with
+    assert run("second") == (first, 0)

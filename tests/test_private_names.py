@@ -42,7 +42,6 @@ WHY = {
     "torch._inductor.compile_fx._recursive_joint_graph_passes": "what torch does with such a graph before it is split",
     "torch._inductor.compile_fx.compile_fx_inner": "a graph compiled without Dynamo, whose guards cost 50 us a call",
     "torch._inductor.config": "options of one compilation, scoped",
-    "torch._inductor.cpu_vec_isa.pick_vec_isa": "the instructions that a program kept on disk was compiled for",
     "torch._inductor.cpu_vec_isa.supported_vec_isa_list": "the checks of the CPU, run beside the tracing",
     "torch._inductor.cpu_vec_isa.x86_isa_checker": "see supported_vec_isa_list",
     "torch._inductor.custom_graph_pass.CustomGraphPass": "a pass whose code is part of the cache's key",

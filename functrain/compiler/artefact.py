@@ -1,7 +1,7 @@
 """Compiled programs in a folder, to be there when a run starts again.
 
 torch's compiler keeps each program under a hash of its graph, of the shapes, dtypes and strides of its inputs, and of
-its own version and options. Here they are kept below a hash of the rest: the processor's vector instructions, the
+its own version and options. Here they are kept below a hash of the rest: what the processor says it can do, the
 number of threads, the versions of Python and torch, and the files of our own compiler. A manifest has the hash of each
 file, so that a program is the one that was written. It is machine code: take such a folder from nobody whom you would
 not let run code.
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -43,13 +43,13 @@ def kept_in(folder: Path | None, build: Callable[[], T]) -> T:
     """
     if folder is None:
         return build()
-    jobs.finish_checks()  # of the processor
     place = folder / environment()
     try:
         with _process, _locked(place):
             _take_out_broken(place)
             with _variable(place):
                 made = build()
+                jobs.finish_checks()  # what they wrote is a part of the folder
             _seal(place)
             return made
     except OSError as error:
@@ -68,11 +68,18 @@ _DISK = {errno.EACCES, errno.ENOENT, errno.EROFS, errno.ENOSPC, errno.EDQUOT, er
 
 def environment() -> str:
     """Return a hash of what a program depends on beside its graph."""
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-
-    facts = (str(pick_vec_isa()), torch.get_num_threads(), platform.python_version(), platform.machine())
+    facts = (_processor(), torch.get_num_threads(), platform.python_version(), platform.machine())
     versions = (torch.__version__, torch.version.git_version, _own_code())
     return hashlib.sha256(repr((facts, versions)).encode()).hexdigest()[:16]
+
+
+def _processor() -> Any:
+    """Return all instructions that the processor says it has: torch's own answer takes a compiler and two seconds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        return platform.processor(), torch.backends.cpu.get_cpu_capability()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 @cache

@@ -152,13 +152,13 @@ class _Program:
             found, self.result = tree.flatten(result)
             return found, writes
 
-        jobs.start_checks(leaves)
         tensors = [leaves[i] for i in where]
         # what is a view of the conjugate, or negative, of other memory
         self.lazy = [i for i, x in enumerate(tensors) if x.is_conj() or x.is_neg()]
         tensors = [_plain(x) for x in tensors]
 
         def build() -> tuple[Any, list[Tensor], int]:
+            jobs.start_checks(leaves)
             cutter = cutting.Cutter(layers=tree.bytes(args[:1]) >= _PIECEWISE_BYTES)
             with torch.no_grad(), engine.tracing_operations(cutter):
                 traced = cutter.trace(flat, tensors)
@@ -203,8 +203,8 @@ class _Program:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep Python from looking for unreachable cycles, again and again among a million objects of torch's compiler: a
-    third of the time from a filled cache."""
+    """Keep Python from looking for unreachable cycles, again and again among the objects of torch's compiler: a quarter
+    of a first step from a filled cache."""
     on = gc.isenabled()
     gc.disable()
     try:

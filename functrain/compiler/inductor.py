@@ -67,8 +67,8 @@ def compile_graph(graph: fx.Graph, mode: FakeTensorMode) -> Kernel:
 
 
 def _joint_passes(module: fx.GraphModule) -> None:
-    """Run torch's passes over a whole graph; where there is no batched product, without half a second for the patterns
-    of attention that is written out."""
+    """Run torch's passes over a whole graph; where there is no batched product, without the 0.3 s that patterns of
+    attention written out take to prepare."""
     nodes = list(module.graph.nodes)
     inputs = [node.meta.get("val") for node in nodes if node.op == "placeholder"]
     plain = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor)) and not any(
