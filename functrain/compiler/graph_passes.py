@@ -84,7 +84,7 @@ def finish_early(graph: fx.Graph) -> None:
         views: list[fx.Node] = []
         sources = []
         for value in node.all_input_nodes:
-            while _is_view(value):
+            while is_view(value.target):
                 views.append(value)
                 value = value.all_input_nodes[0]
             sources.append(value)
@@ -99,16 +99,18 @@ def finish_early(graph: fx.Graph) -> None:
 
 def _is_result(node: fx.Node) -> bool:
     users = list(node.users)
-    while len(users) == 1 and _is_view(users[0]):
+    while len(users) == 1 and is_view(users[0].target):
         users = list(users[0].users)
     return bool(users) and all(user.op == "output" for user in users)
 
 
-def _is_view(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and (node.target.is_view or node.target in _AS_VIEWS)
+def is_view(target: Any) -> bool:
+    """Tell whether a node's target is an operation whose result lies in its first argument's memory, or mostly does."""
+    return isinstance(target, torch._ops.OpOverload) and (target.is_view or target in _VIEWS)
 
 
-_AS_VIEWS = {aten.reshape.default, aten._unsafe_view.default}  # a reshape of the compiler's
+# the schemas do not say so; a reshape is one that `let_views_copy` has made
+_VIEWS = {aten._unsafe_view.default, aten._reshape_alias.default, aten.reshape.default}
 
 
 def addition(node: fx.Node) -> tuple[Any, fx.Node, fx.Node] | None:

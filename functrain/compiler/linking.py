@@ -325,7 +325,7 @@ def _is_small_talk(nodes: list[fx.Node]) -> bool:
     results = sum(any(u not in inside for u in node.users) for node in nodes)
     for node in nodes:
         value = node.meta["val"]
-        view = isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+        view = graph_passes.is_view(node.target)
         if not view and not (isinstance(value, Tensor) and value.numel() <= _TINY and node.target in POINTWISE):
             return False
     return len(nodes) <= 2 * results

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from functrain import tree
 from functrain.compiler import forward_mode
+from functrain.compiler.graph_passes import is_view
 from functrain.compiler.untraceable import Untraceable
 
 aten = torch.ops.aten
@@ -39,7 +40,6 @@ def dense_strides(x: Tensor) -> tuple[int, ...]:
     return torch.empty_like(x, device="meta").stride()
 
 
-VIEWS = {aten._unsafe_view.default, aten._reshape_alias.default}  # their schemas do not say so
 _SAME = {aten.detach.default, aten.alias.default, aten.lift.default, aten.lift_fresh.default}
 
 
@@ -221,7 +221,7 @@ class Recording(FakeTensorMode):
             self._share(result)
             return
         single = isinstance(result, Tensor)
-        if func.is_view or func in VIEWS:
+        if is_view(func):
             self._share(args[0])
         if not single and not any(isinstance(x, Tensor) for x in tree.leaves(result)):
             return

@@ -17,7 +17,8 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from functrain.compiler import engine, inductor
-from functrain.compiler.recording import VIEWS, Functional, Recording, Writes, closure_written
+from functrain.compiler.graph_passes import is_view
+from functrain.compiler.recording import Functional, Recording, Writes, closure_written
 
 aten = torch.ops.aten
 
@@ -124,13 +125,9 @@ def base_of(node: fx.Node, aliases: dict[fx.Node, fx.Node] | None = None) -> fx.
     while True:
         if aliases is not None and node in aliases:
             node = aliases[node]
-        elif isinstance(node.target, torch._ops.OpOverload) and (node.target.is_view or node.target in VIEWS):
+        elif is_view(node.target):
             node = node.all_input_nodes[0]
-        elif node.target is operator.getitem and _is_view(node.all_input_nodes[0]):
+        elif node.target is operator.getitem and is_view(node.all_input_nodes[0].target):
             node = node.all_input_nodes[0].all_input_nodes[0]  # one of the parts of a split
         else:
             return node
-
-
-def _is_view(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
