@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from functrain.compiler import graph_passes
-from functrain.compiler.cutting import BACKWARD
+from functrain.compiler.parts import BACKWARD
 
 aten = torch.ops.aten
 

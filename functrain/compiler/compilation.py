@@ -136,7 +136,7 @@ class _Program:
         self.donated = len(tree.leaves(args[0])) if owner.donate else 0
         self.result: Any = None
         # not with the package: torch's compiler takes two seconds to import
-        from functrain.compiler import artefact, cutting, jobs, linking, tracing
+        from functrain.compiler import artefact, cutting, jobs, linking, segments, tracing
 
         where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         self.where = where if len(where) < len(leaves) else None
@@ -163,14 +163,14 @@ class _Program:
             with torch.no_grad(), engine.tracing_operations(cutter):
                 traced = cutter.trace(flat, tensors)
             with torch.no_grad(), jobs.together(tensors):
-                operations = linking.size(traced.graph)
+                operations = segments.size(traced.graph)
                 return linking.Linker(cutter, owner.linked).link(traced), traced.lifted, operations
 
         def interpreted() -> tuple[Any, list[Tensor], int]:
             with torch.no_grad(), engine.tracing_operations():
                 traced = tracing.trace(lambda mode, *xs: flat(*xs), tensors, decompose=False)
             module = fx.GraphModule({}, traced.graph)
-            return (lambda values: module(*values)), traced.lifted, linking.size(traced.graph)
+            return (lambda values: module(*values)), traced.lifted, segments.size(traced.graph)
 
         found = interpreted() if owner.interpreted else artefact.kept_in(owner.cache, build)
         self.kernel, self.lifted, self.operations = found

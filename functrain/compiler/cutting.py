@@ -1,13 +1,11 @@
 """Where a traced function is cut: layers of `nn.stack`, and gradients.
 
 While a function is traced, a layer is one opaque operation each way, `forward` and `backward`, and a gradient one
-`call`. What is in them is traced apart, once for all layers that are alike. A `Part` is what such an operation stands
-for.
+`call`. What is in them is traced apart, once for all layers that are alike (`parts`).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,52 +19,12 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from functrain import tree
 from functrain.compiler import engine, inductor
+from functrain.compiler.parts import CALL, ZEROS, Layer, LayerCall, Loss, Part, numbers
 from functrain.compiler.recording import Recomputed, Recording
 from functrain.compiler.tracing import COPIED, Traced, base_of, trace
 from functrain.compiler.untraceable import Untraceable
 
 aten = torch.ops.aten
-_library = torch.library.Library("functrain", "FRAGMENT")
-for _name in ("forward", "backward", "call"):
-    _library.define(f"{_name}(int part, Tensor[] tensors) -> Tensor[]")
-FORWARD, BACKWARD, CALL = (getattr(torch.ops.functrain, name).default for name in ("forward", "backward", "call"))
-_library.define("zeros(int number, Tensor[] tensors, bool[] as_float32) -> Tensor[]")
-ZEROS = torch.ops.functrain.zeros.default
-_numbers = itertools.count()
-
-
-class Part:
-    """A function of tensors that was traced apart."""
-
-    def __init__(self) -> None:
-        self.number = next(_numbers)
-        self.structure: Any = None  # of what the function returned
-        self.values: list[Any] = []  # its leaves: None where they are tensors
-        self.lifted: list[Tensor] = []  # what the function uses from around it, further inputs
-        self.lasting: list[int] = []  # inputs that are there until the end of the function around it
-
-
-class Layer(Part):
-    """One kind of layers: a forward and a backward program."""
-
-    results: int  # of the forward program; what it keeps for the backward one comes after them
-    forward: fx.GraphModule
-    backward: fx.GraphModule | None = None
-    mode: Any
-    differentiable: list[int]  # results that have cotangents
-    strides: list[tuple[int, ...]]  # of the cotangents
-    kept: list[tuple[bool, int]]  # what the backward program gets: (True, i) an input, (False, j) a result of forward's
-    given: list[int]  # inputs whose gradients the backward program returns
-
-
-class Loss(Part):
-    """A function and its gradient, or another function that is compiled by itself."""
-
-    traced: Traced
-    results: int  # how many of the tensors it returns are known before the gradient
-    written: dict[int, int]  # results that lie in the memory of an input: their place, and the input's
-    aliases: dict[int, int]  # results that are, or are views of, an input
-    lean: bool
 
 
 class Cutter:
@@ -96,7 +54,7 @@ class Cutter:
 
     def zeros(self, tensors: list[Tensor], as_float32: list[bool]) -> list[Tensor]:
         """Return zeros like the tensors, some in float32, in memory of their own that parts may write to."""
-        return list(ZEROS(next(_numbers), tensors, as_float32))
+        return list(ZEROS(next(numbers), tensors, as_float32))
 
     def tangent(self, value: Tensor) -> Tensor:
         """Return the cotangent by which the value is differentiated."""
@@ -111,7 +69,7 @@ class Cutter:
         """Let the backward pass compute again what is computed inside, but for results of `operations` and values that
         `name_value` gives one of the names."""
         mode = self._mode()
-        mode.recomputed.append(Recomputed(next(_numbers) + 1, operations, names))
+        mode.recomputed.append(Recomputed(next(numbers) + 1, operations, names))
         try:
             yield
         finally:
@@ -150,7 +108,7 @@ class Cutter:
         if key not in self._known:
             self._known[key] = self._traced_layer(block, leaves, structure, tensors), (kind, block)
         part = self._known[key][0]
-        found = iter(_Layer.apply(part, *tensors, *part.lifted))
+        found = iter(LayerCall.apply(part, *tensors, *part.lifted))
         return tree.unflatten(part.structure, [next(found) if v is None else v for v in part.values])
 
     def _traced_layer(
@@ -282,60 +240,8 @@ class Cutter:
         return part
 
 
-class _Layer(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, part: Layer, *tensors: Tensor) -> tuple[Tensor, ...]:
-        found = FORWARD(part.number, list(tensors))
-        ctx.part, ctx.count = part, len(tensors)
-        ctx.save_for_backward(*[tensors[i] if of_input else found[i] for of_input, i in part.kept])
-        results = found[: part.results]
-        ctx.mark_non_differentiable(*[r for i, r in enumerate(results) if i not in part.differentiable])
-        return tuple(results)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        part = ctx.part
-        given = [
-            _laid_out(cotangents[i], strides) for i, strides in zip(part.differentiable, part.strides, strict=True)
-        ]
-        grads: list[Tensor | None] = [None] * ctx.count
-        for i, grad in zip(part.given, BACKWARD(part.number, [*ctx.saved_tensors, *given]), strict=True):
-            grads[i] = grad
-        return None, *grads
-
-
-def _laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Return x with these strides, of which none is of a gap or overlap."""
-    if x.stride() == strides:
-        return x
-    order = sorted(range(x.dim()), key=lambda dim: strides[dim], reverse=True)
-    back = sorted(range(x.dim()), key=lambda dim: order[dim])
-    return x.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
-
-
 def _transformed() -> bool:
     return engine.here.depth > 1 or torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _fake(which: str) -> Callable[..., list[Tensor]]:
-    def run(number: int, tensors: Sequence[Tensor]) -> list[Tensor]:
-        part: Any = engine.here.cutter.parts[number]
-        graph = part.traced.graph if which == "call" else getattr(part, which).graph
-        made = [node.meta["val"] for node in graph.output_node().args[0]]
-        return [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in made]
-
-    return run
-
-
-for _name in ("forward", "backward", "call"):
-    torch.library.register_fake(f"functrain::{_name}", _fake(_name), lib=_library)
-
-
-def zeros_like(tensors: Sequence[Tensor], as_float32: Sequence[bool]) -> list[Tensor]:
-    return [torch.zeros_like(x, dtype=torch.float32 if f else None) for x, f in zip(tensors, as_float32, strict=True)]
-
-
-torch.library.register_fake("functrain::zeros", lambda _, *args: zeros_like(*args), lib=_library)
 
 
 def _filled(leaves: list[Any], tensors: Sequence[Tensor]) -> list[Any]:

@@ -1,13 +1,11 @@
 """From a traced graph to a list of calls.
 
-The graph is cut at its opaque operations. What lies between two of them is a *segment*, a program of its own; a node
-belongs to the segment behind the last call that it depends on.
+The graph is cut at its opaque operations. What lies between two of them is a program of its own, see `segments`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -16,20 +14,18 @@ import torch
 from torch import Tensor, fx
 
 from functrain.compiler import graph_passes, inductor, leafwise, redrawing
-from functrain.compiler.adding import POINTWISE, Chain, additions, with_chains
-from functrain.compiler.cutting import BACKWARD, CALL, FORWARD, ZEROS, Cutter, Layer, Loss, zeros_like
+from functrain.compiler.adding import Chain, additions, with_chains
+from functrain.compiler.cutting import Cutter
 from functrain.compiler.inductor import Kernel
 from functrain.compiler.listing import Listing
+from functrain.compiler.parts import BACKWARD, CALL, FORWARD, ZEROS, Layer, Loss, zeros_like
+from functrain.compiler.segments import AS_THEY_ARE, CALLS, extract, is_cut, is_small_talk, levels_of, results_of, size
 from functrain.compiler.tracing import Traced, base_of
 
 aten = torch.ops.aten
-# oneDNN's LSTM, which torch's compiler has for inference alone
-AS_THEY_ARE = {aten.mkldnn_rnn_layer.default, aten.mkldnn_rnn_layer_backward.default}
-CALLS = {FORWARD, BACKWARD, CALL, ZEROS, *AS_THEY_ARE}
 _MANY_PRODUCTS = 12  # outside of layers: then what is kept of them is worth a partitioner's thought
 _MANY_LEAVES = 16  # a kernel for each takes g++ as long as the shared one and its caller
 _LARGE = 2**20  # bytes
-_TINY = 2**14  # elements: eager operations on as many cost little more than a program's call
 
 
 class Linker:
@@ -45,11 +41,11 @@ class Linker:
         """Compile a whole function, for its tensors and then those that it has lifted."""
         graph = traced.graph
         inductor.eliminate_dead(graph)
-        if not _is_cut(graph):
+        if not is_cut(graph):
             large = sum(node.meta["val"].nbytes for node in traced.inputs) >= _LARGE
             products = any(graph_passes.is_product(node) for node in graph.nodes)
             return self._segment(graph, traced.mode, leaf_by_leaf=large and not products)
-        return self._cut(graph, traced.mode, traced.inputs, _results(graph), update=True)
+        return self._cut(graph, traced.mode, traced.inputs, results_of(graph), update=True)
 
     def _part(self, number: int) -> Kernel:
         if number not in self._linked:
@@ -100,10 +96,10 @@ class Linker:
         tagged = bool(part.traced.budgets) or any("recompute" in node.meta for node in graph.nodes)
         products = sum(graph_passes.is_product(node) for node in graph.nodes)
         listing = Listing(inputs)
-        if not part.traced.tangents or (_is_cut(graph) and not tagged and products < _MANY_PRODUCTS):
+        if not part.traced.tangents or (is_cut(graph) and not tagged and products < _MANY_PRODUCTS):
             for tangent in part.traced.tangents:
                 _fill(tangent, 1.0)
-            kernel = self._cut(graph, mode, inputs, end.args[0]) if _is_cut(graph) else self._segment(graph, mode)
+            kernel = self._cut(graph, mode, inputs, end.args[0]) if is_cut(graph) else self._segment(graph, mode)
             if not part.written:
                 return kernel
             listing.add(
@@ -128,7 +124,7 @@ class Linker:
         given = [by_name[node.name] for node in forward.graph.find_nodes(op="placeholder")]
         passed = inductor.pass_inputs_by(forward, count)
         graph_passes.write_early(backward.graph)
-        if _is_cut(forward.graph) or _is_cut(backward.graph):
+        if is_cut(forward.graph) or is_cut(backward.graph):
             first = self._whole(forward.graph, traced.mode)
             second = self._whole(backward.graph, traced.mode)
         else:
@@ -136,9 +132,9 @@ class Linker:
             first, strides = inductor.lower(forward, traced.mode, "forward", visible=count)
             inductor.lay_out(backward, [None if of_input else strides[i] for of_input, i in passed])
             second, _ = inductor.lower(backward, traced.mode, "backward", given=own)
-        made: list[Hashable] = [object() for _ in _results(forward.graph)]
-        grads: list[Hashable] = [object() for _ in _results(backward.graph)]
-        kept_bytes = _bytes_of_its_own(_results(forward.graph)[count:])
+        made: list[Hashable] = [object() for _ in results_of(forward.graph)]
+        grads: list[Hashable] = [object() for _ in results_of(backward.graph)]
+        kept_bytes = _bytes_of_its_own(results_of(forward.graph)[count:])
         listing.add("forward", first, given, made, size(forward.graph), kept_bytes)
         ones = [listing.constant(_ones(node)) for node in traced.tangents]
         saved = [given[i] if of_input else made[i] for of_input, i in passed]
@@ -147,9 +143,9 @@ class Linker:
 
     def _whole(self, graph: fx.Graph, mode: Any) -> Kernel:
         inputs = graph.find_nodes(op="placeholder")
-        if not _is_cut(graph):
+        if not is_cut(graph):
             return self._segment(graph, mode)
-        return self._cut(graph, mode, inputs, _results(graph))
+        return self._cut(graph, mode, inputs, results_of(graph))
 
     def _cut(
         self, graph: fx.Graph, mode: Any, inputs: Sequence[fx.Node], results: Sequence[Any], *, update: bool = False
@@ -159,7 +155,7 @@ class Linker:
         redrawing.draw_again(graph, lambda node: node.target in CALLS)  # no mask waits for the backward pass
         inside = additions(graph)
         chained = {node for chains in inside.values() for chain in chains.values() for node in chain.nodes}
-        calls, levels = _levels(graph)
+        calls, levels = levels_of(graph)
         segments: dict[int, list[fx.Node]] = {}
         for node in graph.nodes:
             if node in levels and node not in chained:
@@ -189,7 +185,7 @@ class Linker:
             count = len(self.cutter.parts[number].traced.results)  # type: ignore[attr-defined]
             listing.add("loss", part, given, [items.get(i) for i in range(count)])
         elif call.target is FORWARD:
-            made = _results(part.part.forward.graph)
+            made = results_of(part.part.forward.graph)
             kept_bytes = _bytes_of_its_own(made[part.part.results :])
             found = [items.get(i) for i in range(len(made))]
             listing.add("layer forward", part.forward, given, found, size(part.part.forward.graph), kept_bytes)
@@ -199,8 +195,8 @@ class Linker:
             listing.add("layer backward", program, [*given, *extra], made, size(part.part.backward.graph))
 
     def _add_segment(self, listing: Listing, nodes: list[fx.Node], mode: Any, *, leaf_by_leaf: bool) -> None:
-        graph, given, made = _extract(nodes)
-        if _is_small_talk(nodes):
+        graph, given, made = extract(nodes)
+        if is_small_talk(nodes):
             module = fx.GraphModule({}, graph)
             listing.add("operations", lambda values: module(*values), given, made, len(nodes))
             return
@@ -246,44 +242,6 @@ class _CompiledLayer:
         return self._programs[key], [node for _, chain in sorted(inside.items()) for node in chain.others]
 
 
-def _levels(graph: fx.Graph) -> tuple[list[fx.Node], dict[fx.Node, int]]:
-    """Return the calls, and for each other node the number of calls behind which it is computed."""
-    calls: list[fx.Node] = []
-    order: dict[fx.Node, int] = {}
-    free: set[fx.Node] = set()  # what depends on inputs alone can be computed as late as somebody wants it
-    for node in graph.nodes:
-        if node.op in ("placeholder", "output"):
-            order[node] = 0
-            free.add(node)
-        elif node.target in CALLS:
-            calls.append(node)
-            order[node] = len(calls)
-        else:
-            order[node] = max([order[i] for i in node.all_input_nodes], default=0)
-            if all(i in free for i in node.all_input_nodes):
-                free.add(node)
-    for node in reversed(list(graph.nodes)):
-        parts = node.target is operator.getitem or any(u.target is operator.getitem for u in node.users)
-        if node.op != "call_function" or node in calls or parts:  # parts of a split stay with it
-            continue
-        if node.target is aten.copy_.default:
-            # a tensor is overwritten behind the last that reads it
-            target: Any = node.args[0]
-            users = [u for u in target.users if u.op != "output"]
-            order[node] = max([order[node], *[order[u] for u in users]])
-        elif node in free:
-            wanted = [len(calls) if u.op == "output" else order[u] - (u in calls) for u in node.users]
-            latest = min(wanted, default=0)
-            # a cast of a layer's weights right before the layer, for which one small program stands for all of them
-            if latest == len(calls) or node.target in _CASTS or node.meta.get("drawn again"):
-                order[node] = latest
-    inner = [n for n in graph.nodes if n.op == "call_function" and n.target not in CALLS and not _is_item(n)]
-    return calls, {node: order[node] for node in inner}
-
-
-_CASTS = {aten._to_copy.default, torch.ops.prims.convert_element_type.default}
-
-
 def _bytes_of_its_own(nodes: Sequence[fx.Node]) -> int:
     """Return the bytes of values that are no views of inputs, each memory once."""
     bases = dict.fromkeys(base_of(node) for node in nodes)
@@ -292,58 +250,13 @@ def _bytes_of_its_own(nodes: Sequence[fx.Node]) -> int:
 
 def _its_own(forward: fx.Graph, results: int, kept: Sequence[tuple[bool, int]]) -> list[int]:
     """Return which values that are kept for the backward program lie in memory where nothing else does."""
-    bases = [base_of(node) if isinstance(node, fx.Node) else None for node in _results(forward)]
+    bases = [base_of(node) if isinstance(node, fx.Node) else None for node in results_of(forward)]
     returned, given = Counter(bases), Counter(kept)
     own = {i for i, base in enumerate(bases) if base and base.op != "placeholder" and returned[base] == 1}
     return [
         place for place, (of_input, i) in enumerate(kept)
         if not of_input and i >= results and i in own and given[False, i] == 1
     ]  # fmt: skip
-
-
-def size(graph: fx.Graph) -> int:
-    return sum(node.op == "call_function" and not _is_item(node) for node in graph.nodes)
-
-
-def _results(graph: fx.Graph) -> list[Any]:
-    end: Any = graph.output_node()
-    return list(end.args[0])
-
-
-def _is_item(node: Any) -> bool:
-    """Tell whether a node is one result of a call."""
-    return node.target is operator.getitem and node.args[0].target in CALLS
-
-
-def _is_cut(graph: fx.Graph) -> bool:
-    return any(node.target in CALLS for node in graph.nodes)
-
-
-def _is_small_talk(nodes: list[fx.Node]) -> bool:
-    """Tell whether operations are best done as they stand: views, and a few on small tensors that share nothing."""
-    inside = {*nodes}
-    results = sum(any(u not in inside for u in node.users) for node in nodes)
-    for node in nodes:
-        value = node.meta["val"]
-        view = graph_passes.is_view(node.target)
-        if not view and not (isinstance(value, Tensor) and value.numel() <= _TINY and node.target in POINTWISE):
-            return False
-    return len(nodes) <= 2 * results
-
-
-def _extract(nodes: list[fx.Node]) -> tuple[fx.Graph, list[fx.Node], list[fx.Node]]:
-    """Make a graph of its own of some nodes; also return what it is given, and which nodes it returns."""
-    inside, graph = {*nodes}, fx.Graph()
-    given = list(dict.fromkeys(i for node in nodes for i in node.all_input_nodes if i not in inside))
-    copies: dict[fx.Node, fx.Node] = {}
-    for i, node in enumerate(given):
-        copies[node] = graph.placeholder(f"input_{i}")
-        copies[node].meta["val"] = node.meta["val"]
-    for node in sorted(nodes, key=lambda node: node.target is aten.copy_.default):  # stable: the writes come last
-        copies[node] = graph.node_copy(node, lambda n: copies[n])
-    made = [node for node in nodes if any(u not in inside for u in node.users)]
-    graph.output(tuple([copies[node] for node in made]))
-    return graph, given, made
 
 
 def _fill(placeholder: fx.Node, number: float) -> None:

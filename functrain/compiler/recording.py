@@ -1,5 +1,4 @@
-"""The two layers of a trace: `Recording`, tensors without data and a graph of what is done to them, and above it
-`Functional`, which turns writes into new values."""
+"""The record of a trace: tensors without data, and a graph of what is done to them."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import CheckpointPolicy
@@ -18,7 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from functrain import tree
 from functrain.compiler import forward_mode
 from functrain.compiler.graph_passes import is_view
-from functrain.compiler.untraceable import Untraceable
+from functrain.compiler.untraceable import drawn, escaped
 
 aten = torch.ops.aten
 
@@ -41,6 +40,7 @@ def dense_strides(x: Tensor) -> tuple[int, ...]:
 
 
 _SAME = {aten.detach.default, aten.alias.default, aten.lift.default, aten.lift_fresh.default}
+CONSTANTS = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
 
 
 class Recording(FakeTensorMode):
@@ -59,7 +59,7 @@ class Recording(FakeTensorMode):
         self.budgets: list[float] = []
         self.recomputed: list[Recomputed] = []  # those around what is running
         self.joint = False  # the graph is that of a function and its gradient
-        self.functional: Functional | None = None  # the layer above, if there is one
+        self.functional: Any = None  # the `Functional` above, if there is one
         self.aliases: dict[fx.Node, fx.Node] = {}  # results of opaque operations in the memory of an argument
         self.recording = True
         self._last: fx.Node | None = None
@@ -97,7 +97,7 @@ class Recording(FakeTensorMode):
         if id(x) not in self._twins:
             own = torch._from_functional_tensor(x.elem) if isinstance(x, FunctionalTensor) else x
             if isinstance(own, FakeTensor) and own.fake_mode not in self.around:
-                raise _escaped(x)
+                raise escaped(x)
             fake = self.new(x)
             self.inputs.append(self.input(f"primals_{len(self.inputs) + 1}", fake))
             self.lifted.append(x)
@@ -129,9 +129,9 @@ class Recording(FakeTensorMode):
             if func in forward_mode.ZEROS:
                 with self:
                     return forward_mode.dense_zeros(func, args, kwargs)
-            if func in _CONSTANTS and type(args[0]) is Tensor:
+            if func in CONSTANTS and type(args[0]) is Tensor:
                 return self.constant(args[0])
-            args, kwargs = _with(args, self._ours), _with(kwargs, self._ours)
+            args, kwargs = with_tensors(args, self._ours), with_tensors(kwargs, self._ours)
             if func._schema.is_mutable:
                 return self._overwritten(func, args, kwargs)
         parts = self._parts.get(func, func)
@@ -226,7 +226,7 @@ class Recording(FakeTensorMode):
         if not single and not any(isinstance(x, Tensor) for x in tree.leaves(result)):
             return
         if torch.Tag.nondeterministic_seeded in func.tags and not _quiet(func, args, kwargs):
-            raise _draws(func)
+            raise drawn(func)
         node = self.graph.create_node("call_function", func, self._of(args), self._of(kwargs))
         node.meta["val"] = result
         if self.recomputed:
@@ -266,54 +266,13 @@ def _memory(x: Tensor) -> int:
     return x.untyped_storage()._cdata
 
 
-def _with(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+def with_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     """Apply a function to the tensors among the arguments of an operation."""
     if isinstance(value, Tensor):
         return fn(value)
     if type(value) in (tuple, list):
-        return type(value)([_with(x, fn) for x in value])
-    return {name: _with(x, fn) for name, x in value.items()} if isinstance(value, dict) else value
-
-
-class Functional(FunctionalTensorMode):
-    """Writes as new values, and tensors from outside as inputs."""
-
-    def __init__(self, mode: Recording) -> None:
-        super().__init__()
-        self.mode = mode
-        self.twins: dict[int, Tensor] = {}  # of tensors from outside: what stands for them here
-
-    def wrapped(self, fake: Tensor) -> Tensor:
-        functional = torch._to_functional_tensor(fake)
-        return FunctionalTensor(functional, self)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in forward_mode.ZEROS:
-            with self:
-                return forward_mode.dense_zeros(func, args, kwargs)
-        if func in _CONSTANTS and type(args[0]) is Tensor:
-            return self._constant(args[0])
-        args, kwargs = _with(args, self._ours), _with(kwargs, self._ours)
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-    def _ours(self, x: Tensor) -> Tensor:
-        """Return what stands here for a tensor from outside."""
-        own: Any = torch._from_functional_tensor(x.elem) if isinstance(x, FunctionalTensor) else x
-        if isinstance(own, FakeTensor) and own.fake_mode is self.mode:
-            return x
-        if id(x) not in self.twins:
-            self.twins[id(x)] = self.wrapped(self.mode.lift(x))
-        return self.twins[id(x)]
-
-    def _constant(self, value: Tensor) -> Tensor:
-        """Return a tensor of numbers that stand in the function's code, which it may write to."""
-        with _disable_current_modes(), self.mode:
-            made = self.mode.constant(value)
-        return self.wrapped(made)
-
-
-_CONSTANTS = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
+        return type(value)([with_tensors(x, fn) for x in value])
+    return {name: with_tensors(x, fn) for name, x in value.items()} if isinstance(value, dict) else value
 
 
 def _quiet(func: Any, args: Any, kwargs: Any) -> bool:
@@ -321,24 +280,3 @@ def _quiet(func: Any, args: Any, kwargs: Any) -> bool:
     names = [argument.name for argument in func._schema.arguments]
     rate = dict(zip(names, args, strict=False)).get("dropout_p", kwargs.get("dropout_p", 0.0))
     return "attention" in str(func) and rate == 0.0
-
-
-def _draws(func: Any) -> Untraceable:
-    return Untraceable(
-        f"expected random numbers from a key, came {func.overloadpacket}, which draws from torch's global generator; "
-        "draw by ft.random, as in ft.random.normal(key, shape)"
-    )
-
-
-def closure_written() -> Untraceable:
-    return Untraceable(
-        "the function writes into a tensor that it did not get as an argument, which would happen once, when it is "
-        "traced; pass the tensor as an argument, and return the new value"
-    )
-
-
-def _escaped(x: Tensor) -> Untraceable:
-    return Untraceable(
-        f"a tensor of shape {tuple(x.shape)} that was made while a function, or a part of it such as a block of "
-        "nn.stack, was traced is used elsewhere; return it, in place of keeping it in a list or an attribute"
-    )

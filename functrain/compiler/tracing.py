@@ -17,8 +17,10 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from functrain.compiler import engine, inductor
+from functrain.compiler.functional import Functional
 from functrain.compiler.graph_passes import is_view
-from functrain.compiler.recording import Functional, Recording, Writes, closure_written
+from functrain.compiler.recording import Recording, Writes
+from functrain.compiler.untraceable import closure_written
 
 aten = torch.ops.aten
 

@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
@@ -16,6 +17,27 @@ _OPTIMIZERS = str(Path(_NO_PLACES[0]) / "optim")
 
 class Untraceable(RuntimeError):
     """What a function that is traced must not do. Not a TypeError, which an operator of Python's would swallow."""
+
+
+def drawn(func: torch._ops.OpOverload) -> Untraceable:
+    return Untraceable(
+        f"expected random numbers from a key, came {func.overloadpacket}, which draws from torch's global generator; "
+        "draw by ft.random, as in ft.random.normal(key, shape)"
+    )
+
+
+def closure_written() -> Untraceable:
+    return Untraceable(
+        "the function writes into a tensor that it did not get as an argument, which would happen once, when it is "
+        "traced; pass the tensor as an argument, and return the new value"
+    )
+
+
+def escaped(x: Tensor) -> Untraceable:
+    return Untraceable(
+        f"a tensor of shape {tuple(x.shape)} that was made while a function, or a part of it such as a block of "
+        "nn.stack, was traced is used elsewhere; return it, in place of keeping it in a list or an attribute"
+    )
 
 
 def reading(error: BaseException) -> str | None:
