@@ -14,6 +14,7 @@ WHY = {
     "torch._C.DispatchKey.CompositeImplicitAutograd": "see torch._C._dispatch_has_kernel_for_dispatch_key",
     "torch._C.DispatchKey.Functionalize": "see torch._C._ExcludeDispatchKeyGuard",
     "torch._C.DispatchKeySet": "see torch._C._ExcludeDispatchKeyGuard",
+    "torch._C.DisableTorchFunction": "a gradient of ours begins also where a module's own requires_grad_ does nothing",
     "torch._C._DisableTorchDispatch": "a result like an earlier one, made without asking torch for its shape",
     "torch._C._ExcludeDispatchKeyGuard": "writes turned into values in Python alone, where a trace sees them",
     "torch._C._autograd._saved_tensors_hooks_get_disabled_error_message": "whether torch's checkpoint may run here",

@@ -120,7 +120,7 @@ class Cutter:
         def joint(*values: Tensor) -> Any:
             mode = self._mode()
             mode.joint = bool(wanted)
-            inputs = [v.detach().requires_grad_(i in wanted) for i, v in enumerate(values)]
+            inputs = [engine.start_of_gradient(v, i in wanted) for i, v in enumerate(values)]
             with torch.enable_grad():
                 layer, x, args = tree.unflatten(structure, _filled(leaves, inputs))
                 made = block(layer, x, *args)

@@ -50,6 +50,12 @@ def level() -> tuple[int, int]:
     return here.depth, len(torch._C._functorch.get_interpreter_stack() or ())
 
 
+def start_of_gradient(x: torch.Tensor, requires_grad: bool = True) -> torch.Tensor:
+    """Return x as what a gradient is taken by, whatever a mode around does with a module's own `requires_grad_`."""
+    with torch._C.DisableTorchFunction():
+        return x.detach().requires_grad_(requires_grad)
+
+
 @contextmanager
 def differentiating() -> Iterator[None]:
     """Let `twice` know that torch.autograd differentiates what runs inside."""

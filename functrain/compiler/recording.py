@@ -125,6 +125,8 @@ class Recording(FakeTensorMode):
         kwargs = kwargs or {}
         if self._inside or not self.recording:
             return super().__torch_dispatch__(func, types, args, kwargs)
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # asked for above the transforms of torch.func, where no tensor can be made
         if self.functional is None:
             if func in forward_mode.ZEROS:
                 with self:

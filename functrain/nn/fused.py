@@ -56,7 +56,9 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(options: dict[str, Any], lanes: int, wanted: list[int], grad: Tensor, *tensors: Any) -> tuple[Any, ...]:
-        inputs: list[Any] = [t if t is None else t.detach().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
+        inputs: list[Any] = list(tensors)
+        for i, t in enumerate(tensors):
+            inputs[i] = None if t is None else engine.start_of_gradient(t, i in wanted)
         with torch.enable_grad():
             found = _attend(options, lanes, inputs)
         return torch.autograd.grad(found, [inputs[i] for i in wanted], grad.expand_as(found))

@@ -213,7 +213,7 @@ def _by_autograd(
     engine.here.depth += 1
     try:
         with torch.enable_grad(), engine.differentiating():
-            inputs = [leaf.detach().requires_grad_() for leaf in leaves]
+            inputs = [engine.start_of_gradient(leaf) for leaf in leaves]
             seen = not torch.compiler.is_dynamo_compiling()
             versions = gradient_checks.versions(inputs) if seen else []
             result = fn(*_replace(args, positions, tree.unflatten(structure, inputs)), **kwargs)

@@ -129,7 +129,7 @@ class Call:
         # under a map, torch says of who is differentiated outside of it only here
         self.differentiated = [d or x.requires_grad for x, d in zip(tensors, self.differentiated, strict=True)]
         with torch.enable_grad():
-            seen = [x.detach().requires_grad_(d) for x, d in zip(tensors, self.differentiated, strict=True)]
+            seen = [engine.start_of_gradient(x, d) for x, d in zip(tensors, self.differentiated, strict=True)]
             with _own_hooks(), captured.writing_nothing("recompute", tensors):
                 undrawn = captured.drawing_nothing("recompute", tensors, lambda: self.function(*seen))
                 with self.check(), undrawn, recording or nullcontext():
@@ -173,7 +173,9 @@ class Pullback:
         cotangents = tensors[self.inputs :]
         differentiated = [d or i in self.wanted for i, d in enumerate(self.call.differentiated)]
         with torch.enable_grad(), engine.differentiating():
-            inputs = [x.detach().requires_grad_(d) for x, d in zip(tensors[: self.inputs], differentiated, strict=True)]
+            inputs = [
+                engine.start_of_gradient(x, d) for x, d in zip(tensors[: self.inputs], differentiated, strict=True)
+            ]
             values = self._again(inputs, shorten=differentiated == list(self.call.differentiated))
         chosen = [inputs[i] for i in self.wanted]
         pairs = [
