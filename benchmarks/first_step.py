@@ -3,9 +3,10 @@
     python benchmarks/first_step.py [--repeat 3] [--resumed]
 
 Each figure is a process of its own: from building the model to the end of the first step, imports not counted. Cold
-means an empty cache folder; warm, the folder that the cold run filled. Printed are medians. "Resumed" is the time from
-the start of the process, imports included: of a run with `ft.compile(..., cache=FOLDER)` that finds its programs there,
-beside the module with its warm cache.
+means an empty cache folder; warm, the folder that the cold run filled; bare, that torch's compiled C++ header is
+missing, too, as on a new machine. Printed are medians. "Resumed" is the time from the start of the process, imports
+included: of a run with `ft.compile(..., cache=FOLDER)` that finds its programs there, beside the module with its warm
+cache.
 """
 
 from __future__ import annotations
@@ -50,9 +51,13 @@ def first_step(variant: str, layers: int) -> float:
     return time.perf_counter() - start
 
 
-def run(variant: str, layers: int, cache: str, programs: str | None = None, *, imports: bool = False) -> float:
+def run(
+    variant: str, layers: int, cache: str, programs: str | None = None, *, imports: bool = False, bare: bool = False
+) -> float:
     command = [sys.executable, __file__, "--child", variant, str(layers)]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache} | ({"PROGRAMS": programs} if programs else {})
+    if bare:
+        environment |= {"TMPDIR": cache}
     start = time.time()
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     seconds, end = map(float, done.stdout.split()[-2:])
@@ -93,12 +98,14 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as cache:
                 for kind in ("cold", "warm"):
                     times.setdefault((*case, kind), []).append(run(*case, cache))
+            with tempfile.TemporaryDirectory() as cache:
+                times.setdefault((*case, "bare"), []).append(run(*case, cache, bare=True))
     middle = {case: statistics.median(values) for case, values in times.items()}
-    print("| first step, s | layers | cold | warm |\n|---|---|---|---|")
+    print("| first step, s | layers | bare | cold | warm |\n|---|---|---|---|---|")
     names = {"module": "torch.compile(module) + fused AdamW", "functrain": "functrain compiled, donated"}
     for variant, layers in cases:
-        cold, warm = (middle[variant, layers, kind] for kind in ("cold", "warm"))
-        print(f"| {names[variant]} | {layers} | {cold:.1f} | {warm:.1f} |")
+        bare, cold, warm = (middle[variant, layers, kind] for kind in ("bare", "cold", "warm"))
+        print(f"| {names[variant]} | {layers} | {bare:.1f} | {cold:.1f} | {warm:.1f} |")
     ratio = middle["functrain", 4, "cold"] / middle["module", 4, "cold"]
     depth = middle["functrain", 12, "cold"] / middle["functrain", 4, "cold"]
     print(f"\ncold, 4 layers, to the module: {ratio:.2f}; cold, 12 layers to 4: {depth:.2f}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import shutil
 import subprocess
@@ -23,10 +22,6 @@ from functrain.compiler import artefact
 X = torch.arange(4.0)
 
 
-# a process that has a program in its memory writes no file of it: each test has one of its own
-_factors = itertools.count(2)
-
-
 def found() -> tuple[int, int]:
     """How many programs torch has taken from its cache, and how many it has made."""
     return counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]
@@ -34,8 +29,7 @@ def found() -> tuple[int, int]:
 
 @pytest.fixture
 def fn() -> Callable[[Tensor], Tensor]:
-    factor = next(_factors)
-    return lambda x: torch.sin(x) * factor
+    return lambda x: torch.sin(x) * 2
 
 
 @pytest.fixture
@@ -57,6 +51,13 @@ def test_a_program_that_is_there_is_not_made_again(kept: Path, fn: Callable[[Ten
     ft.compile(fn, cache=kept)(torch.arange(5.0))
     ft.compile(lambda x: fn(x) + 1, cache=kept)(X)
     assert found() == (hits + 1, made + 2)
+
+
+def test_a_program_that_the_process_has_already_is_kept_too(kept: Path, fn: Callable[[Tensor], Tensor]) -> None:
+    another = kept / "another"
+    ft.compile(fn, cache=another)(X)
+    names = [{file.name for file in files(folder, "*.main.so")} for folder in (kept / artefact.environment(), another)]
+    assert names[0] == names[1] != set()
 
 
 def test_the_key_knows_threads_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +14,11 @@ from programs import cut, lowered
 from torch import Tensor, fx
 from torch._inductor import cpu_vec_isa
 from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.exc import CppCompileError
 from torch._inductor.fx_passes import joint_graph
 
 import functrain as ft
-from functrain.compiler import graph_passes, inductor, jobs, leafwise, tracing
+from functrain.compiler import graph_passes, inductor, jobs, kernels, leafwise, tracing
 
 
 def traced(fn: Any, tensors: Sequence[Tensor]) -> tracing.Traced:
@@ -120,15 +123,14 @@ def test_kernels_of_several_graphs_are_compiled_side_by_side() -> None:
     functions = [lambda v: [torch.sin(v) * 1.25], lambda v: [torch.cos(v) * 1.75]]
     with jobs.together([x]):
         graphs = [traced(f, [x]) for f in functions]
-        kernels = [inductor.compile_graph(graph.graph, graph.mode) for graph in graphs]
-        if torch._inductor.config.compile_threads > 1:
-            for kernel in kernels:
-                with pytest.raises(TypeError, match="not callable"):  # nobody has waited for it yet
-                    kernel([x])
+        programs = [inductor.compile_graph(graph.graph, graph.mode) for graph in graphs]
+        for program in programs:
+            with pytest.raises(TypeError, match="not callable"):  # nobody has waited for it yet
+                program([x])
     assert AsyncCompile.wait is wait
-    for kernel, f in zip(kernels, functions, strict=True):
+    for program, f in zip(programs, functions, strict=True):
         # a vectorized sine differs from the eager one in the last place
-        torch.testing.assert_close(list(kernel([x])), f(x), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(list(program([x])), f(x), rtol=1e-6, atol=1e-6)
 
 
 def test_what_the_cpu_can_do_is_found_out_beside_and_is_what_torch_finds() -> None:
@@ -137,7 +139,51 @@ def test_what_the_cpu_can_do_is_found_out_beside_and_is_what_torch_finds() -> No
     checks = jobs._checks()
     assert all(check.done() for check in checks)
     if checks:  # not asked on an ARM CPU
-        assert sum(check.result() for check in checks) == len(cpu_vec_isa.valid_vec_isa_list()) > 0
+        found = cpu_vec_isa.valid_vec_isa_list()
+        assert sum(check.result() for check in checks) == len(found) > 0
+        # of the widest torch's own check, which ours leaves out
+        assert found[0].check_build(cpu_vec_isa.VecISA._avx_code)
+
+
+def kernel(number: float) -> kernels.Kernel:
+    start = '#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(const float* in_ptr0, float* out_ptr0)'
+    return kernels.Kernel(["const float*", "float*"], f"{start}\n{{ *out_ptr0 = *in_ptr0 + {number}f; }}")
+
+
+def test_kernels_share_a_file_where_there_are_few_cores() -> None:
+    alike = [kernel(float(i)) for i in range(9)]
+    odd = kernels.Kernel(["float*"], "static int once;\n" + kernel(1.0).code)
+    assert kernels.libraries([*alike[:2], odd, *alike[2:]], 2) == [[0, 1, 3, 4, 5, 6, 7, 8], [9], [2]]
+    assert kernels.libraries(alike[:3], 64) == [[0], [1], [2]]
+
+
+def test_a_library_has_each_kernel_and_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    given, found = torch.tensor([2.0]), torch.zeros(1)
+    for i, add in enumerate(kernels.load([kernel(0.5), kernel(3.0)], kernels.compile_header)):
+        add(given, found)
+        assert found.item() == (2.5, 5.0)[i]
+        with pytest.raises(RuntimeError, match="requires 2 args"):
+            add(given)
+    built = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.so")}
+    assert len(built) == 1 and not list(tmp_path.rglob("*.o"))
+
+    def never() -> str:
+        raise AssertionError("compiled once more")
+
+    kernels.load([kernel(0.5), kernel(3.0)], never)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.so")} == built
+
+
+def test_what_the_cxx_compiler_says_of_a_kernel_is_raised_where_it_is_waited_for() -> None:
+    broken: list[Any] = [
+        (kernel(1.0), Future()),
+        (kernels.Kernel(["float*"], "void kernel(float* x) { !; }"), Future()),
+    ]
+    jobs._load(broken)
+    for _, future in broken:
+        with pytest.raises(CppCompileError, match="error: expected"):
+            future.result(timeout=0)
 
 
 def test_keeping_less_for_the_backward_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,8 @@
 """Jobs of the C++ compiler, run while Python goes on.
 
-Inductor starts a compiler process for each kernel, and waits for all kernels of a graph before it turns to the next
-graph. It also begins by compiling small programs that tell which vector instructions there are, one after another,
-for 3 s each. Here both run beside the tracing and lowering, which keep one core busy: a first step from cold caches
-takes two thirds of the time.
+torch's compiler waits for all kernels of a graph before it turns to the next graph. It also begins by compiling small
+programs that tell which vector instructions there are, one after another, for 3 s each, and then its header. Here all
+that runs beside the tracing and lowering, which keep one core busy.
 """
 
 from __future__ import annotations
@@ -14,16 +13,23 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
+import torch
 from torch import Tensor
-from torch._inductor.async_compile import AsyncCompile
-from torch._inductor.cpu_vec_isa import supported_vec_isa_list, x86_isa_checker
+from torch._inductor.async_compile import AsyncCompile, get_compile_threads
+from torch._inductor.cpu_vec_isa import VecISA, supported_vec_isa_list, x86_isa_checker
+
+from functrain.compiler import kernels
+from functrain.compiler.kernels import Kernel
 
 
 def start_checks(inputs: Iterable[Any]) -> None:
     """Begin to find out, in the background, what the CPU and its compiler can do, if a tensor lies on the CPU."""
     if any(isinstance(value, Tensor) and value.device.type == "cpu" for value in inputs):
         _checks()
+        if not kernels.has_headers():  # or it may be there, and looking takes a while that only a new kernel is worth
+            _header()
 
 
 def finish_checks() -> None:
@@ -39,9 +45,37 @@ def _checks() -> list[Future[bool]]:
         return []  # nothing to compile
     flags = x86_isa_checker()
     pool = ThreadPoolExecutor(2, thread_name_prefix="functrain-compiler-checks")
-    checks = [pool.submit(bool, isa) for isa in supported_vec_isa_list if all(f in flags for f in str(isa).split())]
+    checks = [pool.submit(_check, isa) for isa in supported_vec_isa_list if all(f in flags for f in str(isa).split())]
     pool.shutdown(wait=False)
     return checks
+
+
+def _check(isa: VecISA) -> bool:
+    """Ask torch whether the compiler knows vector instructions. It compiles its headers of vectors for each kind, for
+    2 s, which torch itself was built of where it works with vectors as wide."""
+    built = {"AVX2": 256, "AVX512": 512}.get(torch.backends.cpu.get_cpu_capability(), 0)
+    compiles: Any = isa.check_build
+    isa.check_build = lambda code: (  # type: ignore[method-assign]
+        (code == VecISA._avx_code and isa.bit_width() <= built) or compiles(code)
+    )
+    try:
+        return bool(isa)
+    finally:
+        del isa.check_build
+
+
+@functools.cache
+def _header() -> Future[str]:
+    """Begin to compile torch's header, after what depends on the processor."""
+
+    def run() -> str:
+        finish_checks()
+        return kernels.compile_header()
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="functrain-compiler-header")
+    header = pool.submit(run)
+    pool.shutdown(wait=False)
+    return header
 
 
 @contextmanager
@@ -50,22 +84,55 @@ def together(inputs: Iterable[Any]) -> Iterator[None]:
 
     A graph compiled inside must not run before. On a GPU torch needs a graph's kernels at once, and waits for them.
     """
-    wait = AsyncCompile.wait
-    if not all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor)) or wait is not _WAIT:
+    if not all(value.device.type == "cpu" for value in inputs if isinstance(value, Tensor)) or _Waiting.active:
         yield
         return
-    waiting: list[tuple[AsyncCompile, dict[str, Any]]] = []
-
-    def remember(self: AsyncCompile, scope: dict[str, Any]) -> None:
-        waiting.append((self, scope))
-
-    AsyncCompile.wait = remember  # type: ignore[method-assign]
-    try:
+    waiting = _Waiting()
+    with waiting.pool, patch.object(_Waiting, "active", True), waiting.in_place():
         yield
-    finally:
-        AsyncCompile.wait = wait  # type: ignore[method-assign]
-    for jobs, scope in waiting:
-        jobs.wait(scope)
+    waiting.finish()
 
 
-_WAIT = AsyncCompile.wait
+class _Waiting:
+    """Kernels that are being compiled."""
+
+    active = False
+
+    def __init__(self) -> None:
+        self.cores = get_compile_threads()
+        self.pool = ThreadPoolExecutor(self.cores, thread_name_prefix="functrain-compiler")
+        self.begun: list[tuple[Kernel, Future[Any]]] = []  # of the graph that is being compiled
+        self.graphs: list[tuple[AsyncCompile, dict[str, Any]]] = []
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let torch's compiler leave its kernels here."""
+
+        def kernel(_: AsyncCompile, types: list[str], code: str) -> Any:
+            self.begun.append((Kernel(types, code), Future()))
+            return self.begun[-1][1]
+
+        def wait(jobs: AsyncCompile, scope: dict[str, Any]) -> None:
+            begun, self.begun = self.begun, []
+            for part in kernels.libraries([kernel for kernel, _ in begun], self.cores):
+                self.pool.submit(_load, [begun[i] for i in part])
+            self.graphs.append((jobs, scope))
+
+        with patch.object(AsyncCompile, "cpp_pybinding", kernel), patch.object(AsyncCompile, "wait", wait):
+            yield
+
+    def finish(self) -> None:
+        for jobs, scope in self.graphs:
+            scope.update({name: value.result() for name, value in scope.items() if isinstance(value, Future)})
+            jobs.wait(scope)
+
+
+def _load(begun: list[tuple[Kernel, Future[Any]]]) -> None:
+    try:
+        functions = kernels.load([kernel for kernel, _ in begun], lambda: _header().result())
+    except BaseException as error:
+        for _, future in begun:
+            future.set_exception(error)
+        return
+    for (_, future), function in zip(begun, functions, strict=True):
+        future.set_result(function)
