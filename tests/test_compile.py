@@ -160,6 +160,23 @@ def test_another_autocast_or_default_dtype_is_another_program() -> None:
         torch.set_default_dtype(torch.float32)
 
 
+def test_deterministic_algorithms_are_another_program() -> None:
+    counted: list[bool] = []
+
+    @compilation.interpret
+    def fn(x: Tensor) -> Tensor:
+        counted.append(torch.are_deterministic_algorithms_enabled())
+        return x + 1
+
+    try:
+        for wanted in (False, True, False, True):
+            torch.use_deterministic_algorithms(wanted)
+            fn(torch.ones(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert counted == [False, True]
+
+
 def test_a_value_without_a_hash_names_its_place() -> None:
     with pytest.raises(TypeError, match=r"1/x: expected a tensor, .* came ndarray"):
         ft.compile(lambda a, b: a)(torch.ones(1), {"x": torch.ones(1).numpy()})

@@ -37,8 +37,9 @@ def compile(fn: Callable[..., Any], *, donate: bool = False, cache: str | os.Pat
     With `donate`, `fn` returns `(new, ...)` with `new` like its first argument, whose memory `new` takes over: the
     peak is lower by the size of the state, and touching the old tensors raises `ConsumedError`. Equals `fn` to
     floating-point rounding. `fn` runs as Python once for each structure, shape, dtype, and value of an argument that
-    is no tensor, and for another default dtype or autocast around the call; the value of a tensor never compiles again.
-    Goes outermost: `compile(grad(f))`, not the reverse. `describe(*args)` of the result is the list of its programs.
+    is no tensor, and for another default dtype, autocast or `torch.use_deterministic_algorithms` around the call; the
+    value of a tensor never compiles again. Goes outermost: `compile(grad(f))`, not the reverse. `describe(*args)` of
+    the result is the list of its programs.
 
     With `cache`, compiled programs are kept in this folder, and taken from it in another process: see docs/compile.md.
     They are machine code, as safe as who has written them. A folder that cannot be written, or holds other files than
@@ -239,9 +240,11 @@ def _plain(x: Tensor) -> Tensor:
 
 
 def _settings() -> Any:
-    """What beside its arguments a trace depends on: torch's dtypes where none is named, and those of autocast."""
+    """What beside its arguments a trace depends on: torch's dtypes where none is named, those of autocast, and whether
+    operations must be the same each time."""
     return (
         torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         torch.is_autocast_enabled() and torch.get_autocast_dtype("cuda"),
     )

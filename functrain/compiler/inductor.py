@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +23,6 @@ from torch._inductor import config
 from torch._inductor.codegen.cpp import CppScheduling
 from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import InvalidCxxCompiler
 from torch._inductor.fx_passes import joint_graph
 from torch._inductor.lowering import make_fallback
@@ -42,19 +40,6 @@ Strides = list[Any]  # of each result; None where it is laid out as the graph sa
 # the environment has CI
 make_fallback(aten.addmm_.default, override_decomp=True)
 make_fallback(aten.embedding_dense_backward.default, override_decomp=True)
-
-
-@cache
-def decompositions() -> dict[Any, Callable[..., Any]]:
-    """What torch's compiler takes apart into simpler operations."""
-    table = dict(select_decomp_table())
-    taken_apart = table[aten.embedding_dense_backward.default]
-
-    def embedding_backward(grad: Tensor, *args: Any) -> Any:
-        # its parts add rows from several threads, in the order in which these come: a sum that is not the same twice
-        return NotImplemented if grad.device.type == "cpu" else taken_apart(grad, *args)
-
-    return table | {aten.embedding_dense_backward.default: embedding_backward}
 
 
 def compile_graph(graph: fx.Graph, mode: FakeTensorMode) -> Kernel:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import _disable_current_modes
 
-from functrain.compiler import engine, inductor
+from functrain.compiler import engine
+from functrain.compiler.decompositions import decompositions
 from functrain.compiler.functional import Functional
 from functrain.compiler.graph_passes import is_view
 from functrain.compiler.recording import Recording, Writes
@@ -47,7 +48,7 @@ def trace(
     A function that writes into memory that several tensors share is run once more, through `Functional`, which takes
     three times as long.
     """
-    made = inductor.decompositions() if decompose else {}
+    made = decompositions() if decompose else {}
     try:
         return _traced(fn, tensors, Recording(made, around), functional=False)
     except Writes:
