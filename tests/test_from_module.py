@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import functrain as ft
 from functrain import tree
@@ -764,6 +765,78 @@ def test_what_a_module_remembers_elsewhere_is_an_error(what: str, name: str) -> 
         with pytest.raises(RuntimeError, match=f"Remembers changes its attribute '{name}'.*register_buffer"):
             fn(*args)
     assert torch.equal(apply({}, {}, None, x, "")[0], x), "what was remembered is forgotten"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_torchs_checkpoint_is_refused_inside_and_right_around(compiled: bool) -> None:
+    linear, x = nn.Linear(3, 3), torch.linspace(-1, 1, 6).view(2, 3)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, x: Tensor) -> Any:
+            return checkpoint(lambda y: torch.tanh(self.linear(y)), x, use_reentrant=False)
+
+    def loss(params: Any, apply: Any) -> Any:
+        return torch.sum(apply(params, {}, None, x)[0] ** 2)
+
+    inside, plain = ft.from_module(Net()), ft.from_module(nn.Sequential(linear, nn.Tanh()))
+
+    def around(*args: Any) -> Any:
+        return checkpoint(plain.apply, *args, use_reentrant=False)
+
+    grad = (
+        ft.compile(ft.grad(lambda p: loss(p, inside.apply))) if compiled else ft.grad(lambda p: loss(p, inside.apply))
+    )
+    with pytest.raises(RuntimeError, match=r"recomputes by torch.utils.checkpoint.*put ft.recompute around apply"):
+        grad(inside.params)
+    found = ft.grad(loss)(plain.params, around)
+    assert tree.allclose(found, ft.grad(loss)(plain.params, plain.apply))
+
+
+def test_a_module_of_torchs_script_is_refused() -> None:
+    with pytest.raises(ValueError, match="1: expected a module of Python, came one of torch.jit"):
+        ft.from_module(nn.Sequential(nn.ReLU(), torch.jit.script(nn.Linear(2, 2))))
+
+
+def test_an_attribute_that_follows_from_shapes_may_be_set_before() -> None:
+    class Remembers(nn.Module):
+        rows = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.rows = len(x)
+            return x * self.rows
+
+    module, x = Remembers(), torch.ones(1000)
+    with pytest.raises(RuntimeError, match="changes its attribute 'rows'.*call the module on one before from_module"):
+        ft.from_module(module).apply({}, {}, None, x)
+    module(x)
+    assert torch.equal(ft.from_module(module).apply({}, {}, None, x)[0], x * 1000)
+
+
+def test_a_call_that_is_broken_off_leaves_no_attribute() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.depth = 0
+
+        def forward(self, x: Tensor, broken: bool) -> Tensor:
+            self.depth = 1
+            if broken:
+                raise ValueError("broken off")
+            y = x.clone()
+            y.T[0] = 1  # a trace of which begins anew
+            self.depth = 0
+            return y
+
+    apply, x = ft.from_module(Counts()).apply, torch.zeros(2, 2)
+    with pytest.raises(ValueError, match="broken off"):
+        apply({}, {}, None, x, True)
+    for fn in (apply, ft.compile(lambda *args: apply({}, {}, None, *args))):
+        found = fn({}, {}, None, x, False) if fn is apply else fn(x, False)
+        assert torch.equal(found[0], torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
 
 
 def test_a_tensor_made_by_a_hook_of_the_old_kind_is_an_error() -> None:

@@ -24,19 +24,29 @@ def check_attributes(module: torch.nn.Module) -> Iterator[None]:
         yield
         return
     before = [(part, dict(vars(part)), _marks(part)) for part in module.modules()]
-    yield
+    try:
+        yield
+    except BaseException:  # a trace that begins anew, too
+        for part, values, _ in before:
+            _put_back(part, values)
+        raise
     for part, values, marks in before:
         after = _marks(part)
         if after == marks:
             continue
         name = next(n for n in {**marks, **after} if marks.get(n) != after.get(n))
-        for gone in set(vars(part)) - set(values):
-            del vars(part)[gone]
-        vars(part).update(values)
+        _put_back(part, values)
         raise RuntimeError(
             f"from_module: {type(part).__name__} changes its attribute {name!r} when it is called, so that its result "
-            f"is not a function of its arguments; make it a buffer, by register_buffer({name!r}, tensor), or return it"
+            f"is not a function of its arguments; make it a buffer, by register_buffer({name!r}, tensor), or return "
+            "it; where it follows from the shapes of a batch, call the module on one before from_module"
         )
+
+
+def _put_back(part: torch.nn.Module, values: dict[str, Any]) -> None:
+    for gone in set(vars(part)) - set(values):
+        del vars(part)[gone]
+    vars(part).update(values)
 
 
 def _marks(part: torch.nn.Module) -> dict[str, Any]:
@@ -44,6 +54,8 @@ def _marks(part: torch.nn.Module) -> dict[str, Any]:
 
 
 def _mark(value: Any) -> Any:
+    if isinstance(value, (int, float, str)):
+        return (type(value), value)
     if isinstance(value, Tensor):
         return (id(value), value._version)
     return (id(value), len(value)) if isinstance(value, (list, dict, set)) else id(value)

@@ -36,11 +36,12 @@ def from_module(module: torch.nn.Module) -> Functional:
 
     Results of transformers, `ModelOutput`s, are tree nodes from here on.
 
-    Raises: ValueError for a lazy module that has not seen a batch, for a tensor that a hook made of parameters, and for
-    gradient checkpointing of transformers; at the call, ValueError naming the paths where params or buffers are not the
-    module's, and RuntimeError for a module that draws random numbers without a key or in a way that a key cannot
-    replace, for one that remembers something in an attribute that is no buffer, and for an embedding with `max_norm`
-    or sparse gradients; ValueError for running statistics in half precision that the module has wider.
+    Raises: ValueError for a lazy module that has not seen a batch, for one of torch.jit, for a tensor that a hook made
+    of parameters, and for gradient checkpointing of transformers; at the call, ValueError naming the paths where params
+    or buffers are not the module's, and RuntimeError for a module that draws random numbers without a key or in a way
+    that a key cannot replace, for one that remembers something in an attribute that is no buffer, for
+    torch.utils.checkpoint inside, and for an embedding with `max_norm` or sparse gradients; ValueError for running
+    statistics in half precision that the module has wider.
     """
     _check(module)
     register_outputs()
@@ -163,6 +164,11 @@ def _check(module: torch.nn.Module) -> None:
                 f"from_module: {name}: expected a shape, came a lazy tensor; call the module on a batch first"
             )
     for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ValueError(
+                f"from_module: {name or 'the module'}: expected a module of Python, came one of torch.jit, which takes "
+                "no other params than its own; pass the module that it was made of"
+            )
         if part.training and getattr(part, "gradient_checkpointing", False) is True:
             raise ValueError(
                 f"from_module: {name or 'the module'}: recomputes by torch.utils.checkpoint, whose second run does not "

@@ -27,9 +27,12 @@ class Keyed(TorchFunctionMode):
     def __init__(self, key: Tensor | None) -> None:
         super().__init__()
         self.key, self.draws, self.level = key, 0, engine.level()
+        self.outside = _saving()  # what recomputes the whole module may
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if (saving := _saving()) is not self.outside:
+            _check_checkpoint(saving)
         if func in _DROPOUTS:
             return _DROPOUTS[func](self, *args, **kwargs)
         if func is F.scaled_dot_product_attention:
@@ -143,6 +146,20 @@ def _mapped_state(input: Tensor, state: Any, weights: Any, *options: Any) -> tup
 
     state = mapped(state) if isinstance(state, Tensor) else type(state)([mapped(h) for h in state])
     return input, state, weights, *options
+
+
+def _saving() -> Any:
+    """Return what torch.autograd packs the tensors by that it saves, if anything."""
+    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks and hooks[0]
+
+
+def _check_checkpoint(saving: Any) -> None:
+    if saving is not None and saving.__qualname__.startswith("_checkpoint_hook"):
+        raise RuntimeError(
+            "from_module: the module recomputes by torch.utils.checkpoint, whose second run does not see the params it "
+            "is given; leave it out, and put ft.recompute around apply"
+        )
 
 
 def _check_embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
