@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / room) for room in ("checkpoint", "train")]
 
 import resume_kills  # noqa: E402
 import torch  # noqa: E402

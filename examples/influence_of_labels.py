@@ -37,7 +37,7 @@ for _ in range(300):
 params = state.params
 print(f"loss on the train side {metrics['loss'].item():.3f}, on clean data {loss_fn(params, clean).item():.3f}")
 
-harm = ft.transforms.influence(loss_fn, params, train, ft.grad(loss_fn)(params, clean), steps=20)  # (EXAMPLES,)
+harm = ft.curvature.influence(loss_fn, params, train, ft.grad(loss_fn)(params, clean), steps=20)  # (EXAMPLES,)
 worst = torch.topk(harm, WRONG).indices
 found = len(set(worst.tolist()) & set(wrong.tolist()))
 print(f"of the {WRONG} examples that harm most, {found} have a wrong label; by chance: {WRONG**2 / EXAMPLES:g}")

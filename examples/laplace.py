@@ -10,7 +10,7 @@ import math
 import torch
 
 import functrain as ft
-from functrain.transforms import laplace
+from functrain.curvature import laplace
 
 POINTS, WIDTH, NOISE = 80, 32, 0.1
 keys = ft.random.split(ft.random.key(0), 6)

@@ -8,6 +8,7 @@ from types import ModuleType
 
 from functrain import (
     checkpoint,
+    curvature,
     data,
     generate,
     losses,
@@ -20,6 +21,7 @@ from functrain import (
     transforms,
     tree,
 )
+from functrain.curvature import ggnvp, hvp
 from functrain.losses import Loss
 from functrain.nn import from_module, to_module
 from functrain.train import TrainState, fit, init_state, sweep, train_step, unroll
@@ -29,9 +31,7 @@ from functrain.transforms import (
     autocast,
     checkpoint_name,
     compile,
-    ggnvp,
     grad,
-    hvp,
     loss_scale,
     mixed_precision,
     per_example_grad,
@@ -52,8 +52,9 @@ def __getattr__(name: str) -> ModuleType:
 
 
 __all__ = [
-    "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "checkpoint_name", "compile", "data",
-    "fit", "from_module", "generate", "ggnvp", "grad", "hvp", "init_state", "loss_scale", "losses", "mixed_precision",
-    "models", "nn", "optim", "per_example_grad", "random", "recompute", "recompute_layers", "schedules", "sweep",
-    "testing", "to_module", "train", "train_step", "transforms", "tree", "unroll", "value_and_grad", "vmap",
+    "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "checkpoint_name", "compile", "curvature",
+    "data", "fit", "from_module", "generate", "ggnvp", "grad", "hvp", "init_state", "loss_scale", "losses",
+    "mixed_precision", "models", "nn", "optim", "per_example_grad", "random", "recompute", "recompute_layers",
+    "schedules", "sweep", "testing", "to_module", "train", "train_step", "transforms", "tree", "unroll",
+    "value_and_grad", "vmap",
 ]  # fmt: skip

@@ -135,7 +135,23 @@ def _find(name: str) -> type | None:
         cls = vars(sys.modules[module]).get(attribute)  # getattr would run a module's __getattr__, which may import
         if isinstance(cls, type) and type_name(cls) == name and _is_node(cls):
             return cls
-    return _REGISTERED.get(name)
+    return _REGISTERED.get(name) or _moved(name)
+
+
+def _moved(name: str) -> type | None:
+    """A node type of functrain's that had this name when it lay in another file, where one type alone can be meant."""
+    module, _, attribute = name.rpartition(".")
+    if module.split(".")[0] != "functrain" or module in sys.modules:
+        return None
+    found = {
+        cls
+        for other in list(sys.modules.values())
+        if (cls := vars(other).get(attribute)) is not None
+        and isinstance(cls, type)
+        and cls.__module__.split(".")[0] == "functrain"
+        and _is_node(cls)
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def _unknown(where: str, path: str, came: str) -> UnknownTypeError:

@@ -1,4 +1,4 @@
-"""torch's compiler, as we use it: its private names stand here, and tests/test_inductor.py notices a change.
+"""torch's compiler, as we use it: its private names stand here, and tests/compiler/test_inductor.py notices a change.
 
 The public `torch.compile` is not enough: a call through Dynamo's guards costs 50 us, half a step of a small model, it
 knows other limits of Python than a function that is run, and it cannot be given a graph.

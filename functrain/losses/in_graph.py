@@ -8,6 +8,6 @@ from __future__ import annotations
 
 import torch
 
-from functrain.losses.chunked import total_of_chunks
+from functrain.losses.chunked_total import total_of_chunks
 
 total = torch.compiler.allow_in_graph(total_of_chunks)

@@ -13,35 +13,23 @@ from functrain.optim.accumulation import (
     skip_large_updates,
     skip_not_finite,
 )
-from functrain.optim.acprop import acprop, scale_by_acprop
-from functrain.optim.adabelief import ScaleByBeliefState, adabelief, scale_by_belief
-from functrain.optim.adadelta import ScaleByAdaDeltaState, adadelta, scale_by_adadelta
-from functrain.optim.adafactor import FactoredState, adafactor, scale_by_factored_rms
-from functrain.optim.adagrad import ScaleByRssState, adagrad, scale_by_rss
-from functrain.optim.adam import ScaleByAdamState, adam, adamw, nadam, nadamw, scale_by_adam
-from functrain.optim.adamax import adamax, adamaxw, scale_by_adamax
-from functrain.optim.adan import ScaleByAdanState, adan, scale_by_adan
-from functrain.optim.adaptive_clipping import (
+from functrain.optim.averaging import EmaState, TraceState, ema, trace
+from functrain.optim.clipping.adaptive import (
     AdaptiveGradClipState,
     adaptive_grad_clip,
     unitwise_clip,
     unitwise_norm,
 )
-from functrain.optim.ademamix import (
-    ScaleByAdemamixState,
-    ScaleBySimplifiedAdEMAMixState,
-    ademamix,
-    scale_by_ademamix,
-    scale_by_simplified_ademamix,
-    simplified_ademamix,
+from functrain.optim.clipping.constraints import (
+    NonNegativeParamsState,
+    ZeroNansState,
+    centralize,
+    keep_params_nonnegative,
+    normalize_by_update_norm,
+    zero_nans,
 )
-from functrain.optim.adopt import adopt, scale_by_adopt
-from functrain.optim.amsgrad import ScaleByAmsgradState, amsgrad, scale_by_amsgrad
-from functrain.optim.backtracking import (
-    ScaleByBacktrackingLinesearchState,
-    scale_by_backtracking_linesearch,
-)
-from functrain.optim.clipping import (
+from functrain.optim.clipping.gradient_scaling import scale_gradient
+from functrain.optim.clipping.norms import (
     ClipByGlobalNormState,
     ClipState,
     clip,
@@ -49,7 +37,13 @@ from functrain.optim.clipping import (
     clip_by_global_norm,
     global_norm,
 )
-from functrain.optim.cocob import COCOBState, cocob, scale_by_cocob
+from functrain.optim.clipping.per_example import per_example_global_norm_clip, per_example_layer_norm_clip
+from functrain.optim.clipping.privacy import (
+    DifferentiallyPrivateAggregateState,
+    differentially_private_aggregate,
+    dpsgd,
+)
+from functrain.optim.clipping.spikes import SkipLossSpikesState, skip_loss_spikes
 from functrain.optim.combining import chain, named_chain
 from functrain.optim.complex_valued import SplitRealAndImaginaryState, split_real_and_imaginary
 from functrain.optim.conditions import (
@@ -61,28 +55,8 @@ from functrain.optim.conditions import (
     conditionally_mask,
     conditionally_transform,
 )
-from functrain.optim.constraints import (
-    NonNegativeParamsState,
-    ZeroNansState,
-    centralize,
-    keep_params_nonnegative,
-    normalize_by_update_norm,
-    zero_nans,
-)
 from functrain.optim.decay import AddDecayedWeightsState, WeightDecaySchedule, add_decayed_weights
-from functrain.optim.dog import (
-    DoGState,
-    DoWGState,
-    ScaleByDistanceOverGradientsState,
-    dog,
-    dowg,
-    scale_by_distance_over_gradients,
-    scale_by_dog,
-    scale_by_dowg,
-)
 from functrain.optim.flattening import flatten
-from functrain.optim.galore import GaLoreDimensionNumbers, GaLoreState, galore, scale_by_galore
-from functrain.optim.gradient_scaling import scale_gradient
 from functrain.optim.half_params import (
     MasterCopiesState,
     RoundedParamsState,
@@ -98,59 +72,86 @@ from functrain.optim.injection import (
     inject_hyperparams,
     inject_stateful_hyperparams,
 )
-from functrain.optim.kron import ScaleByKronState, kron, scale_by_kron
 from functrain.optim.layerwise import LayerwiseDecayState, layerwise_decay
-from functrain.optim.lbfgs import ScaleByLBFGSState, lbfgs, scale_by_lbfgs
-from functrain.optim.line_search import value_and_grad_from_state
-from functrain.optim.linear_algebra import matrix_inverse_pth_root, nnls, power_iteration
-from functrain.optim.lion import ScaleByLionState, lion, scale_by_lion
-from functrain.optim.lookahead import LookaheadParams, LookaheadState, lookahead
-from functrain.optim.madgrad import MadgradState, madgrad, scale_by_madgrad
+from functrain.optim.learning_rate_free.cocob import COCOBState, cocob, scale_by_cocob
+from functrain.optim.learning_rate_free.dog import (
+    DoGState,
+    DoWGState,
+    ScaleByDistanceOverGradientsState,
+    dog,
+    dowg,
+    scale_by_distance_over_gradients,
+    scale_by_dog,
+    scale_by_dowg,
+)
+from functrain.optim.learning_rate_free.mechanic import MechanicState, mechanize
+from functrain.optim.learning_rate_free.momo import MomoAdamState, MomoState, momo, momo_adam
+from functrain.optim.learning_rate_free.plateau import ReduceLROnPlateauState, reduce_on_plateau
+from functrain.optim.learning_rate_free.polyak import polyak_sgd, scale_by_polyak
+from functrain.optim.learning_rate_free.prodigy import DAdaptAdamWState, ProdigyState, dadapt_adamw, prodigy
+from functrain.optim.learning_rate_free.schedule_free import (
+    ScheduleFreeState,
+    schedule_free,
+    schedule_free_adamw,
+    schedule_free_eval_params,
+    schedule_free_sgd,
+)
+from functrain.optim.line_search.backtracking import (
+    ScaleByBacktrackingLinesearchState,
+    scale_by_backtracking_linesearch,
+)
+from functrain.optim.line_search.lbfgs import ScaleByLBFGSState, lbfgs, scale_by_lbfgs
+from functrain.optim.line_search.values import value_and_grad_from_state
+from functrain.optim.line_search.zoom import (
+    ScaleByZoomLinesearchState,
+    ZoomLinesearchInfo,
+    scale_by_zoom_linesearch,
+)
 from functrain.optim.masking import MaskedNode, MaskedState, MaskOrFn, freeze, masked
-from functrain.optim.mechanic import MechanicState, mechanize
 from functrain.optim.microbatching import microbatch
-from functrain.optim.moments import (
+from functrain.optim.monitoring import MonitorState, SnapshotState, measure_with_ema, monitor, snapshot
+from functrain.optim.numerics.moments import (
     bias_correction,
     update_infinity_moment,
     update_moment,
     update_moment_per_elem_norm,
 )
-from functrain.optim.momentum import EmaState, TraceState, ema, sgd, trace
-from functrain.optim.momo import MomoAdamState, MomoState, momo, momo_adam
-from functrain.optim.monitoring import MonitorState, SnapshotState, measure_with_ema, monitor, snapshot
-from functrain.optim.muon import MuonState, muon, scale_by_muon, scale_by_shape
-from functrain.optim.newton_schulz import MuonDimensionNumbers, orthogonalize_via_newton_schulz
-from functrain.optim.noise import AddNoiseState, add_noise, noisy_sgd
-from functrain.optim.normal import multi_normal
-from functrain.optim.novograd import ScaleByNovogradState, novograd, scale_by_novograd
-from functrain.optim.numerics import safe_increment, safe_norm, safe_root_mean_squares
-from functrain.optim.optimistic import (
+from functrain.optim.numerics.normal import multi_normal
+from functrain.optim.numerics.random_trees import random_like, split_key_like
+from functrain.optim.numerics.rounding import RoundedState, round_state_stochastically, round_stochastically
+from functrain.optim.numerics.safe import safe_increment, safe_norm, safe_root_mean_squares
+from functrain.optim.optimizers.acprop import acprop, scale_by_acprop
+from functrain.optim.optimizers.adabelief import ScaleByBeliefState, adabelief, scale_by_belief
+from functrain.optim.optimizers.adadelta import ScaleByAdaDeltaState, adadelta, scale_by_adadelta
+from functrain.optim.optimizers.adafactor import FactoredState, adafactor, scale_by_factored_rms
+from functrain.optim.optimizers.adagrad import ScaleByRssState, adagrad, scale_by_rss
+from functrain.optim.optimizers.adam import ScaleByAdamState, adam, adamw, nadam, nadamw, scale_by_adam
+from functrain.optim.optimizers.adamax import adamax, adamaxw, scale_by_adamax
+from functrain.optim.optimizers.adan import ScaleByAdanState, adan, scale_by_adan
+from functrain.optim.optimizers.ademamix import (
+    ScaleByAdemamixState,
+    ScaleBySimplifiedAdEMAMixState,
+    ademamix,
+    scale_by_ademamix,
+    scale_by_simplified_ademamix,
+    simplified_ademamix,
+)
+from functrain.optim.optimizers.adopt import adopt, scale_by_adopt
+from functrain.optim.optimizers.amsgrad import ScaleByAmsgradState, amsgrad, scale_by_amsgrad
+from functrain.optim.optimizers.lion import ScaleByLionState, lion, scale_by_lion
+from functrain.optim.optimizers.lookahead import LookaheadParams, LookaheadState, lookahead
+from functrain.optim.optimizers.madgrad import MadgradState, madgrad, scale_by_madgrad
+from functrain.optim.optimizers.noise import AddNoiseState, add_noise, noisy_sgd
+from functrain.optim.optimizers.novograd import ScaleByNovogradState, novograd, scale_by_novograd
+from functrain.optim.optimizers.optimistic import (
     ScaleByOptimisticGradientState,
     optimistic_adam,
     optimistic_adam_v2,
     optimistic_gradient_descent,
     scale_by_optimistic_gradient,
 )
-from functrain.optim.params_in_state import tree_map_params
-from functrain.optim.partitioning import (
-    MultiTransformState,
-    PartitionState,
-    multi_transform,
-    partition,
-    selective_transform,
-)
-from functrain.optim.per_example_clipping import per_example_global_norm_clip, per_example_layer_norm_clip
-from functrain.optim.plateau import ReduceLROnPlateauState, reduce_on_plateau
-from functrain.optim.polyak import polyak_sgd, scale_by_polyak
-from functrain.optim.privacy import (
-    DifferentiallyPrivateAggregateState,
-    differentially_private_aggregate,
-    dpsgd,
-)
-from functrain.optim.prodigy import DAdaptAdamWState, ProdigyState, dadapt_adamw, prodigy
-from functrain.optim.radam import radam, scale_by_radam
-from functrain.optim.random_trees import random_like, split_key_like
-from functrain.optim.rmsprop import (
+from functrain.optim.optimizers.radam import radam, scale_by_radam
+from functrain.optim.optimizers.rmsprop import (
     ScaleByRmsState,
     ScaleByRmsWithCountState,
     ScaleByRStdDevState,
@@ -159,8 +160,42 @@ from functrain.optim.rmsprop import (
     scale_by_rms,
     scale_by_stddev,
 )
-from functrain.optim.rounding import RoundedState, round_state_stochastically, round_stochastically
-from functrain.optim.rprop import ScaleByRpropState, rprop, scale_by_rprop
+from functrain.optim.optimizers.rprop import ScaleByRpropState, rprop, scale_by_rprop
+from functrain.optim.optimizers.sgd import sgd
+from functrain.optim.optimizers.sharpness import NormalizeState, SAMState, normalize, sam
+from functrain.optim.optimizers.sign import scale_by_sign, sign_sgd, signum
+from functrain.optim.optimizers.sm3 import ScaleBySM3State, scale_by_sm3, sm3
+from functrain.optim.optimizers.trust_ratio import (
+    ScaleByTrustRatioState,
+    fromage,
+    lamb,
+    lars,
+    scale_by_param_block_norm,
+    scale_by_param_block_rms,
+    scale_by_trust_ratio,
+)
+from functrain.optim.optimizers.yogi import scale_by_yogi, yogi
+from functrain.optim.params_in_state import tree_map_params
+from functrain.optim.partitioning import (
+    MultiTransformState,
+    PartitionState,
+    multi_transform,
+    partition,
+    selective_transform,
+)
+from functrain.optim.preconditioning.galore import GaLoreDimensionNumbers, GaLoreState, galore, scale_by_galore
+from functrain.optim.preconditioning.kron import ScaleByKronState, kron, scale_by_kron
+from functrain.optim.preconditioning.linear_algebra import matrix_inverse_pth_root, nnls, power_iteration
+from functrain.optim.preconditioning.muon import MuonState, muon, scale_by_muon, scale_by_shape
+from functrain.optim.preconditioning.newton_schulz import MuonDimensionNumbers, orthogonalize_via_newton_schulz
+from functrain.optim.preconditioning.soap import ScaleBySoapState, scale_by_soap, soap
+from functrain.optim.preconditioning.sophia import (
+    HutchinsonState,
+    SophiaState,
+    hutchinson_estimator_diag_hessian,
+    scale_by_sophia,
+    sophia,
+)
 from functrain.optim.scaling import (
     ScaleByScheduleState,
     ScaleState,
@@ -168,25 +203,6 @@ from functrain.optim.scaling import (
     scale_by_learning_rate,
     scale_by_schedule,
 )
-from functrain.optim.schedule_free import (
-    ScheduleFreeState,
-    schedule_free,
-    schedule_free_adamw,
-    schedule_free_eval_params,
-    schedule_free_sgd,
-)
-from functrain.optim.sharpness import NormalizeState, SAMState, normalize, sam
-from functrain.optim.sign import scale_by_sign, sign_sgd, signum
-from functrain.optim.sm3 import ScaleBySM3State, scale_by_sm3, sm3
-from functrain.optim.soap import ScaleBySoapState, scale_by_soap, soap
-from functrain.optim.sophia import (
-    HutchinsonState,
-    SophiaState,
-    hutchinson_estimator_diag_hessian,
-    scale_by_sophia,
-    sophia,
-)
-from functrain.optim.spikes import SkipLossSpikesState, skip_loss_spikes
 from functrain.optim.torch_states import from_torch_state, to_torch_state
 from functrain.optim.transformation import (
     EmptyState,
@@ -204,19 +220,4 @@ from functrain.optim.transformation import (
     stateless_with_tree_map,
     with_extra_args_support,
 )
-from functrain.optim.trust_ratio import (
-    ScaleByTrustRatioState,
-    fromage,
-    lamb,
-    lars,
-    scale_by_param_block_norm,
-    scale_by_param_block_rms,
-    scale_by_trust_ratio,
-)
 from functrain.optim.updating import apply_updates, incremental_update, periodic_update
-from functrain.optim.yogi import scale_by_yogi, yogi
-from functrain.optim.zoom import (
-    ScaleByZoomLinesearchState,
-    ZoomLinesearchInfo,
-    scale_by_zoom_linesearch,
-)

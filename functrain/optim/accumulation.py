@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.leafwise import leafwise
-from functrain.optim.moments import zero_moments
-from functrain.optim.numerics import (
+from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.moments import zero_moments
+from functrain.optim.numerics.safe import (
     zero_count,
 )
 from functrain.optim.transformation import (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import functrain.tree as tree
 from functrain.optim.combining import chain
-from functrain.optim.numerics import working_dtype, zero_count
+from functrain.optim.numerics.safe import working_dtype, zero_count
 from functrain.optim.transformation import (
     GradientTransformation,
     GradientTransformationExtraArgs,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics import (
+from functrain.optim.numerics.safe import (
     zero_count,
 )
 from functrain.optim.transformation import (

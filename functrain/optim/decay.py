@@ -8,7 +8,7 @@ from torch import Tensor
 
 import functrain.tree as tree
 from functrain.optim.masking import MaskOrFn, masked
-from functrain.optim.numerics import add_scaled, scalar, zero_count
+from functrain.optim.numerics.safe import add_scaled, scalar, zero_count
 from functrain.optim.transformation import EmptyState, GradientTransformation, OptState, Updates, check_params
 from functrain.schedules import ScalarOrSchedule
 from functrain.tree import Params

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import functrain.random as random
 import functrain.tree as tree
-from functrain.optim.numerics import device_of
-from functrain.optim.rounding import round_with_bits
+from functrain.optim.numerics.rounding import round_with_bits
+from functrain.optim.numerics.safe import device_of
 from functrain.optim.transformation import (
     GradientTransformation,
     GradientTransformationExtraArgs,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics import (
+from functrain.optim.numerics.safe import (
     device_of,
     zero_count,
 )

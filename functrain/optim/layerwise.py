@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics import like, scalar, zero_count
+from functrain.optim.numerics.safe import like, scalar, zero_count
 from functrain.optim.transformation import GradientTransformation, Updates
 from functrain.schedules import ScalarOrSchedule
 from functrain.tree import Params

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.accumulators import AccumulationType, Accumulators, compose
-from functrain.optim.accumulators import Accumulator as Accumulator
+from functrain.optim.numerics.accumulators import AccumulationType, Accumulators, compose
+from functrain.optim.numerics.accumulators import Accumulator as Accumulator
 from functrain.transforms import value_and_grad, vmap
 from functrain.tree import Tree
 

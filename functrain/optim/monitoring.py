@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
+from functrain.optim.averaging import ema
 from functrain.optim.combining import chain
-from functrain.optim.momentum import ema
 from functrain.optim.transformation import (
     GradientTransformation,
     GradientTransformationExtraArgs,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import functrain.random as random
 import functrain.tree as tree
-from functrain.optim.random_trees import random_like
+from functrain.optim.numerics.random_trees import random_like
 from functrain.schedules import Scalar
 from functrain.transforms import vmap
 from functrain.tree import Tree

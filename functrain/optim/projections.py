@@ -9,7 +9,7 @@ from torch import Tensor
 
 import functrain.tree as tree_room
 from functrain.losses import sparsemax
-from functrain.optim.numerics import clamp
+from functrain.optim.numerics.safe import clamp
 from functrain.schedules import Scalar
 from functrain.tree import Tree
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics import like, scalar, zero_count
+from functrain.optim.numerics.safe import like, scalar, zero_count
 from functrain.optim.transformation import (
     EmptyState,
     GradientTransformation,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics import like
+from functrain.optim.numerics.safe import like
 from functrain.optim.transformation import Updates
 from functrain.schedules import Scalar
 from functrain.tree import Params

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from functrain.optim.spikes import stands_out
+from functrain.optim.clipping.spikes import stands_out
 from functrain.tree import Tree
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from functrain import random, transforms, tree
 from functrain.losses import Loss
 from functrain.optim import GradientTransformation, apply_updates, with_extra_args_support
-from functrain.optim.per_example_clipping import squared_norms
+from functrain.optim.clipping.per_example import squared_norms
 from functrain.train.state import TrainState
 from functrain.train.step import LossFn, Metrics, OptimizerStep
 from functrain.train.step import _loss as as_loss

@@ -1,0 +1,71 @@
+"""Updates kept small next to the parameters that they are for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import functrain.tree as tree
+from functrain.optim.numerics.safe import (
+    abs_sq,
+    like,
+)
+from functrain.optim.transformation import (
+    EmptyState,
+    GradientTransformation,
+    Updates,
+    check_params,
+    init_empty_state,
+)
+from functrain.schedules import Scalar
+from functrain.tree import Params
+from functrain.tree.reductions import root
+
+AdaptiveGradClipState = EmptyState
+
+
+def adaptive_grad_clip(
+    clipping: Scalar, eps: Scalar = 1e-3, axis: int | tuple[int, ...] | None = None
+) -> GradientTransformation:
+    """Scale each unit of an update down until its norm is `clipping` times that of the parameter's unit, at least eps.
+
+    Units are those of `unitwise_norm`. Source: Brock et al. 2021 (arXiv:2102.06171), equation 3.
+
+    Raises: ValueError without params.
+    """
+
+    def clip_leaf(g: Tensor, p: Tensor) -> Tensor:
+        largest = torch.clamp(unitwise_norm(p, axis), min=eps)
+        return unitwise_clip(unitwise_norm(g, axis), like(clipping, largest) * largest, g)
+
+    def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
+        check_params(params, "adaptive_grad_clip")
+        return tree.map(clip_leaf, updates, params), state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+def unitwise_norm(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
+    """Return the norm of each unit of a tensor, in the tensor's shape.
+
+    A unit is what one output reads: without `axis` (the dimensions of a unit) a whole vector, a slice along the first
+    dimension of 2 or 3, along all but the last of 4 or 5.
+
+    Raises: ValueError for more than 5 dimensions and no axis.
+    """
+    square = abs_sq(x)
+    if axis is None and x.dim() > 5:
+        raise ValueError(f"unitwise_norm: a unit of a tensor of {x.dim()} dimensions is not known; pass axis=")
+    if axis is not None:
+        total = square.sum(axis, keepdim=True)
+    elif sum(size != 1 for size in x.shape) <= 1:
+        total = square.sum()
+    else:
+        total = square.sum(0 if x.dim() <= 3 else tuple(range(x.dim() - 1)), keepdim=True)
+    return root(total).expand(x.shape)
+
+
+def unitwise_clip(g_norm: Tensor, max_norm: Tensor, grad: Tensor, div_eps: Scalar = 1e-6) -> Tensor:
+    """Scale units of `grad`, whose norms are `g_norm`, down to `max_norm`; all three in one shape."""
+    clipped = grad * (max_norm / torch.clamp(g_norm, min=div_eps))
+    return torch.where(g_norm < max_norm, grad, clipped)

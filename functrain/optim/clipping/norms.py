@@ -1,0 +1,64 @@
+"""Updates kept within bounds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import functrain.tree as tree
+from functrain.optim.numerics.safe import abs_sq, clamp, like
+from functrain.optim.transformation import (
+    EmptyState,
+    GradientTransformation,
+    Updates,
+    init_empty_state,
+)
+from functrain.schedules import Scalar
+from functrain.tree import Params
+from functrain.tree.reductions import root
+
+ClipState = EmptyState
+ClipByGlobalNormState = EmptyState
+
+
+def global_norm(updates: Updates) -> Tensor:
+    """Return the Euclidean norm of all updates together, (), at least float32."""
+    return tree.norm(updates)
+
+
+def clip(max_delta: Scalar) -> GradientTransformation:
+    """Clip every element to [-max_delta, max_delta]."""
+
+    def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
+        return tree.map(lambda g: clamp(g, -max_delta, max_delta), updates), state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
+    """Scale updates down together until their global norm is `max_norm`; smaller ones stay bit for bit.
+
+    Equals (g / norm) * max_norm to rounding, with no epsilon in it: the factor is made once, not for every element.
+
+    Source: Pascanu et al. 2012 (arXiv:1211.5063), algorithm 1.
+    """
+
+    def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
+        norm = global_norm(updates)
+        small = norm < max_norm
+        factor = torch.where(small, 1.0, max_norm / torch.where(small, 1.0, norm))
+        return tree.map(lambda g: like(factor, g) * g, updates), state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
+    """Scale each leaf down until its root mean square is `threshold`."""
+
+    def clip_leaf(g: Tensor) -> Tensor:
+        return g / torch.clamp(root(torch.mean(abs_sq(g))) / like(threshold, g), min=1.0)
+
+    def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
+        return tree.map(clip_leaf, updates), state
+
+    return GradientTransformation(init_empty_state, update)

@@ -1,0 +1,1 @@
+"""Optimizers and schedules that find their learning rate, or need none that falls."""

@@ -1,0 +1,1 @@
+"""Steps whose length is found by evaluating the loss along them."""

@@ -1,0 +1,1 @@
+"""What all of `optim` counts with: moments, sums, safe roots, rounding, and loops that compile."""

@@ -1,0 +1,72 @@
+"""Running averages of updates and of their powers, with optax's names."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import functrain.tree as tree
+from functrain.optim.numerics.safe import abs_sq, lerp, like, working_dtype
+from functrain.optim.transformation import Updates, check_trainable
+from functrain.schedules import Scalar
+from functrain.tree import Params, Tree
+
+
+def zero_moments(params: Params, dtype: torch.dtype | None = None) -> Tree:
+    """Return zeros like params, in `dtype` if given.
+
+    Raises: TypeError naming the leaf that is no floating-point tensor.
+    """
+    check_trainable(params)
+    return tree.zeros_like(params, dtype)
+
+
+def full_moments(params: Params, value: Scalar) -> Tree:
+    """Return a tree like params filled with `value`, which may be a () tensor."""
+    return tree.map(lambda zero: zero + like(value, zero), zero_moments(params))
+
+
+def update_moment(updates: Updates, moments: Tree, decay: Scalar, order: int) -> Tree:
+    """Return (1 - decay) * updates ** order + decay * moments."""
+    return tree.map(lambda g, t: lerp(t, _power(g, order), 1 - decay), updates, moments)
+
+
+def update_moment_per_elem_norm(updates: Updates, moments: Tree, decay: Scalar, order: int) -> Tree:
+    """Return (1 - decay) * |updates| ** order + decay * moments, for an even order.
+
+    Equals `update_moment` where updates are real.
+    """
+    return tree.map(lambda g, t: lerp(t, _power(abs_sq(g), order // 2), 1 - decay), updates, moments)
+
+
+def update_infinity_moment(updates: Updates, moments: Tree, decay: Scalar, eps: Scalar) -> Tree:
+    """Return max(|updates| + eps, decay * moments)."""
+    return tree.map(lambda g, t: torch.maximum(torch.abs(g) + like(eps, g), like(decay, t) * t), updates, moments)
+
+
+def bias_correction(moment: Tree, decay: Scalar, count: Tensor) -> Tree:
+    """Return moment / (1 - decay ** count): what the average would be, had it not started at zero."""
+    factor = debias(decay, count, moment)
+    return tree.map(lambda t: like(factor, t) * t, moment)
+
+
+def debias(decay: Scalar, count: Tensor, updates: Updates) -> Tensor:
+    """Return 1 / (1 - decay ** count), the factor of `bias_correction`: one () tensor for all leaves."""
+    dtype = working_dtype(updates)
+    base = decay.to(dtype) if isinstance(decay, Tensor) else decay
+    return 1 / (1 - base ** count.to(dtype))
+
+
+def nesterov_factors(b1: Scalar, count: Tensor, updates: Updates, nesterov: bool) -> tuple[Scalar, Scalar]:
+    """Return (a, b) such that a * mu + b * updates is the first moment corrected for its start at zero.
+
+    With `nesterov`, it is the moment that one more update like this would make.
+
+    Source: Dozat 2016, algorithm 2.
+    """
+    now = debias(b1, count, updates)
+    return (b1 * debias(b1, count + 1, updates), (1 - b1) * now) if nesterov else (now, 0.0)
+
+
+def _power(x: Tensor, order: int) -> Tensor:
+    return x if order == 1 else x**order

@@ -1,0 +1,58 @@
+"""Adagrad: updates over the root of the sum of all their squares."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from functrain.optim.combining import chain
+from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.moments import full_moments
+from functrain.optim.numerics.safe import (
+    abs_sq,
+    plus,
+)
+from functrain.optim.scaling import scale_by_learning_rate
+from functrain.optim.transformation import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    Updates,
+)
+from functrain.schedules import Scalar, ScalarOrSchedule
+from functrain.tree import Params, Tree
+
+
+class ScaleByRssState(NamedTuple):
+    sum_of_squares: Tree  # like params
+
+
+def scale_by_rss(initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7) -> GradientTransformation:
+    """Divide updates by the root of the sum of all squares so far, that starts at `initial_accumulator_value`."""
+
+    def init(params: Params) -> ScaleByRssState:
+        return ScaleByRssState(full_moments(params, initial_accumulator_value))
+
+    def update(
+        updates: Updates, state: ScaleByRssState, params: Params | None = None
+    ) -> tuple[Updates, ScaleByRssState]:
+        def step(g: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+            total = abs_sq(g) + total
+            inverse = torch.where(total != 0, torch.rsqrt(plus(total, eps)), 0.0)
+            return inverse * g, total
+
+        updates, (total,) = leafwise(step, updates, (state.sum_of_squares,))
+        return updates, ScaleByRssState(total)
+
+    return GradientTransformation(init, update)
+
+
+def adagrad(
+    learning_rate: ScalarOrSchedule, initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7
+) -> GradientTransformationExtraArgs:
+    """Adagrad: `scale_by_rss`, then minus the learning rate.
+
+    Source: Duchi et al. 2011, figure 1, diagonal.
+    """
+    return chain(scale_by_rss(initial_accumulator_value, eps), scale_by_learning_rate(learning_rate))

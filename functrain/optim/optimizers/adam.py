@@ -1,0 +1,115 @@
+"""Adam: the average of gradients over the root of the average of their squares."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from functrain.optim.combining import chain
+from functrain.optim.decay import add_decayed_weights
+from functrain.optim.masking import MaskOrFn
+from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.moments import debias, nesterov_factors, zero_moments
+from functrain.optim.numerics.safe import abs_sq, add_scaled, lerp, like, plus, zero_count
+from functrain.optim.scaling import scale_by_learning_rate
+from functrain.optim.transformation import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    Updates,
+)
+from functrain.schedules import Scalar, ScalarOrSchedule
+from functrain.tree import Params, Tree
+
+
+class ScaleByAdamState(NamedTuple):
+    count: Tensor  # type: ignore[assignment]  # (), int64: updates so far
+    mu: Tree  # like params, in mu_dtype if given: first moment
+    nu: Tree  # like params: second moment
+
+
+def scale_by_adam(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: torch.dtype | None = None,
+    *,
+    nesterov: bool = False,
+) -> GradientTransformation:
+    """Rescale updates to mu / (sqrt(nu + eps_root) + eps), both moments corrected for their start at zero.
+
+    A positive `eps_root` keeps the derivative of the root finite where a gradient is zero: set it to differentiate
+    through the update. `nesterov` looks one step ahead in mu.
+
+    Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1; Dozat 2016, algorithm 2 without its last factor b2.
+    """
+
+    def init(params: Params) -> ScaleByAdamState:
+        return ScaleByAdamState(zero_count(params), zero_moments(params, mu_dtype), zero_moments(params))
+
+    def update(
+        updates: Updates, state: ScaleByAdamState, params: Params | None = None
+    ) -> tuple[Updates, ScaleByAdamState]:
+        count = state.count + 1
+        mu_factor, now_factor = nesterov_factors(b1, count, updates, nesterov)
+        nu_factor = debias(b2, count, updates)
+
+        def step(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            m = lerp(m, g, 1 - b1)
+            v = lerp(v, abs_sq(g), 1 - b2)
+            mu_hat = like(mu_factor, m) * m
+            mu_hat = add_scaled(mu_hat, now_factor, g) if nesterov else mu_hat
+            nu_hat = like(nu_factor, v) * v
+            return mu_hat / plus(torch.sqrt(plus(nu_hat, eps_root)), eps), m, v
+
+        updates, (mu, nu) = leafwise(step, updates, (state.mu, state.nu))
+        return updates, ScaleByAdamState(count, mu, nu)
+
+    return GradientTransformation(init, update)
+
+
+def adam(
+    learning_rate: ScalarOrSchedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: torch.dtype | None = None,
+    *,
+    nesterov: bool = False,
+) -> GradientTransformationExtraArgs:
+    """Adam: `scale_by_adam`, then minus the learning rate. Equals `torch.optim.Adam` without weight decay."""
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def adamw(
+    learning_rate: ScalarOrSchedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: torch.dtype | None = None,
+    weight_decay: ScalarOrSchedule = 1e-4,
+    mask: MaskOrFn = None,
+    *,
+    nesterov: bool = False,
+) -> GradientTransformationExtraArgs:
+    """Adam with weight decay that does not pass through its moments. Equals `torch.optim.AdamW`.
+
+    Source: Loshchilov and Hutter 2019 (arXiv:1711.05101), algorithm 2, the decay also scaled by the learning rate.
+    """
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+nadam = partial(adam, nesterov=True)
+nadamw = partial(adamw, nesterov=True)

@@ -1,0 +1,76 @@
+"""AdaMax: Adam with the largest gradient in place of the root mean square."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from functrain.optim.combining import chain
+from functrain.optim.decay import add_decayed_weights
+from functrain.optim.masking import MaskOrFn
+from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.moments import debias, zero_moments
+from functrain.optim.numerics.safe import (
+    lerp,
+    like,
+    plus,
+    zero_count,
+)
+from functrain.optim.optimizers.adam import ScaleByAdamState
+from functrain.optim.scaling import scale_by_learning_rate
+from functrain.optim.transformation import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    Updates,
+)
+from functrain.schedules import Scalar, ScalarOrSchedule
+from functrain.tree import Params
+
+
+def scale_by_adamax(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> GradientTransformation:
+    """Rescale updates to their average over the decayed largest of their sizes.
+
+    Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 2.
+    """
+
+    def init(params: Params) -> ScaleByAdamState:
+        return ScaleByAdamState(zero_count(params), zero_moments(params), zero_moments(params))
+
+    def update(
+        updates: Updates, state: ScaleByAdamState, params: Params | None = None
+    ) -> tuple[Updates, ScaleByAdamState]:
+        count = state.count + 1
+        factor = debias(b1, count, updates)
+
+        def step(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            m = lerp(m, g, 1 - b1)
+            v = torch.maximum(plus(torch.abs(g), eps), like(b2, v) * v)
+            return like(factor, m) * m / v, m, v
+
+        updates, (mu, nu) = leafwise(step, updates, (state.mu, state.nu))
+        return updates, ScaleByAdamState(count, mu, nu)
+
+    return GradientTransformation(init, update)
+
+
+def adamax(
+    learning_rate: ScalarOrSchedule, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8
+) -> GradientTransformationExtraArgs:
+    """AdaMax: `scale_by_adamax`, then minus the learning rate. Equals `torch.optim.Adamax`."""
+    return chain(scale_by_adamax(b1, b2, eps), scale_by_learning_rate(learning_rate))
+
+
+def adamaxw(
+    learning_rate: ScalarOrSchedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: ScalarOrSchedule = 1e-4,
+    mask: MaskOrFn = None,
+) -> GradientTransformationExtraArgs:
+    """AdaMax with weight decay that does not pass through its moments."""
+    return chain(
+        scale_by_adamax(b1, b2, eps),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )

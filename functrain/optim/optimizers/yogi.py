@@ -1,0 +1,67 @@
+"""Yogi: Adam whose second moment moves by a bounded amount."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from functrain.optim.combining import chain
+from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.moments import debias, full_moments
+from functrain.optim.numerics.safe import (
+    abs_sq,
+    lerp,
+    like,
+    plus,
+    zero_count,
+)
+from functrain.optim.optimizers.adam import ScaleByAdamState
+from functrain.optim.scaling import scale_by_learning_rate
+from functrain.optim.transformation import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    Updates,
+)
+from functrain.schedules import Scalar, ScalarOrSchedule
+from functrain.tree import Params
+
+
+def scale_by_yogi(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-3,
+    eps_root: Scalar = 0.0,
+    initial_accumulator_value: Scalar = 1e-6,
+) -> GradientTransformation:
+    """Rescale updates as Adam does, nu moving by (1 - b2) * updates² towards updates².
+
+    Both moments start at `initial_accumulator_value`. Source: Zaheer et al. 2018, algorithm 2.
+    """
+
+    def init(params: Params) -> ScaleByAdamState:
+        start = initial_accumulator_value
+        return ScaleByAdamState(zero_count(params), full_moments(params, start), full_moments(params, start))
+
+    def update(
+        updates: Updates, state: ScaleByAdamState, params: Params | None = None
+    ) -> tuple[Updates, ScaleByAdamState]:
+        count = state.count + 1
+        mu_factor, nu_factor = debias(b1, count, updates), debias(b2, count, updates)
+
+        def step(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            square = abs_sq(g)
+            m = lerp(m, g, 1 - b1)
+            v = v - like(1 - b2, v) * torch.sgn(v - square) * square
+            return like(mu_factor, m) * m / plus(torch.sqrt(plus(like(nu_factor, v) * v, eps_root)), eps), m, v
+
+        updates, (mu, nu) = leafwise(step, updates, (state.mu, state.nu))
+        return updates, ScaleByAdamState(count, mu, nu)
+
+    return GradientTransformation(init, update)
+
+
+def yogi(
+    learning_rate: ScalarOrSchedule, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-3
+) -> GradientTransformationExtraArgs:
+    """Yogi: `scale_by_yogi`, then minus the learning rate."""
+    return chain(scale_by_yogi(b1, b2, eps), scale_by_learning_rate(learning_rate))

@@ -1,0 +1,58 @@
+"""The examples run, and find what they say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(name: str, *words: str) -> list[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "examples" / name), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_sweep_finds_a_rate_that_learns() -> None:
+    *lanes, best = run("sweep_learning_rates.py")
+    losses = [float(line.split()[-1]) for line in lanes]
+    assert len(losses) == 16
+    at = losses.index(min(losses))
+    assert best.startswith(f"the best lane is {at}: ")
+    # the mean square of sin is 1/2: the slowest rate is still there, the best is at a tenth
+    assert losses[at] < 0.05 and min(losses[:4]) > 0.3
+
+
+def test_one_step_from_meta_trained_parameters_fits_a_sine() -> None:
+    fresh, before, after = [float(line.split()[-1]) for line in run("maml_sinusoids.py", "--steps", "600")]
+    assert after < 0.4 * before < 0.4 * fresh  # 0.76, 3.83 and 8.58
+
+
+def test_harmful_examples_are_those_with_wrong_labels() -> None:
+    found = int(run("influence_of_labels.py")[-1].split(", ")[1].split()[0])
+    assert found >= 24, "30 were found; 4 would be chance"
+
+
+def test_privacy_costs_accuracy() -> None:
+    strict, loose, open_ = [float(line.split()[-1]) for line in run("private_training.py")]
+    assert 0.9 < strict < loose < open_
+
+
+def test_intervals_of_a_laplace_approximation_hold_what_they_say() -> None:
+    lines = [line.replace(",", "").split() for line in run("laplace.py")[3:]]
+    found = {line[0]: (float(line[-3]), float(line[-1])) for line in lines}  # parts inside of 90 % intervals
+    assert found["noise"][1] < 0.4  # 0.16: between the data the network errs, and does not know
+    for name in ("all", "last"):
+        near, between = found[name]
+        # of 80 points, a tenth outside: 3.4 % of deviation, times 2
+        assert abs(near - 0.9) < 0.07 and between > 0.9  # 0.91 and 0.90; 1.00 and 0.98
+
+
+def test_a_learned_loss_is_not_misled_by_wrong_targets() -> None:
+    squared, learned = [float(line.split()[-1]) for line in run("learned_loss.py", "--steps", "100")]
+    assert learned < 0.2 * squared
