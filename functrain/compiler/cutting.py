@@ -219,11 +219,8 @@ class Cutter:
             part.written = {places[id(new)]: inputs_at[id(old)] for old, new in pairs}
             return results, pairs
 
-        before, engine.here.repeats = engine.here.repeats, False
-        try:
+        with engine.entered(repeats=False):
             part.traced = self.trace(flat, tensors)
-        finally:
-            engine.here.repeats = before
         targets = {node.args[0] for node in part.traced.graph.nodes if node.target is aten.copy_.default}
         if targets != {part.traced.inputs[i] for i in part.written.values()} & targets:
             raise Untraceable(

@@ -1,14 +1,15 @@
 """Which gradient engine is in force: how deep we are inside function transforms, and who traces what runs.
 
-Plain attributes of a threading.local: a loader's thread may map a function beside a step. Nothing here imports the
-compiler, which takes two seconds.
+Of each thread, as a loader's may map a function beside a step. Nothing here imports the compiler, which takes two
+seconds.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,23 +17,56 @@ import torch
 from functrain.random import threefry
 
 
-class _Here(threading.local):
-    """What is so in this thread."""
+@dataclass
+class Here(threading.local):
+    """What is so in this thread, while the functions run that say so. Each field says who sets it, and why it is no
+    argument: between who sets and who reads it lies code of the caller's, or of torch's."""
 
-    def __init__(self) -> None:
-        self.depth = 0  # transforms of ours around the current call
-        self.by_autograd = False  # the call is differentiated by torch.autograd, which torch.func does not see
-        self.layers_kept = 1.0  # the part of an nn.stack's layers that keep their activations, others are recomputed
-        self.layers_policy: Any = ("nothing", ())  # what the recomputed layers keep, which arguments wait in the host
-        self.plain = False  # recompute keeps everything, as there is no backward pass to come
-        self.tracing = False  # the function is run to see its operations
-        self.again = False  # for the second time, because of a write that the first did not follow
-        self.cutter: Any = None  # the `cutting.Cutter` of the compilation that is going on
-        self.repeats = False  # what runs is one turn of a loop over parts of a batch
-        self.lean = False  # a backward pass computes again what costs no matrix product
+    # `grad`, `vmap` and what is made of them: transforms of ours around the call. Inner gradients go by torch.func
+    depth: int = 0
+    # `grad` by torch.autograd, and recomputed calls, which torch.func does not see: attention and norms choose formulas
+    by_autograd: bool = False
+    # `recompute_layers`: the part of an `nn.stack`'s layers that keep their activations, what the others keep, and
+    # which of their arguments wait in the host
+    layers: tuple[float, Any, tuple[int, ...]] = (1.0, "nothing", ())
+    # a recomputed call under a map: `recompute` inside keeps everything, as there is no backward pass to come
+    plain: bool = False
+    # `ft.compile`: the function runs to show its operations, and numbers cannot be read
+    tracing: bool = False
+    # the trace, when it begins anew because of a write that it did not follow: who counts traces counts one
+    again: bool = False
+    # `ft.compile`: the `cutting.Cutter` of the compilation that is going on, to which layers and gradients are handed
+    cutter: Any = None
+    # `accumulate` and per-example gradients: what runs is one turn of a loop over parts of a batch, so that a trace
+    # looks once at what comes again
+    repeats: bool = False
+    # the same: a backward pass computes again what costs no matrix product
+    lean: bool = False
 
 
-here = _Here()
+here = Here()
+
+
+class entered:
+    """Let fields of `here` have these values inside: `with entered(depth=2): ...`."""
+
+    def __init__(self, **values: Any) -> None:
+        unknown = [name for name in values if name not in Here.__dataclass_fields__]
+        assert not unknown, f"engine.entered: no field {unknown}"
+        self.values = values
+
+    def __enter__(self) -> None:
+        fields = vars(here)
+        self.before = {name: fields[name] for name in self.values}
+        fields.update(self.values)
+
+    def __exit__(self, *error: object) -> None:
+        vars(here).update(self.before)
+
+
+def deeper() -> AbstractContextManager[None]:
+    """Let what runs inside know of one more transform around it."""
+    return entered(depth=here.depth + 1)
 
 
 def nested() -> bool:
@@ -56,14 +90,9 @@ def start_of_gradient(x: torch.Tensor, requires_grad: bool = True) -> torch.Tens
         return x.detach().requires_grad_(requires_grad)
 
 
-@contextmanager
-def differentiating() -> Iterator[None]:
+def differentiating() -> AbstractContextManager[None]:
     """Let `twice` know that torch.autograd differentiates what runs inside."""
-    before, here.by_autograd = here.by_autograd, True
-    try:
-        yield
-    finally:
-        here.by_autograd = before
+    return entered(by_autograd=True)
 
 
 def twice() -> bool:
@@ -81,15 +110,12 @@ def mapped() -> bool:
     return torch._C._functorch.TransformType.Vmap in kinds
 
 
-def without_recompute(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function that runs `fn` with what it recomputes as it stands."""
+def running(fn: Callable[..., Any], **values: Any) -> Callable[..., Any]:
+    """Make a function that runs `fn` with these fields, also where a backward pass runs it again."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        before, here.plain = here.plain, True
-        try:
+        with entered(**values):
             return fn(*args, **kwargs)
-        finally:
-            here.plain = before
 
     return run
 
@@ -99,30 +125,13 @@ def concrete() -> bool:
     return not (nested() or here.tracing or torch.compiler.is_dynamo_compiling())
 
 
-def with_layers(fn: Callable[..., Any], kept: float, policy: Any) -> Callable[..., Any]:
-    """Make a function that runs `fn` with these settings, also where the backward pass runs it again."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        before = here.layers_kept, here.layers_policy
-        here.layers_kept, here.layers_policy = kept, policy
-        try:
-            return fn(*args, **kwargs)
-        finally:
-            here.layers_kept, here.layers_policy = before
-
-    return run
-
-
 def as_here(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function that runs `fn` as it would run now, in whatever thread a backward pass runs it again."""
-    depth, with_settings = here.depth, with_layers(fn, here.layers_kept, here.layers_policy)
+    depth, layers = here.depth, here.layers
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        before, here.depth = here.depth, max(here.depth, depth)
-        try:
-            return with_settings(*args, **kwargs)
-        finally:
-            here.depth = before
+        with entered(depth=max(here.depth, depth), layers=layers):
+            return fn(*args, **kwargs)
 
     return run
 
@@ -137,38 +146,19 @@ def partitions() -> bool:
     return here.cutter is not None and here.cutter.partitions()
 
 
-@contextmanager
-def repeating() -> Iterator[None]:
+def repeating() -> AbstractContextManager[None]:
     """Let a trace inside look once at gradients that are taken again and again, and spare memory: who cuts a batch has
     more than fits."""
-    before = here.repeats, here.lean
-    here.repeats = here.lean = True
-    try:
-        yield
-    finally:
-        here.repeats, here.lean = before
-
-
-@contextmanager
-def tracing_again() -> Iterator[None]:
-    """Let who counts traces know that what runs inside has been counted."""
-    before, here.again = here.again, True
-    try:
-        yield
-    finally:
-        here.again = before
+    return entered(repeats=True, lean=True)
 
 
 @contextmanager
 def tracing_operations(cutter: Any = None) -> Iterator[None]:
     """Let a compiled function that is called inside run as the plain function that it is, to be traced."""
-    before = here.tracing, here.cutter
-    here.tracing, here.cutter = True, cutter
     # modules ask this before they look at the numbers in a mask
     compiling, torch.compiler._is_compiling_flag = torch.compiler._is_compiling_flag, True
     try:
-        with threefry.traced():
+        with entered(tracing=True, cutter=cutter), threefry.traced():
             yield
     finally:
-        here.tracing, here.cutter = before
         torch.compiler._is_compiling_flag = compiling

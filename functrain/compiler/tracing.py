@@ -52,7 +52,7 @@ def trace(
     try:
         return _traced(fn, tensors, Recording(made, around), functional=False)
     except Writes:
-        with engine.tracing_again():
+        with engine.entered(again=True):
             return _traced(fn, tensors, Recording(made, around), functional=True)
 
 

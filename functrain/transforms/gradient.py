@@ -182,9 +182,9 @@ def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, *, chunk_s
 
     @wraps(fn)
     def deeper(*args: Any, **kwargs: Any) -> Any:
-        engine.here.depth += 1
         try:
-            return fn(*args, **kwargs)
+            with engine.deeper():
+                return fn(*args, **kwargs)
         except RuntimeError as error:
             from functrain.compiler.untraceable import mapped
 
@@ -192,8 +192,6 @@ def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, *, chunk_s
             if reason is None:
                 raise
             raise TypeError(f"ft.vmap: {reason}") from error
-        finally:
-            engine.here.depth -= 1
 
     return torch.func.vmap(deeper, in_dims=in_dims, out_dims=out_dims, randomness="error", chunk_size=chunk_size)
 
@@ -210,8 +208,7 @@ def _by_autograd(
     zeros: bool = True,
     tangent: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Any, Sequence[Any]]:
-    engine.here.depth += 1
-    try:
+    with engine.deeper():
         with torch.enable_grad(), engine.differentiating():
             inputs = [engine.start_of_gradient(leaf) for leaf in leaves]
             seen = not torch.compiler.is_dynamo_compiling()
@@ -225,8 +222,6 @@ def _by_autograd(
         along = None if tangent is None else tangent(value)
         grads = torch.autograd.grad(value, inputs, along, allow_unused=True, materialize_grads=zeros)
         gradient_checks.check_dense(grads, structure)
-    finally:
-        engine.here.depth -= 1
     return tree.map(_detach, result), grads
 
 
@@ -246,12 +241,8 @@ def _by_functorch(
 
     outside = torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling()
     again = outside and any(map(_by_caller, leaves))
-    engine.here.depth += 1
-    try:
-        with engine.differentiating() if again else nullcontext():
-            grads, tensors = torch.func.grad(scalar_of, has_aux=True)(leaves)
-    finally:
-        engine.here.depth -= 1
+    with engine.deeper(), engine.differentiating() if again else nullcontext():
+        grads, tensors = torch.func.grad(scalar_of, has_aux=True)(leaves)
     unwrapped = iter(tensors)
     result = [next(unwrapped) if isinstance(leaf, Tensor) else leaf for leaf in found[0]]
     return tree.unflatten(found[1], result), tree.unflatten(structure, grads)

@@ -141,14 +141,14 @@ def recompute_layers(
         raise ValueError(f"recompute_layers: expected a budget in [0, 1], came {budget}; 0.5 keeps half")
     _check_policy(policy)
 
-    return wraps(fn)(engine.with_layers(fn, budget, (policy, (1,) if offload else ())))
+    return wraps(fn)(engine.running(fn, layers=(budget, policy, (1,) if offload else ())))
 
 
 def recomputed_blocks(block: Callable[..., Any], count: int) -> tuple[list[Callable[..., Any]], int]:
     """Return the block `count` times, the first of them recomputed, and how many are, under the budget in force."""
-    kept = (engine.here.layers_kept - _INPUT) / (1.0 - _INPUT) * count
+    part, policy, offload = engine.here.layers
+    kept = (part - _INPUT) / (1.0 - _INPUT) * count
     first = count - max(0, int(kept + 0.5))
-    policy, offload = engine.here.layers_policy
     again = [recompute(block, policy, offload=offload)] * first if first else []
     return [*again, *[block] * (count - first)], first
 

@@ -87,7 +87,7 @@ class Rematerialized(torch.autograd.Function):
         tensors = ctx.saved_tensors
         moved = [i for i, tangent in enumerate(tangents) if tangent is not None]
         # a call inside would find the forward mode of ours around it, besides the one that the caller wants
-        function = engine.without_recompute(_of_chosen(ctx.call.function, moved, tensors))
+        function = engine.running(_of_chosen(ctx.call.function, moved, tensors), plain=True)
         inputs = tuple([tensors[i] for i in moved])
         moves: Any = torch.func.jvp(function, inputs, tuple([tangents[i] for i in moved]))[1]
         copies = [torch.zeros_like(tensors[i]) if tangents[i] is None else tangents[i] for i in ctx.devices]

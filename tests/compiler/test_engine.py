@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,13 +19,10 @@ X = torch.arange(1.0, 4.0, dtype=torch.float64)
 
 @pytest.fixture(autouse=True)
 def found_as_left() -> Iterator[None]:
-    def found() -> tuple[Any, ...]:
-        here = engine.here
-        return here.depth, here.tracing, here.cutter, here.repeats, here.lean, here.plain, here.layers_kept
-
-    assert found() == (0, False, None, False, False, False, 1.0)
+    defaults = {field.name: field.default for field in dataclasses.fields(engine.Here)}
+    assert vars(engine.here) == defaults
     yield
-    assert found() == (0, False, None, False, False, False, 1.0)
+    assert vars(engine.here) == defaults
     assert torch.is_grad_enabled()
 
 
@@ -116,6 +114,16 @@ def test_an_error_leaves_the_engine_as_it_was(case: str) -> None:
     assert torch.equal(ft.grad(cube)(X), 3 * X**2)
 
 
+def test_fields_are_put_back_in_any_case_and_known() -> None:
+    with pytest.raises(ZeroDivisionError), engine.entered(lean=True, depth=3):
+        with engine.deeper():
+            assert (engine.here.depth, engine.here.lean) == (4, True)
+        assert engine.here.depth == 3
+        raise ZeroDivisionError
+    with pytest.raises(AssertionError, match="no field \\['deep'\\]"):
+        engine.entered(deep=1)
+
+
 def test_transforms_in_other_threads_are_not_ours() -> None:
     # a data set that maps in the loader's thread, beside a compiled step
     entered, leave, found = threading.Event(), threading.Event(), []
@@ -138,10 +146,10 @@ def test_transforms_in_other_threads_are_not_ours() -> None:
     deep: list[Callable[[], Any]] = []
 
     def run(x: Tensor) -> Tensor:
-        deep.append(engine.as_here(lambda: (engine.here.depth, engine.here.layers_kept)))
+        deep.append(engine.as_here(lambda: (engine.here.depth, engine.here.layers[0])))
         return torch.sum(x)
 
-    engine.with_layers(ft.grad(run), 0.5, ("dots", ()))(X)
+    engine.running(ft.grad(run), layers=(0.5, "dots", ()))(X)
     thread = threading.Thread(target=again, args=deep)
     thread.start()
     thread.join()
