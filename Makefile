@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 RUN ?= runs/tiny
 ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist worksteal
+# `make test ROOM=optim` runs the tests of one room.
+ROOM ?=
 
 # Compiled kernels outlive a run: the second run starts in seconds.
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
@@ -16,7 +18,7 @@ train: $(VENV)/.installed-cli
 
 # One thread per worker: two workers on two cores, and sums come out the same on every machine.
 test: $(VENV)/.installed-all
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/$(ROOM)
 
 lint: $(VENV)/.installed-all
 	$(BIN)/ruff check .

@@ -81,16 +81,16 @@ def memory(name: str, rounds: int) -> None:
 def first_step(parts: int) -> None:
     from torch._inductor import metrics
 
-    from functrain.compiler import inductor
+    from functrain.compiler.inductor import lowering
 
-    programs, lower = [], inductor.lower
+    programs, lower = [], lowering.lower
 
     def counted(module: Any, mode: Any, which: str, **options: Any) -> Any:
         programs.append(which)
         return lower(module, mode, which, **options)
 
     run = step_of(SHAPES["small"], parts)
-    with patch.object(inductor, "lower", counted):
+    with patch.object(lowering, "lower", counted):
         start = time.perf_counter()
         run()
         seconds = time.perf_counter() - start

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from functrain.compiler import jobs
+from functrain.compiler.inductor import jobs
 
 T = TypeVar("T")
 _VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -84,7 +84,7 @@ def _processor() -> Any:
 
 @cache
 def _own_code() -> str:
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(Path(__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join([file.read_bytes() for file in files])).hexdigest()
 
 

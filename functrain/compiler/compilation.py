@@ -137,7 +137,8 @@ class _Program:
         self.donated = len(tree.leaves(args[0])) if owner.donate else 0
         self.result: Any = None
         # not with the package: torch's compiler takes two seconds to import
-        from functrain.compiler import artefact, cutting, jobs, linking, segments, tracing
+        from functrain.compiler import artefact, cutting, linking, segments, tracing
+        from functrain.compiler.inductor import jobs
 
         where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         self.where = where if len(where) < len(leaves) else None
@@ -270,13 +271,14 @@ def _or_explain(fn: Callable[..., Any], *args: Any) -> Any:
     try:
         return fn(*args)
     except Exception as error:
-        from functrain.compiler import inductor, untraceable
+        from functrain.compiler import untraceable
+        from functrain.compiler.inductor import lowering
 
         reading = untraceable.reading(error)
         if reading:
             # the way to the user's line, and not the page between it and here
             raise TypeError(f"ft.compile: {reading}").with_traceback(untraceable.users_own(error)) from None
-        if inductor.no_cxx_compiler(error):
+        if lowering.no_cxx_compiler(error):
             raise CompilerNotFoundError(
                 "ft.compile: no C++ compiler found, and compiling for the CPU needs one; install g++ or clang++ "
                 "(or set CXX to one), or leave out ft.compile: the step runs in eager as it is"

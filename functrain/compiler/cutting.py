@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import CheckpointPolicy
 
 from functrain import tree
-from functrain.compiler import engine, inductor
+from functrain.compiler import engine
+from functrain.compiler.inductor import lowering
 from functrain.compiler.parts import CALL, ZEROS, Layer, LayerCall, Loss, Part, numbers
 from functrain.compiler.recording import Recomputed, Recording
 from functrain.compiler.tracing import COPIED, Traced, base_of, trace
@@ -162,10 +163,10 @@ class Cutter:
             part.kept = []
         else:
             budget = min(traced.budgets, default=1.0)
-            part.forward, part.backward = inductor.partition(
+            part.forward, part.backward = lowering.partition(
                 traced.graph, traced.mode, part.results, lasting=part.lasting, lean=lean, budget=budget
             )
-            part.kept = inductor.pass_inputs_by(part.forward, part.results)
+            part.kept = lowering.pass_inputs_by(part.forward, part.results)
         self.parts[part.number] = part
         return part
 

@@ -21,16 +21,17 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from functrain.compiler import graph_passes, inductor
+from functrain.compiler import graph_passes
 from functrain.compiler.columns import columns, is_scalar, value_of
 from functrain.compiler.graph_passes import Name
+from functrain.compiler.inductor import lowering
 
 aten = torch.ops.aten
 
 
-def compile_graph(graph: fx.Graph, mode: FakeTensorMode) -> inductor.Kernel:
+def compile_graph(graph: fx.Graph, mode: FakeTensorMode) -> lowering.Kernel:
     """Compile a graph of aten operations whose only side effects are writes to its inputs."""
-    return _Plan(inductor.without_repetitions(graph), mode).run
+    return _Plan(lowering.without_repetitions(graph), mode).run
 
 
 class _Plan:
@@ -111,7 +112,7 @@ class _Plan:
 
 
 def _rest(piece: _Piece, mode: FakeTensorMode) -> Callable[[dict[Any, Any]], None]:
-    kernel = inductor.compile_graph(piece.graph, mode)
+    kernel = lowering.compile_graph(piece.graph, mode)
 
     def run(values: dict[Any, Any]) -> None:
         values.update(zip(piece.outputs, kernel([values[node] for node in piece.inputs]), strict=True))
@@ -119,7 +120,7 @@ def _rest(piece: _Piece, mode: FakeTensorMode) -> Callable[[dict[Any, Any]], Non
     return run
 
 
-def _columns_call(kernel: inductor.Kernel, pieces: list[_Piece]) -> Callable[[dict[Any, Any]], None]:
+def _columns_call(kernel: lowering.Kernel, pieces: list[_Piece]) -> Callable[[dict[Any, Any]], None]:
     """Run one kernel over all columns that are alike, each by itself: joining small ones to one takes longer."""
     shapes = [[value_of(node).shape for node in piece.outputs] for piece in pieces]
 
@@ -177,10 +178,10 @@ class _Piece:
         graph.output(tuple([copies[node] for node in self.outputs]))
         return graph
 
-    def compile_for_any_length(self) -> inductor.Kernel:
+    def compile_for_any_length(self) -> lowering.Kernel:
         """Return the kernel of this piece for leaves of any length, which takes each as one dimension."""
         lines = [not is_scalar(node) for node in self.inputs]
-        return inductor.compile_for_any_length(self.graph, [value_of(node).dtype for node in self.inputs], lines)
+        return lowering.compile_for_any_length(self.graph, [value_of(node).dtype for node in self.inputs], lines)
 
 
 def _between(nodes: list[fx.Node], given: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from functrain.compiler import graph_passes, inductor, leafwise, redrawing
+from functrain.compiler import graph_passes, leafwise, redrawing
 from functrain.compiler.adding import Chain, additions, with_chains
 from functrain.compiler.cutting import Cutter
-from functrain.compiler.inductor import Kernel
+from functrain.compiler.inductor import lowering
 from functrain.compiler.listing import Listing
 from functrain.compiler.parts import BACKWARD, CALL, FORWARD, ZEROS, Layer, Loss, zeros_like
 from functrain.compiler.segments import AS_THEY_ARE, CALLS, extract, is_cut, is_small_talk, levels_of, results_of, size
@@ -37,17 +37,17 @@ class Linker:
         self._linked: dict[int, Any] = {}  # the same, by the number of a part
         self._keys: dict[int, Any] = {}  # what each part does, told before its graph is taken apart
 
-    def link(self, traced: Traced) -> Kernel:
+    def link(self, traced: Traced) -> lowering.Kernel:
         """Compile a whole function, for its tensors and then those that it has lifted."""
         graph = traced.graph
-        inductor.eliminate_dead(graph)
+        lowering.eliminate_dead(graph)
         if not is_cut(graph):
             large = sum(node.meta["val"].nbytes for node in traced.inputs) >= _LARGE
             products = any(graph_passes.is_product(node) for node in graph.nodes)
             return self._segment(graph, traced.mode, leaf_by_leaf=large and not products)
         return self._cut(graph, traced.mode, traced.inputs, results_of(graph), update=True)
 
-    def _part(self, number: int) -> Kernel:
+    def _part(self, number: int) -> lowering.Kernel:
         if number not in self._linked:
             part: Any = self.cutter.parts[number]
             key = self._key(number)
@@ -87,12 +87,12 @@ class Linker:
             lines.append((str(node.target) if node.op == "call_function" else node.op, args, kind, tag and tag.name))
         return hashlib.sha256(repr(lines).encode()).hexdigest()
 
-    def _loss(self, part: Loss) -> Kernel:
+    def _loss(self, part: Loss) -> lowering.Kernel:
         graph, mode, inputs = part.traced.graph, part.traced.mode, part.traced.inputs
         end: Any = graph.output_node()
         results = list(end.args[0])
         end.args = (tuple(node for i, node in enumerate(results) if i not in part.written),)
-        inductor.eliminate_dead(graph)
+        lowering.eliminate_dead(graph)
         tagged = bool(part.traced.budgets) or any("recompute" in node.meta for node in graph.nodes)
         products = sum(graph_passes.is_product(node) for node in graph.nodes)
         listing = Listing(inputs)
@@ -117,21 +117,21 @@ class Linker:
         """Add a forward and a backward program; return the names of what they return."""
         traced, count = part.traced, part.results
         budget = min(traced.budgets, default=1.0)
-        forward, backward = inductor.partition(
+        forward, backward = lowering.partition(
             traced.graph, traced.mode, count, lasting=part.lasting, lean=part.lean, budget=budget
         )
         by_name = {node.name: node for node in traced.inputs}
         given = [by_name[node.name] for node in forward.graph.find_nodes(op="placeholder")]
-        passed = inductor.pass_inputs_by(forward, count)
+        passed = lowering.pass_inputs_by(forward, count)
         graph_passes.write_early(backward.graph)
         if is_cut(forward.graph) or is_cut(backward.graph):
             first = self._whole(forward.graph, traced.mode)
             second = self._whole(backward.graph, traced.mode)
         else:
             own = _its_own(forward.graph, count, passed)
-            first, strides = inductor.lower(forward, traced.mode, "forward", visible=count)
-            inductor.lay_out(backward, [None if of_input else strides[i] for of_input, i in passed])
-            second, _ = inductor.lower(backward, traced.mode, "backward", given=own)
+            first, strides = lowering.lower(forward, traced.mode, "forward", visible=count)
+            lowering.lay_out(backward, [None if of_input else strides[i] for of_input, i in passed])
+            second, _ = lowering.lower(backward, traced.mode, "backward", given=own)
         made: list[Hashable] = [object() for _ in results_of(forward.graph)]
         grads: list[Hashable] = [object() for _ in results_of(backward.graph)]
         kept_bytes = _bytes_of_its_own(results_of(forward.graph)[count:])
@@ -141,7 +141,7 @@ class Linker:
         listing.add("backward", second, [*saved, *ones], grads, size(backward.graph))
         return [*made[:count], *grads]
 
-    def _whole(self, graph: fx.Graph, mode: Any) -> Kernel:
+    def _whole(self, graph: fx.Graph, mode: Any) -> lowering.Kernel:
         inputs = graph.find_nodes(op="placeholder")
         if not is_cut(graph):
             return self._segment(graph, mode)
@@ -203,7 +203,7 @@ class Linker:
         name = "update" if leaf_by_leaf else "segment"
         listing.add(name, self._segment(graph, mode, leaf_by_leaf=leaf_by_leaf), given, made, len(nodes))
 
-    def _segment(self, graph: fx.Graph, mode: Any, *, leaf_by_leaf: bool = False) -> Kernel:
+    def _segment(self, graph: fx.Graph, mode: Any, *, leaf_by_leaf: bool = False) -> lowering.Kernel:
         """Compile operations without calls among them; what has many leaves, without a kernel for each."""
         key = (leaf_by_leaf, self._signature(graph))
         if key not in self.programs:
@@ -214,7 +214,7 @@ class Linker:
                 self.programs[key] = leafwise.compile_graph(graph, mode)
             else:
                 graph_passes.write_early(graph)
-                self.programs[key] = inductor.compile_graph(graph, mode)
+                self.programs[key] = lowering.compile_graph(graph, mode)
         return self.programs[key]
 
 
@@ -225,12 +225,12 @@ class _CompiledLayer:
         self.part = part
         self._own = _its_own(part.forward.graph, part.results, part.kept)
         which = "inference" if part.backward is None else "forward"
-        self.forward, strides = inductor.lower(part.forward, part.mode, which, visible=part.results)
+        self.forward, strides = lowering.lower(part.forward, part.mode, which, visible=part.results)
         if part.backward is not None:
-            inductor.lay_out(part.backward, [None if of_input else strides[i] for of_input, i in part.kept])
-        self._programs: dict[Any, Kernel] = {}
+            lowering.lay_out(part.backward, [None if of_input else strides[i] for of_input, i in part.kept])
+        self._programs: dict[Any, lowering.Kernel] = {}
 
-    def backward(self, inside: dict[int, Chain], given: Sequence[fx.Node]) -> tuple[Kernel, list[fx.Node]]:
+    def backward(self, inside: dict[int, Chain], given: Sequence[fx.Node]) -> tuple[lowering.Kernel, list[fx.Node]]:
         """Return the backward program that does what `inside` says with its results, and what else it is given."""
         assert self.part.backward is not None
         once = all(len(given[i].users) == 1 for i in self._own)  # nobody differentiates the same call again
@@ -238,7 +238,7 @@ class _CompiledLayer:
         if key not in self._programs:
             module = with_chains(self.part.backward, inside) if inside else self.part.backward
             own = self._own if once else []
-            self._programs[key], _ = inductor.lower(module, self.part.mode, "backward", given=own)
+            self._programs[key], _ = lowering.lower(module, self.part.mode, "backward", given=own)
         return self._programs[key], [node for _, chain in sorted(inside.items()) for node in chain.others]
 
 
@@ -277,7 +277,7 @@ def _ones(node: fx.Node) -> Tensor:
     return torch.ones(value.shape, dtype=value.dtype, device=value.device)
 
 
-def _as_it_is(call: fx.Node, count: int) -> Kernel:
+def _as_it_is(call: fx.Node, count: int) -> lowering.Kernel:
     """Return a program that does one operation, and returns the first of its results."""
     target: Any = call.target
     places = {node: i for i, node in enumerate(call.all_input_nodes)}
@@ -291,7 +291,7 @@ def _as_it_is(call: fx.Node, count: int) -> Kernel:
     return run
 
 
-def _zeros(as_float32: Sequence[bool]) -> Kernel:
+def _zeros(as_float32: Sequence[bool]) -> lowering.Kernel:
     def run(values: list[Tensor]) -> list[Tensor]:
         made = zeros_like(values, as_float32)
         values.clear()

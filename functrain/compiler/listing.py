@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
-from functrain.compiler.inductor import Kernel
+from functrain.compiler.inductor.lowering import Kernel
 
 
 class Line(NamedTuple):

@@ -17,9 +17,9 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from functrain.compiler import engine
-from functrain.compiler.decompositions import decompositions
 from functrain.compiler.functional import Functional
 from functrain.compiler.graph_passes import is_view
+from functrain.compiler.inductor.decompositions import decompositions
 from functrain.compiler.recording import Recording, Writes
 from functrain.compiler.untraceable import closure_written
 

@@ -161,8 +161,17 @@ def test_a_run_saved_before_states_had_guards_is_loaded_with_and_without_like() 
     like = ft.init_state({"w": torch.zeros(3)}, optimizer, key=ft.random.key(1))
     for state in (checkpoint.load(folder), checkpoint.load(folder, like=like)):
         assert type(state) is ft.TrainState and state.guard is None and int(state.step) == 3
+        assert type(state.opt_state[0]) is ft.optim.ScaleByAdamState, "whose file has moved since"
         step = ft.train_step(lambda params, batch, key: torch.mean((batch @ params["w"]) ** 2), optimizer)
         assert float(step(state, torch.ones(2, 3))[1]["loss"]) == pytest.approx((3 * 0.9850) ** 2, abs=1e-3)
+
+
+def test_a_type_of_ours_that_has_moved_is_found_where_one_alone_can_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert registry._find("functrain.before.TrainState") is ft.TrainState
+    assert registry._find("functrain.before.Absent") is registry._find("elsewhere.before.TrainState") is None
+    another = type("TrainState", (ft.TrainState,), {"__module__": "functrain.optim"})
+    monkeypatch.setattr(ft.optim, "TrainState", another, raising=False)
+    assert registry._find("functrain.before.TrainState") is None
 
 
 def test_what_like_cannot_be_is_told(folder: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from functrain.compiler import compilation, inductor
+from functrain.compiler import compilation
+from functrain.compiler.inductor import lowering
 
 
 class Program(NamedTuple):
@@ -19,7 +20,7 @@ class Program(NamedTuple):
 def lowered(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
     """Return a list that every program is added to which is compiled from here on."""
     programs: list[Program] = []
-    lower = inductor.lower
+    lower = lowering.lower
 
     def seen(module: Any, mode: Any, which: str, **options: Any) -> Any:
         calls = [node for node in module.graph.nodes if node.op == "call_function"]
@@ -28,7 +29,7 @@ def lowered(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
         programs.append(Program(which, counts, results))
         return lower(module, mode, which, **options)
 
-    monkeypatch.setattr(inductor, "lower", seen)
+    monkeypatch.setattr(lowering, "lower", seen)
     return programs
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 import functrain as ft
-from functrain.compiler import compilation, inductor, linking
+from functrain.compiler import compilation, linking
+from functrain.compiler.inductor import lowering
 
 WIDTH = 4
 Piece = Callable[[Any, Tensor, Tensor], Tensor]  # (params, x, key) -> x
@@ -51,8 +52,8 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return spoiling, [None] * len(module.graph.output_node().args[0])
 
     monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0)
-    monkeypatch.setattr(inductor, "lower", lower)
-    monkeypatch.setattr(inductor, "compile_graph", lambda graph, mode: run(graph))
+    monkeypatch.setattr(lowering, "lower", lower)
+    monkeypatch.setattr(lowering, "compile_graph", lambda graph, mode: run(graph))
     yield
 
 

@@ -18,7 +18,8 @@ from torch._inductor.exc import CppCompileError
 from torch._inductor.fx_passes import joint_graph
 
 import functrain as ft
-from functrain.compiler import graph_passes, inductor, jobs, kernels, leafwise, tracing
+from functrain.compiler import graph_passes, leafwise, tracing
+from functrain.compiler.inductor import jobs, kernels, lowering
 
 
 def traced(fn: Any, tensors: Sequence[Tensor]) -> tracing.Traced:
@@ -50,9 +51,9 @@ def update(leaves: list[Tensor], grads: list[Tensor], count: Tensor) -> tuple[li
 
 def test_alike_leaves_share_a_kernel_and_the_update_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    compile_for_any_length = inductor.compile_for_any_length
+    compile_for_any_length = lowering.compile_for_any_length
     monkeypatch.setattr(
-        inductor, "compile_for_any_length", lambda *args: made.append(args) or compile_for_any_length(*args)
+        lowering, "compile_for_any_length", lambda *args: made.append(args) or compile_for_any_length(*args)
     )
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, 5), (7,), (200, 100), (2, 3, 4), (150, 120), (4, 4)]
@@ -85,7 +86,7 @@ def test_a_costly_number_is_computed_once_and_not_for_every_element() -> None:
     copied = {"aten.sub.Tensor", "aten.gt.Scalar"}  # only to be copied 16 times; twice a counter is cheap
     assert numbers_read_by_lines(graph.graph) == {"aten.amax.default", "aten.any.default", "aten.mul.Tensor"} | copied
     graph = traced(scaled, [count, x])
-    found = inductor.compile_graph(graph.graph, graph.mode)([count, x])
+    found = lowering.compile_graph(graph.graph, graph.mode)([count, x])
     torch.testing.assert_close(list(found), scaled(count, x), rtol=1e-6, atol=1e-6)  # float32 powers
 
 
@@ -94,9 +95,9 @@ def test_a_plain_function_without_matrix_products_is_compiled_leaf_by_leaf(
     monkeypatch: pytest.MonkeyPatch, leaves: int, product: bool
 ) -> None:
     made: list[bool] = []
-    compile_for_any_length = inductor.compile_for_any_length
+    compile_for_any_length = lowering.compile_for_any_length
     monkeypatch.setattr(
-        inductor, "compile_for_any_length", lambda *args: made.append(True) or compile_for_any_length(*args)
+        lowering, "compile_for_any_length", lambda *args: made.append(True) or compile_for_any_length(*args)
     )
     square = torch.eye(3, dtype=torch.float32)
     params = [torch.full((2**19 // leaves,), float(i), dtype=torch.float32) for i in range(leaves)]
@@ -123,7 +124,7 @@ def test_kernels_of_several_graphs_are_compiled_side_by_side() -> None:
     functions = [lambda v: [torch.sin(v) * 1.25], lambda v: [torch.cos(v) * 1.75]]
     with jobs.together([x]):
         graphs = [traced(f, [x]) for f in functions]
-        programs = [inductor.compile_graph(graph.graph, graph.mode) for graph in graphs]
+        programs = [lowering.compile_graph(graph.graph, graph.mode) for graph in graphs]
         for program in programs:
             with pytest.raises(TypeError, match="not callable"):  # nobody has waited for it yet
                 program([x])
@@ -191,7 +192,7 @@ def test_keeping_less_for_the_backward_changes_no_gradient(monkeypatch: pytest.M
         return ft.Loss(torch.sum(torch.nn.functional.gelu(x @ w[0]) @ w[1]), x.new_full((), len(x)), {})
 
     kept: list[int] = []
-    partition = inductor.partition
+    partition = lowering.partition
 
     def seen(graph: fx.Graph, mode: Any, results: int, **options: Any) -> Any:
         forward, backward = partition(graph, mode, results, **options)
@@ -201,7 +202,7 @@ def test_keeping_less_for_the_backward_changes_no_gradient(monkeypatch: pytest.M
         return forward, backward
 
     cut(monkeypatch)
-    monkeypatch.setattr(inductor, "partition", seen)
+    monkeypatch.setattr(lowering, "partition", seen)
     w = [torch.linspace(-1, 1, 32).view(4, 8), torch.linspace(1, -1, 16).view(8, 2)]
     gradient = ft.value_and_grad(loss)
     for fn, rows in ((gradient, 64), (ft.accumulate(gradient, rows=64), 128)):
@@ -264,7 +265,7 @@ def test_a_backward_program_works_in_the_memory_that_it_is_given() -> None:
 
     def kept_and_result(given: list[int]) -> tuple[Tensor, Tensor]:
         found = traced(lambda x, tangent: [torch.cos(x) * tangent], [x, cotangent])
-        program, _ = inductor.lower(fx.GraphModule({}, found.graph), found.mode, "backward", given=given)
+        program, _ = lowering.lower(fx.GraphModule({}, found.graph), found.mode, "backward", given=given)
         kept = x.clone()
         (result,) = program([kept, cotangent])
         return kept, result
@@ -314,7 +315,7 @@ def test_what_is_there_anyway_is_kept_at_no_cost() -> None:
         return torch.sum(torch.tanh(torch.tanh(x @ w.mT) @ w.mT) ** 2)
 
     found = joint(fn, [torch.ones(8, 4), torch.ones(4, 4)])
-    forward, _ = inductor.partition(found.graph, found.mode, 1, lasting=[0, 1], lean=False, budget=1.0)
+    forward, _ = lowering.partition(found.graph, found.mode, 1, lasting=[0, 1], lean=False, budget=1.0)
     weights = forward.graph.find_nodes(op="placeholder")[1]
     kept = forward.graph.output_node().args[0][1:]
     assert weights in kept
@@ -326,9 +327,9 @@ def test_weights_of_a_convolution_are_kept_as_the_forward_program_lays_them_out(
         return torch.sum(torch.relu(torch.nn.functional.conv2d(x, w)) ** 2)
 
     found = joint(fn, [torch.ones(2, 3, 8, 8), torch.ones(4, 3, 3, 3)])
-    forward, backward = inductor.partition(found.graph, found.mode, 1, lasting=[0, 1], lean=False, budget=1.0)
+    forward, backward = lowering.partition(found.graph, found.mode, 1, lasting=[0, 1], lean=False, budget=1.0)
     named = [str(node) for node in backward.graph.find_nodes(op="placeholder")]
-    kept = inductor.pass_inputs_by(forward, 1)
+    kept = lowering.pass_inputs_by(forward, 1)
     of_input = {name: by_input for name, (by_input, _) in zip(named, kept, strict=False)}
     assert of_input["primals_2"] is False  # a result: laid out once, for both passes
 

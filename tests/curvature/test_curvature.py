@@ -107,7 +107,7 @@ def test_products_map_and_compile(kind: str) -> None:
 
 
 def test_a_compiled_graph_reads_what_a_scatter_wrote() -> None:
-    # torch 2.13 runs a loop of this graph before the scatter that it reads: see inductor._writes_in_order
+    # torch 2.13 runs a loop of this graph before the scatter that it reads: see lowering._writes_in_order
     def both(v: Tensor) -> tuple[Tensor, Tensor]:
         hessian = ft.hvp(loss_fn, PARAMS, BATCH, like(v))
         return vector(hessian), vector(ft.ggnvp(outputs, of_outputs, PARAMS, BATCH, like(v)))

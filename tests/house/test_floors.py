@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,20 @@ def test_the_rooms_of_optim_import_those_below():
 def _optim_room(name: str) -> str:
     room, dot, _ = name.removeprefix("functrain.optim.").partition(".")
     return room if dot or room in OPTIM else ""
+
+
+def test_the_page_shows_the_plan() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = {room: int(floor) for floor, room in re.findall(r"^\| (\d) \| `(\w+)` \|", page, re.MULTILINE)}
+    there = {room: floor for room, floor in FLOORS.items() if list(ROOT.glob(f"{room}.py")) or (ROOT / room).is_dir()}
+    assert rows == there
+    named = set(re.findall(r"`((?:\w+/)?\w+\.py)`", page))
+    assert [name for name in named if not list(ROOT.rglob(name))] == []
+
+
+def test_torchs_compiler_is_called_from_one_folder():
+    private = [name.relative_to(ROOT) for name in ROOT.rglob("*.py") if "torch._inductor" in name.read_text()]
+    assert {str(name.parent) for name in private} == {"compiler/inductor"}
 
 
 def test_files_and_folders_are_of_a_size_that_a_reader_holds():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "guarantees.md").read_text()
-TESTS = re.findall(r"`(tests/\w+\.py)::(\w+)`", PAGE)
+TESTS = re.findall(r"`(tests/\w+/\w+\.py)::(\w+)`", PAGE)
 
 
 def test_every_test_that_is_named_exists() -> None:

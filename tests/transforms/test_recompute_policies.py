@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import functrain as ft
-from functrain.compiler import inductor
+from functrain.compiler.inductor import lowering
 from functrain.transforms import rematerialized
 
 
@@ -269,8 +269,8 @@ def test_without_layers_a_compiled_policy_keeps_what_it_says(policy: Any, monkey
     cut(monkeypatch)
     programs, seen = lowered(monkeypatch), []
     again = ft.recompute(mlp, policy)
-    partition = inductor.partition
-    monkeypatch.setattr(inductor, "partition", lambda *a, **k: seen.append(k["budget"]) or partition(*a, **k))
+    partition = lowering.partition
+    monkeypatch.setattr(lowering, "partition", lambda *a, **k: seen.append(k["budget"]) or partition(*a, **k))
     found = ft.compile(ft.grad(lambda p, x: summed(p, x, again)))(P, X)
     # float64 rounding of fused kernels
     assert ft.tree.allclose(found, ft.grad(summed)(P, X, mlp), rtol=1e-12, atol=1e-12)
@@ -292,8 +292,8 @@ def test_in_a_compilation_of_ones_own_it_is_an_error(policy: Any) -> None:
 def test_of_two_parts_of_the_memory_in_one_loss_the_smaller_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     cut(monkeypatch)
     seen: list[float] = []
-    partition = inductor.partition
-    monkeypatch.setattr(inductor, "partition", lambda *a, **k: seen.append(k["budget"]) or partition(*a, **k))
+    partition = lowering.partition
+    monkeypatch.setattr(lowering, "partition", lambda *a, **k: seen.append(k["budget"]) or partition(*a, **k))
     half, quarter = ft.recompute(mlp, 0.5), ft.recompute(mlp, 0.25)
     ft.compile(ft.grad(lambda p, x: torch.sum(half(p, quarter(p, x)))))(P, X)
     ft.compile(ft.grad(lambda p, x: torch.sum(mlp(p, mlp(p, x)))))(P, X)

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch._inductor.async_compile import AsyncCompile, get_compile_threads
 from torch._inductor.cpu_vec_isa import VecISA, supported_vec_isa_list, x86_isa_checker
 
-from functrain.compiler import kernels
-from functrain.compiler.kernels import Kernel
+from functrain.compiler.inductor import kernels
+from functrain.compiler.inductor.kernels import Kernel
 
 
 def start_checks(inputs: Iterable[Any]) -> None:

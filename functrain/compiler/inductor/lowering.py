@@ -30,7 +30,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._python_dispatch import _disable_current_modes
 
-from functrain.compiler import graph_passes, jobs, redrawing
+from functrain.compiler import graph_passes, redrawing
+from functrain.compiler.inductor import jobs
 
 aten = torch.ops.aten
 Kernel = Callable[[list[Any]], Sequence[Any]]  # takes the inputs, a list that it empties, and returns the results

@@ -1,0 +1,1 @@
+"""torch's compiler, as we use it: its private names stand in this folder alone."""
