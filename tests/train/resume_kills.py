@@ -14,8 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from checkpoint_crashes import forked
-from resume_training import STEPS, train
+sys.path.append(str(Path(__file__).parents[1] / "checkpoint"))  # run as a script, it has no path from pytest
+
+from checkpoint_crashes import forked  # noqa: E402
+from resume_training import STEPS, train  # noqa: E402
 
 
 def finished(run: Path, more: int | None, moment: float = 0.0, *, steps: int = STEPS, behind: bool = False) -> bool:

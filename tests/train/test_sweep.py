@@ -381,7 +381,7 @@ def test_a_number_that_an_optimizer_reads_is_told_to_be_static() -> None:
             swept(states, batches[0])
             continue
         with pytest.raises(
-            TypeError, match=r"optim/newton_schulz.py:.*name it in static_args of ft.optim.inject_hyper"
+            TypeError, match=r"optim/preconditioning/newton_schulz.py:.*name it in static_args of ft.optim.inject_hyper"
         ):
             swept(states, batches[0])
 
