@@ -111,6 +111,32 @@ def test_a_plain_function_without_matrix_products_is_compiled_leaf_by_leaf(
     assert made == ([True] if leaves == 20 and not product else [])
 
 
+COMPLEX = pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
+
+
+@COMPLEX
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16, torch.float64, torch.complex64])
+def test_a_number_of_any_dtype_is_computed_once(dtype: torch.dtype) -> None:
+    def fn(x: Tensor, number: Tensor) -> Tensor:
+        return x * (number.logical_not() if dtype == torch.bool else number**3)
+
+    x, number = torch.arange(3.0).to(dtype), torch.tensor(2.0).to(dtype)
+    torch.testing.assert_close(ft.compile(fn)(x, number), fn(x, number))
+
+
+@COMPLEX
+def test_complex_leaves_train_in_a_donated_step() -> None:
+    optimizer = ft.optim.adamw(1e-2)
+    step = ft.train_step(lambda w, x, key: torch.mean(torch.abs(x * w["w"] - 1) ** 2), optimizer)
+    state = ft.init_state({"w": torch.ones(4, dtype=torch.complex64)}, optimizer, key=ft.random.key(0))
+    x = torch.complex(torch.arange(4.0), torch.ones(4))
+    expected, found = (
+        step(state, x)[0].params,
+        ft.compile(step, donate=True)(ft.tree.map(torch.clone, state), x)[0].params,
+    )
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_float64_update_is_compiled_as_an_ordinary_graph() -> None:
     leaves, grads = ([torch.full((3, 3), v, dtype=torch.float64) for _ in range(3)] for v in (1.0, 2.0))
     count = torch.tensor(2.0, dtype=torch.float64)
