@@ -75,6 +75,12 @@ def mapped(error: BaseException) -> str | None:
             f"{_place(error)}: expected a write into a tensor that each example or lane has, came one into a tensor "
             "that they share; make it from one that they have, as x.new_zeros(3), or write without an underscore"
         )
+    if "must override the setup_context" in says:
+        return (
+            f"{_place(error)}: expected operations that can be mapped over, came an autograd.Function, or an operation "
+            "of torch.library, without a rule for it; give it setup_context and generate_vmap_rule = True, or take "
+            "another, as for experts of transformers by model.set_experts_implementation('batched_mm')"
+        )
     return None
 
 

@@ -468,3 +468,21 @@ def test_init_state_refuses_ambiguous_paths(params: Any) -> None:
 def test_init_state_names_a_leaf_that_does_not_train() -> None:
     with pytest.raises(TypeError, match="init_state: layer/count: expected a floating-point"):
         ft.init_state({"layer": {"count": torch.ones(2, dtype=torch.int64)}}, ft.optim.sgd(0.1), key=ft.random.key(0))
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 3 * ctx.saved_tensors[0] ** 2 * grad
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_operation_that_has_no_rule_for_maps_is_named(compiled: bool) -> None:
+    grad = ft.vmap(ft.grad(lambda x: torch.sum(Cube.apply(x))))
+    with pytest.raises(TypeError, match=r"ft.vmap: .*Cube.apply\(x\).*give it setup_context and generate_vmap_rule"):
+        (ft.compile(grad) if compiled else grad)(torch.ones(2, 3))
