@@ -199,7 +199,9 @@ def counted(net: Any, x: Tensor) -> Tensor:
 
 def hooked() -> nn.Module:
     linear = nn.Linear(8, 8)
-    linear.register_forward_pre_hook(lambda module, inputs: (inputs[0].sin(),))
+    linear.register_forward_pre_hook(
+        lambda module, args, given: (args, {"input": given["input"].sin()}), with_kwargs=True
+    )
     linear.register_forward_hook(lambda module, inputs, output: output * 2)
     return linear
 
@@ -224,7 +226,7 @@ def linear() -> nn.Linear:
 of_torch("weight norm", lambda: parametrizations.weight_norm(linear()))
 of_torch("spectral norm", lambda: parametrizations.spectral_norm(linear()))
 of_torch("orthogonal", lambda: parametrizations.orthogonal(linear()))
-of_torch("weight norm, old", lambda: nn.utils.weight_norm(linear()))
+of_torch("weight norm old", lambda: nn.utils.weight_norm(linear()))
 of_torch("vector quantization", lambda: Net(quantize, book=torch.eye(8)[:4], count=torch.zeros(4), out=linear()))
 of_torch("fourier", lambda: Net(lambda n, x: n.l(torch.fft.fft(torch.fft.fft(x, dim=-1), dim=0).real), l=linear()))
 of_torch(
@@ -244,9 +246,7 @@ of_torch(
         lambda n, x: torch.utils.checkpoint.checkpoint(lambda y: torch.tanh(n.l(y)), x, use_reentrant=False), l=linear()
     ),
 )
-of_torch(
-    "batch norm, cumulative", lambda: Net(lambda n, x: n.b(n.l(x)), l=linear(), b=nn.BatchNorm1d(8, momentum=None))
-)
+of_torch("batch norm cumulative", lambda: Net(lambda n, x: n.b(n.l(x)), l=linear(), b=nn.BatchNorm1d(8, momentum=None)))
 of_torch(
     "instance norm",
     lambda: Net(
@@ -256,7 +256,7 @@ of_torch(
     ),
 )
 of_torch(
-    "conv3d, group norm",
+    "conv3d group norm",
     lambda: Net(lambda n, x: n.n(n.c(x.view(1, 1, 2, 4, 6))), c=nn.Conv3d(1, 4, 2, padding=1), n=nn.GroupNorm(2, 4)),
 )
 of_torch(
@@ -270,14 +270,14 @@ of_torch(
     lambda: Net(lambda n, x: F.pixel_shuffle(n.c(x.view(1, 2, 4, 6)), 2), c=nn.Conv2d(2, 8, 3, padding=2, dilation=2)),
 )
 of_torch(
-    "lstm, projected",
+    "lstm projected",
     lambda: Net(
         lambda n, x: n.r(x.view(2, 3, 8))[0], r=nn.LSTM(8, 8, 2, proj_size=4, bidirectional=True, batch_first=True)
     ),
 )
 of_torch("packed sequence", lambda: Net(packed, rnn=nn.GRU(8, 8, batch_first=True)))
 of_torch(
-    "attention, padded",
+    "attention padded",
     lambda: Net(
         attended, attention=nn.MultiheadAttention(8, 2, add_zero_attn=True, add_bias_kv=True, batch_first=True)
     ),
@@ -290,10 +290,10 @@ of_torch(
 )
 experts = lambda: nn.ModuleList([linear(), linear()])  # noqa: E731
 of_torch("experts by rows", lambda: Net(routed, gate=nn.Linear(8, 2), experts=experts()))
-of_torch("experts, dense", lambda: Net(routed_densely, gate=nn.Linear(8, 2), experts=experts()))
+of_torch("experts dense", lambda: Net(routed_densely, gate=nn.Linear(8, 2), experts=experts()))
 of_torch("hooks", hooked)
 of_torch(
-    "sort, cumsum, einsum",
+    "sort cumsum einsum",
     lambda: Net(lambda n, x: torch.einsum("bi,bj->ij", torch.sort(n.l(x), -1)[0], torch.cumsum(x, 0)), l=linear()),
 )
 of_torch("solve", lambda: Net(lambda n, x: torch.linalg.solve(definite(n), x.mT), weight=square()))
