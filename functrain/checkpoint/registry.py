@@ -10,6 +10,7 @@ import functools
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, TypeVar, overload
 
 from functrain.checkpoint.description import (
@@ -131,7 +132,7 @@ def _defaults(cls: type) -> dict[str, Any]:
 def _find(name: str) -> type | None:
     """A registered type, or a node type that functrain itself has defined; nothing is imported for a file's sake."""
     module, _, attribute = name.rpartition(".")
-    if name not in _REGISTERED and module.split(".")[0] == "functrain" and module in sys.modules:
+    if name not in _REGISTERED and _ours(module) and module in sys.modules:
         cls = vars(sys.modules[module]).get(attribute)  # getattr would run a module's __getattr__, which may import
         if isinstance(cls, type) and type_name(cls) == name and _is_node(cls):
             return cls
@@ -141,17 +142,19 @@ def _find(name: str) -> type | None:
 def _moved(name: str) -> type | None:
     """A node type of functrain's that had this name when it lay in another file, where one type alone can be meant."""
     module, _, attribute = name.rpartition(".")
-    if module.split(".")[0] != "functrain" or module in sys.modules:
+    if not _ours(module) or module in sys.modules:
         return None
-    found = {
-        cls
-        for other in list(sys.modules.values())
-        if (cls := vars(other).get(attribute)) is not None
-        and isinstance(cls, type)
-        and cls.__module__.split(".")[0] == "functrain"
-        and _is_node(cls)
-    }
-    return found.pop() if len(found) == 1 else None
+    found = [vars(other).get(attribute) for other in _our_modules()]
+    types = {cls for cls in found if isinstance(cls, type) and _ours(cls.__module__) and _is_node(cls)}
+    return types.pop() if len(types) == 1 else None
+
+
+def _our_modules() -> list[ModuleType]:
+    return [module for name, module in list(sys.modules.items()) if _ours(name) and isinstance(module, ModuleType)]
+
+
+def _ours(module: str) -> bool:
+    return module.split(".")[0] == "functrain"
 
 
 def _unknown(where: str, path: str, came: str) -> UnknownTypeError:

@@ -162,14 +162,15 @@ class _Program:
         def build() -> tuple[Any, list[Tensor], int]:
             jobs.start_checks(leaves)
             cutter = cutting.Cutter(layers=tree.bytes(args[:1]) >= _PIECEWISE_BYTES)
-            with torch.no_grad(), engine.tracing_operations(cutter):
-                traced = cutter.trace(flat, tensors)
-            with torch.no_grad(), jobs.together(tensors):
-                operations = segments.size(traced.graph)
-                return linking.Linker(cutter, owner.linked).link(traced), traced.lifted, operations
+            with jobs.alone, torch.no_grad():
+                with engine.tracing_operations(cutter):
+                    traced = cutter.trace(flat, tensors)
+                with jobs.together(tensors):
+                    operations = segments.size(traced.graph)
+                    return linking.Linker(cutter, owner.linked).link(traced), traced.lifted, operations
 
         def interpreted() -> tuple[Any, list[Tensor], int]:
-            with torch.no_grad(), engine.tracing_operations():
+            with jobs.alone, torch.no_grad(), engine.tracing_operations():
                 traced = tracing.trace(lambda mode, *xs: flat(*xs), tensors, decompose=False)
             module = fx.GraphModule({}, traced.graph)
             return (lambda values: module(*values)), traced.lifted, segments.size(traced.graph)

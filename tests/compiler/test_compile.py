@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -175,6 +176,30 @@ def test_deterministic_algorithms_are_another_program() -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert counted == [False, True]
+
+
+def test_threads_compile_side_by_side_with_each_other_and_with_torch() -> None:
+    x, failed = torch.linspace(0, 1, 40), list[BaseException]()
+    start = threading.Barrier(4)
+
+    def compiled(wrap: Any, factor: float) -> None:
+        def fn(x: Tensor) -> Tensor:
+            return torch.sin(x * factor) + factor
+
+        try:
+            start.wait(60)
+            # float32, a vectorized sine
+            torch.testing.assert_close(wrap(fn)(x), fn(x), rtol=1e-5, atol=1e-5)
+        except BaseException as error:
+            failed.append(error)
+
+    wraps = [ft.compile, ft.compile, ft.compile, torch.compile]
+    threads = [threading.Thread(target=compiled, args=(wrap, 31.0 + i)) for i, wrap in enumerate(wraps)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
 
 
 def test_a_value_without_a_hash_names_its_place() -> None:

@@ -44,6 +44,19 @@ def test_what_is_added_is_what_eager_adds(name: str) -> None:
     torch.testing.assert_close(found, fn(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (3, 5), (3, 8)])
+def test_an_index_outside_is_an_error_and_not_another_row(shape: tuple[int, ...]) -> None:
+    put = ft.compile(lambda x, i, j: torch.index_put(x, (i, j), x.new_ones(2), accumulate=True))
+    add = ft.compile(lambda x, i: torch.index_add(x, 0, i, x.new_ones(2, x.shape[1])))
+    x, rows = torch.zeros(shape), torch.tensor([0, 1])
+    for wrong in (shape[1], -shape[1] - 1):
+        with pytest.raises((IndexError, RuntimeError), match="out of bounds|indexing assertion"):
+            put(x, rows, torch.tensor([1, wrong]))
+    assert torch.equal(put(x, rows, torch.tensor([1, -1])).nonzero(), torch.tensor([[0, 1], [1, shape[1] - 1]]))
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds|indexing assertion"):
+        add(x, torch.tensor([0, 3]))
+
+
 def test_threads_add_in_the_same_order_each_time() -> None:
     rows = ft.random.randint(ft.random.key(0), (100_000,), 0, 50)
     weights = ft.random.normal(ft.random.key(1), (100_000, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -200,6 +201,23 @@ def test_a_library_has_each_kernel_and_is_compiled_once(tmp_path: Path, monkeypa
 
     kernels.load([kernel(0.5), kernel(3.0)], never)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.so")} == built
+
+
+def test_a_header_that_failed_once_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    full: Future[str | None] = Future()
+    full.set_exception(OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(jobs, "_header", lambda: full)
+    header = jobs._finish_header()
+    assert header is not None and Path(header).exists()
+
+
+def test_torch_may_be_told_to_compile_no_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    given, found = torch.tensor([2.0]), torch.zeros(1)
+    with torch._inductor.config.patch(cpp_cache_precompile_headers=False):
+        assert kernels.compile_header() is None
+        kernels.load([kernel(0.25)], kernels.compile_header)[0](given, found)
+    assert found.item() == 2.25
 
 
 def test_what_the_cxx_compiler_says_of_a_kernel_is_raised_where_it_is_waited_for() -> None:

@@ -31,6 +31,7 @@ WHY = {
     "torch._C._functorch.is_functorch_wrapped_tensor": "see torch._C._functorch",
     "torch._C._functorch.maybe_get_level": "see torch._C._functorch",
     "torch._C._functorch.peek_interpreter_stack": "the only way to see a torch.func transform that the caller applied",
+    "torch._dynamo.convert_frame.compile_lock": "one thread compiles at a time, torch.compile's included",
     "torch._from_functional_tensor": "see FunctionalTensorMode",
     "torch._functionalize_has_data_mutation": "whether a traced function has written into an argument",
     "torch._functorch.compile_utils.fx_graph_cse": "the same thing computed once in a graph",

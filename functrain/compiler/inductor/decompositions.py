@@ -3,6 +3,7 @@ name, which it adds from several threads in the order in which these come, so th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -45,13 +46,16 @@ def _index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accu
     """Add values to rows by `scatter_add`, which adds to each in the order of the indices."""
     dims = [dim for dim, index in enumerate(indices) if index is not None]
     given = [index for index in indices if index is not None]
-    if not accumulate or dims != list(range(dims[0], dims[-1] + 1)) or any(i.dtype != torch.int64 for i in given):
+    alike = x.dtype == values.dtype and all(index.dtype == torch.int64 for index in given)
+    if not accumulate or not alike or dims != list(range(dims[0], dims[-1] + 1)):
         return None
     first, sizes = dims[0], [x.shape[dim] for dim in dims]
     given = list(torch.broadcast_tensors(*given))
-    row = torch.zeros_like(given[0])
+    row, outside = torch.zeros_like(given[0]), torch.zeros_like(given[0], dtype=torch.bool)
     for index, size in zip(given, sizes, strict=True):
         row = row * size + torch.where(index < 0, index + size, index)
+        outside = outside | (index < -size) | (index >= size)
+    row = torch.where(outside, math.prod(sizes), row)  # an error, and not another row
     before, after = x.shape[:first], x.shape[first + len(dims) :]
     values = values.expand(*before, *row.shape, *after).reshape(*before, row.numel(), *after).movedim(first, 0)
     flat = x.reshape(*before, -1, *after).movedim(first, 0)
@@ -59,7 +63,7 @@ def _index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accu
 
 
 def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Tensor | None:
-    if x.dim() == 0:
+    if x.dim() == 0 or x.dtype != source.dtype:
         return None
     values = source if alpha == 1 else source * alpha
     return _add_rows(x.movedim(dim, 0), index.reshape(-1).long(), values.movedim(dim, 0)).movedim(0, dim)
@@ -67,4 +71,4 @@ def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: Any
 
 def _add_rows(x: Tensor, row: Tensor, values: Tensor) -> Tensor:
     where = row.view(-1, *[1] * (values.dim() - 1)).expand(values.shape)
-    return torch.scatter_add(x, 0, where, values.to(x.dtype))
+    return torch.scatter_add(x, 0, where, values)

@@ -17,11 +17,16 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch._dynamo.convert_frame import compile_lock
 from torch._inductor.async_compile import AsyncCompile, get_compile_threads
 from torch._inductor.cpu_vec_isa import VecISA, supported_vec_isa_list, x86_isa_checker
 
 from functrain.compiler.inductor import kernels
 from functrain.compiler.inductor.kernels import Kernel
+
+# torch's own lock: its compiler, and what is put in its place here, is one for all threads of a process, those that
+# call torch.compile included
+alone = compile_lock
 
 
 def start_checks(inputs: Iterable[Any]) -> None:
@@ -65,10 +70,10 @@ def _check(isa: VecISA) -> bool:
 
 
 @functools.cache
-def _header() -> Future[str]:
+def _header() -> Future[str | None]:
     """Begin to compile torch's header, after what depends on the processor."""
 
-    def run() -> str:
+    def run() -> str | None:
         finish_checks()
         return kernels.compile_header()
 
@@ -76,6 +81,11 @@ def _header() -> Future[str]:
     header = pool.submit(run)
     pool.shutdown(wait=False)
     return header
+
+
+def _finish_header() -> str | None:
+    # an error may have gone since, as that of a full disk
+    return _header().result() if _header().exception() is None else kernels.compile_header()
 
 
 @contextmanager
@@ -129,7 +139,7 @@ class _Waiting:
 
 def _load(begun: list[tuple[Kernel, Future[Any]]]) -> None:
     try:
-        functions = kernels.load([kernel for kernel, _ in begun], lambda: _header().result())
+        functions = kernels.load([kernel for kernel, _ in begun], _finish_header)
     except BaseException as error:
         for _, future in begun:
             future.set_exception(error)

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch._inductor import config
 from torch._inductor.codecache import (
     _HEADER_DIR,
     CppPythonBindingsCodeCache,
@@ -43,7 +44,7 @@ def libraries(kernels: Sequence[Kernel], cores: int) -> list[list[int]]:
     return [*[joined[i : i + size] for i in range(0, len(joined), size)], *others]
 
 
-def load(kernels: Sequence[Kernel], header: Callable[[], str]) -> list[Callable[..., Any]]:
+def load(kernels: Sequence[Kernel], header: Callable[[], str | None]) -> list[Callable[..., Any]]:
     """Return the functions of a library, which is compiled if torch's cache folder does not have it. `header` waits for
     the path of the compiled header."""
     key, source = write(_text(kernels), "main.cpp", extra=_command())
@@ -61,15 +62,18 @@ def has_headers() -> bool:
     return os.path.isdir(_HEADER_DIR)
 
 
-def compile_header() -> str:
-    """Compile torch's header for the kernels, if it is not there, and return its path."""
+def compile_header() -> str | None:
+    """Compile torch's header for the kernels, if it is not there, and return its path; None where torch is told not to
+    compile headers."""
+    if not config.cpp_cache_precompile_headers:
+        return None
     return _precompile_header(_get_cpp_prefix_header("cpu"), _command(), **_options())
 
 
 _WAIT = 600.0  # s, for another process that compiles the same
 
 
-def _build(source: str, library: Path, header: str) -> None:
+def _build(source: str, library: Path, header: str | None) -> None:
     options = CppTorchDeviceOptions(**_options())
     options.precompiled_header = header
     name = f"{library.stem}.{os.getpid()}.{threading.get_ident()}"
