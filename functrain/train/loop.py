@@ -51,7 +51,8 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
     On SIGINT or SIGTERM the running step ends, its hooks and `save` run, and `Interrupted` is raised. A second SIGINT
     in the same step, or while it waits for its batch, gives that step up (KeyboardInterrupt, the last checkpoint
     stands); while hooks run, every further signal waits. Handlers are set in the main thread only, and put back. Where
-    torch.distributed runs, a signal in one rank ends the same step in all; no rank may have fewer batches.
+    torch.distributed runs, a signal in one rank ends the same step in all; no rank may have fewer batches. When the
+    program ends, the process group is destroyed if it is still there.
 
     Raises: Interrupted; Diverged; ValueError if the state is past `steps`, or the batches are fewer, and naming a leaf
     that requires grad.

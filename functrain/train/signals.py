@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -40,6 +42,8 @@ class Signals:
         Where torch.distributed runs, this waits for all ranks, and for the device.
         """
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            atexit.unregister(_leave_the_group)  # so that it is there once
+            atexit.register(_leave_the_group)
             first = torch.tensor(self.first or 0, device=device)
             distributed.all_reduce(first, op=distributed.ReduceOp.MAX)
             agreed = int(first)
@@ -62,3 +66,17 @@ class Signals:
             raise KeyboardInterrupt
         if self.first is None:
             self.first = signum
+
+
+def _leave_the_group() -> None:
+    """End the threads of torch.distributed while Python still runs.
+
+    A thread of gloo's that lets go of the last reference to a tensor needs the interpreter's lock. When the interpreter
+    begins to end in that moment, the thread is unwound through a function that may not throw, and the process aborts
+    (-6, "terminate called without an active exception") in place of ending with its own code.
+    """
+    # after an error of this rank another backend may wait for the others, who do not know of it
+    if distributed.is_initialized() and (
+        getattr(sys, "last_value", None) is None or distributed.get_backend() == "gloo"
+    ):
+        distributed.destroy_process_group()

@@ -72,3 +72,39 @@ def test_a_signal_in_one_rank_stops_both_after_one_step_and_one_process_goes_on(
     assert torch.equal(checkpoint.load(newest).params, two_ranks.train(0, 1, tmp_path / "one", last[0]).params)
     more = two_ranks.train(0, 1, run, last[0] + 9)
     assert torch.equal(more.params, two_ranks.train(0, 1, tmp_path / "whole", last[0] + 9).params)
+
+
+LEAVING = """
+import sys, time, torch
+from torch import distributed
+import functrain as ft
+
+rank, meeting, code = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+distributed.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=2)
+state = ft.TrainState(torch.tensor(0), torch.tensor(0), (), torch.zeros(2, dtype=torch.int32))
+ft.fit(lambda state, batch: (state._replace(step=state.step + 1), {}), state, [0, 0], steps=2)
+distributed.barrier()
+if rank:
+    time.sleep(0.3)
+else:
+    sys.setswitchinterval(1000)  # nobody takes the interpreter's lock from us until we end
+work = distributed.all_reduce(torch.ones(1000), async_op=True)
+del work  # a thread of gloo's holds the tensor, lets it go, and waits for the lock
+end = time.monotonic() + 0.6
+while time.monotonic() < end:
+    pass
+if code == 1:
+    raise RuntimeError("an error of the program")
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1, 143])
+def test_a_process_ends_with_its_own_code_when_a_thread_of_the_group_holds_a_tensor(tmp_path: Path, code: int) -> None:
+    words = [sys.executable, "-c", LEAVING]
+    ranks = [
+        subprocess.Popen([*words, str(rank), str(tmp_path / "meeting"), str(code)], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=100)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [code, code], said
