@@ -13,12 +13,11 @@ from torch import Tensor
 from functrain import random, transforms, tree
 from functrain.losses import Loss
 from functrain.optim import GradientTransformation, apply_updates, with_extra_args_support
-from functrain.optim.clipping.per_example import squared_norms
+from functrain.optim.clipping.per_example import norms as norms_of_examples
 from functrain.train.state import TrainState
 from functrain.train.step import LossFn, Metrics, OptimizerStep
 from functrain.train.step import _loss as as_loss
 from functrain.tree import Batch, Params, Tree
-from functrain.tree.reductions import root
 
 
 class _Found(NamedTuple):
@@ -64,7 +63,7 @@ def private_step(loss_fn: LossFn, optimizer: GradientTransformation, *, chunk_si
                 "private_step: the optimizer takes the loss of the batch as value=, which is not private: updates that "
                 "depend on it have no epsilon; use a schedule, or a loss measured on public data"
             ) from error
-        norms = root(squared_norms(grads))  # (B,); the optimizer's own, to a compiler
+        norms = norms_of_examples(grads)  # (B,); the optimizer's own, to a compiler
         mean = torch.sum(torch.where(counted, norms, 0.0)) / torch.clamp(torch.sum(counted), min=1)
         return _next(state, updates, opt_state), _metrics(loss) | {"gradient_norm_mean": mean}
 

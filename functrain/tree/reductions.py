@@ -32,13 +32,17 @@ def norm(tree: Tree, ord: int | float | str | None = None, squared: bool = False
     """Return a norm of all elements together, a () tensor, at least float32: Euclidean, or of the order given.
 
     Orders are None or 2, 1 for the sum of absolute values, and `math.inf` or "inf" for the largest.
-    At zero the Euclidean norm's derivative is zero, as that of `torch.linalg.norm`. `squared` returns the square.
+    At zero the Euclidean norm's derivative is zero, as that of `torch.linalg.norm`. Squares that overflow or underflow
+    do not count as infinite or 0: [1e20, 1] in float32 has the norm 1e20. `squared` returns the square.
 
     Raises: ValueError for another order.
     """
     if ord is None or ord == 2:
-        square = joined(each(_squares, [leaves(tree)], tree), torch.sum, 0.0)
-        return square if squared else root(square)
+        found = each(wide, [leaves(tree)], tree)
+        dtype = working_dtype(found)
+        pairs = [scaled_squares(leaf, torch.sum, dtype) for leaf in found]
+        sums = [joined(list(terms), torch.sum, 0.0) for terms in zip(*pairs, strict=True)]
+        return of_squares(*sums, squared=squared) if sums else torch.zeros(())
     if ord == 1:
         size = joined(each(lambda x: torch.sum(torch.abs(wide(x))), [leaves(tree)], tree), torch.sum, 0.0)
     elif ord in (math.inf, "inf", "infinity"):
@@ -60,6 +64,55 @@ def root(square: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.sqrt(torch.where(zero, 1.0, square)))
 
 
+# Numbers are squared twice, times each of two powers of 2, which rounds nothing: the first sum holds norms from 1e-30 to
+# 1e5 in float32 (1e-230 to 1e57 in float64), the second those from there to the largest of the dtype.
+_SCALES = {torch.float32: (2.0**46, 2.0**-65), torch.float64: (2.0**320, 2.0**-530)}
+
+
+def length(x: Tensor, reduce: Callable[[Tensor], Tensor] = torch.sum) -> Tensor:
+    """Return the square root of `reduce` of the squares |x|**2: of `torch.sum`, `torch.mean`, or along dimensions.
+
+    It is at least float32, real where x is complex; its derivative at zero is zero. No square overflows.
+    """
+    return of_squares(*scaled_squares(x, reduce))
+
+
+def scaled_squares(
+    x: Tensor, reduce: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return `reduce` of the squares of x times either scale of the (real) dtype; sums of several tensors may be added.
+
+    `of_squares` makes one number of the two.
+    """
+    x = wide(x)
+    parts = [part.to(dtype or part.dtype) for part in ((x.real, x.imag) if x.is_complex() else (x,))]
+
+    def squares(scale: float) -> Tensor:
+        scaled = [part * scale for part in parts]
+        total = scaled[0] * scaled[0]
+        return reduce(total + scaled[1] * scaled[1] if len(scaled) > 1 else total)
+
+    low, high = _SCALES[parts[0].dtype]
+    return squares(low), squares(high)
+
+
+def of_squares(low: Tensor, high: Tensor, squared: bool = False) -> Tensor:
+    """Return the norm whose squares, times either scale, are given; or its square."""
+    scale, scale_high = _SCALES[low.dtype]
+    fits = torch.isfinite(low)
+    if squared:
+        return torch.where(fits, low / scale / scale, high / scale_high / scale_high)
+    # each root sees 1 where the other one counts, so that its derivative is a number
+    of_low, of_high = root(torch.where(fits, low, 1.0)), root(torch.where(fits, 1.0, high))
+    return torch.where(fits, of_low / scale, of_high / scale_high)
+
+
+def working_dtype(tree: Tree) -> torch.dtype:
+    """Return float64 when a leaf is that wide, else float32: what a number shared by all leaves is computed in."""
+    double = (torch.float64, torch.complex128)
+    return torch.float64 if any(leaf.dtype in double for leaf in leaves(tree)) else torch.float32
+
+
 def wide(leaf: Tensor) -> Tensor:
     """Return a leaf as a floating-point or complex tensor of at least 32 bits a number.
 
@@ -75,11 +128,6 @@ def wide(leaf: Tensor) -> Tensor:
 def _sum(leaf: Tensor) -> Tensor:
     integer = isinstance(leaf, Tensor) and not leaf.is_floating_point() and not leaf.is_complex()
     return torch.sum(leaf if integer else wide(leaf))
-
-
-def _squares(leaf: Tensor) -> Tensor:
-    leaf = wide(leaf)
-    return torch.sum(leaf.real**2 + leaf.imag**2) if leaf.is_complex() else torch.sum(leaf * leaf)
 
 
 def _of_filled(fn: Callable[[Tensor], Tensor], tree: Tree) -> list[Tensor]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics.safe import (
-    abs_sq,
-    like,
-)
+from functrain.optim.numerics.safe import like, scaled
 from functrain.optim.transformation import (
     EmptyState,
     GradientTransformation,
@@ -19,7 +18,7 @@ from functrain.optim.transformation import (
 )
 from functrain.schedules import Scalar
 from functrain.tree import Params
-from functrain.tree.reductions import root
+from functrain.tree.reductions import length
 
 AdaptiveGradClipState = EmptyState
 
@@ -53,19 +52,18 @@ def unitwise_norm(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tenso
 
     Raises: ValueError for more than 5 dimensions and no axis.
     """
-    square = abs_sq(x)
     if axis is None and x.dim() > 5:
         raise ValueError(f"unitwise_norm: a unit of a tensor of {x.dim()} dimensions is not known; pass axis=")
     if axis is not None:
-        total = square.sum(axis, keepdim=True)
+        dims: Any = axis
     elif sum(size != 1 for size in x.shape) <= 1:
-        total = square.sum()
+        dims = tuple(range(x.dim()))
     else:
-        total = square.sum(0 if x.dim() <= 3 else tuple(range(x.dim() - 1)), keepdim=True)
-    return root(total).expand(x.shape)
+        dims = 0 if x.dim() <= 3 else tuple(range(x.dim() - 1))
+    return length(x, lambda square: square.sum(dims, keepdim=True)).expand(x.shape)
 
 
 def unitwise_clip(g_norm: Tensor, max_norm: Tensor, grad: Tensor, div_eps: Scalar = 1e-6) -> Tensor:
     """Scale units of `grad`, whose norms are `g_norm`, down to `max_norm`; all three in one shape."""
-    clipped = grad * (max_norm / torch.clamp(g_norm, min=div_eps))
+    clipped = scaled(grad, max_norm / torch.clamp(g_norm, min=div_eps))
     return torch.where(g_norm < max_norm, grad, clipped)

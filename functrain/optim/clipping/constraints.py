@@ -9,10 +9,7 @@ from torch import Tensor
 
 import functrain.tree as tree
 from functrain.optim.clipping.norms import global_norm
-from functrain.optim.numerics.safe import (
-    like,
-    plus,
-)
+from functrain.optim.numerics.safe import plus, scaled
 from functrain.optim.transformation import (
     EmptyState,
     GradientTransformation,
@@ -73,7 +70,7 @@ def normalize_by_update_norm(scale_factor: Scalar = 1.0, eps: Scalar = 1e-6) -> 
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         factor = scale_factor / plus(global_norm(updates), eps)
-        return tree.map(lambda g: like(factor, g) * g, updates), state
+        return tree.map(lambda g: scaled(g, factor), updates), state
 
     return GradientTransformation(init_empty_state, update)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics.safe import abs_sq, clamp, like
+from functrain.optim.numerics.safe import clamp, like, scaled
 from functrain.optim.transformation import (
     EmptyState,
     GradientTransformation,
@@ -15,7 +15,7 @@ from functrain.optim.transformation import (
 )
 from functrain.schedules import Scalar
 from functrain.tree import Params
-from functrain.tree.reductions import root
+from functrain.tree.reductions import length, wide
 
 ClipState = EmptyState
 ClipByGlobalNormState = EmptyState
@@ -47,7 +47,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
         norm = global_norm(updates)
         small = norm < max_norm
         factor = torch.where(small, 1.0, max_norm / torch.where(small, 1.0, norm))
-        return tree.map(lambda g: like(factor, g) * g, updates), state
+        return tree.map(lambda g: scaled(g, factor), updates), state
 
     return GradientTransformation(init_empty_state, update)
 
@@ -56,7 +56,8 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
     """Scale each leaf down until its root mean square is `threshold`."""
 
     def clip_leaf(g: Tensor) -> Tensor:
-        return g / torch.clamp(root(torch.mean(abs_sq(g))) / like(threshold, g), min=1.0)
+        size = length(g, torch.mean)
+        return (wide(g) / torch.clamp(size / like(threshold, size), min=1.0)).to(g.dtype)
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         return tree.map(clip_leaf, updates), state

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics.safe import (
-    abs_sq,
-    like,
-)
+from functrain.optim.numerics.safe import like, working_dtype
 from functrain.schedules import Scalar
 from functrain.tree import Tree
+from functrain.tree.reductions import of_squares, scaled_squares
 
 
 def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tree, Tensor]:
@@ -28,18 +26,24 @@ def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tre
 def clipped_sums(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tree, Tensor]:
     """Do what `per_example_global_norm_clip` does, in float32 at least, and return the sums so."""
     _check_batch(grads)
-    square = squared_norms(grads)
+    norm = norms(grads)
     # a gradient of zero has its own branch, so that a derivative through it is no product of zero and infinity
-    zero = square == 0
-    ratio = like(l2_norm_clip, square) / torch.sqrt(torch.where(zero, 1.0, square))
+    zero = norm == 0
+    ratio = like(l2_norm_clip, norm) / torch.where(zero, 1.0, norm)
     factor = torch.where(zero, 1.0, torch.nan_to_num(torch.clamp(ratio, max=1.0), nan=1.0))
     sums = tree.map(lambda g: torch.tensordot(factor.to(_wide(g).dtype), _wide(g), 1), grads)
     return sums, torch.sum(factor < 1.0)
 
 
-def squared_norms(grads: Tree) -> Tensor:
-    """Return the squared norm of each example's gradient, (B,), of leaves (B, ...), in float32 at least."""
-    return torch.stack([abs_sq(_wide(g)).reshape(len(g), -1).sum(1) for g in tree.leaves(grads)]).sum(0)
+def norms(grads: Tree) -> Tensor:
+    """Return the norm of each example's gradient, (B,), of leaves (B, ...), in float32 at least."""
+    dtype = working_dtype(grads)
+
+    def rows(square: Tensor) -> Tensor:
+        return square.reshape(len(square), -1).sum(1)
+
+    pairs = [scaled_squares(g, rows, dtype) for g in tree.leaves(grads)]
+    return of_squares(*(torch.stack(terms).sum(0) for terms in zip(*pairs, strict=True)))
 
 
 def _wide(g: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 import functrain.tree as tree
 from functrain.schedules import Scalar
 from functrain.tree import Tree
+from functrain.tree.reductions import length, wide, working_dtype
 
 
 def like(value: Scalar, leaf: Tensor) -> Scalar:
@@ -44,12 +45,6 @@ def clamp(x: Tensor, low: Scalar, high: Scalar) -> Tensor:
     return torch.clamp(torch.clamp(x, min=bounds[0]), max=bounds[1])
 
 
-def working_dtype(updates: Tree) -> torch.dtype:
-    """Return float64 when a leaf is that wide, else float32: what a number shared by all leaves is computed in."""
-    wide = (torch.float64, torch.complex128)
-    return torch.float64 if any(leaf.dtype in wide for leaf in tree.leaves(updates)) else torch.float32
-
-
 def scalar(value: Scalar, updates: Tree) -> Scalar:
     """Return a number shared by all leaves, cast once to `working_dtype`; a float passes."""
     return value.to(working_dtype(updates)) if isinstance(value, Tensor) else value
@@ -76,17 +71,20 @@ def abs_sq(x: Tensor) -> Tensor:
     return x.real * x.real + x.imag * x.imag if x.is_complex() else x * x
 
 
+def scaled(g: Tensor, factor: Tensor) -> Tensor:
+    """Return factor * g, computed in float32 at least: a factor of 1e-20 is 0 in float16."""
+    return (factor.to(torch.promote_types(g.dtype, torch.float32).to_real()) * wide(g)).to(g.dtype)
+
+
 def safe_norm(x: Tensor, min_norm: Scalar) -> Tensor:
     """Return max(‖x‖, min_norm), (), with a gradient of zero where the bound holds and the plain one may be NaN."""
-    return _safe_sqrt(torch.sum(abs_sq(x)), min_norm)
+    return _at_least(length(x), min_norm).to(x.dtype.to_real())
 
 
 def safe_root_mean_squares(x: Tensor, min_rms: Scalar) -> Tensor:
     """Return max(rms(x), min_rms), (), with a gradient of zero where the bound holds."""
-    return _safe_sqrt(torch.mean(abs_sq(x)), min_rms)
+    return _at_least(length(x, torch.mean), min_rms).to(x.dtype.to_real())
 
 
-def _safe_sqrt(square: Tensor, floor: Scalar) -> Tensor:
-    small = torch.sqrt(square) <= like(floor, square)
-    # the root sees 1 where the bound holds: sqrt'(0) is infinite, and 0 * inf in the backward pass is NaN
-    return torch.where(small, like(floor, square), torch.sqrt(torch.where(small, 1.0, square)))
+def _at_least(size: Tensor, floor: Scalar) -> Tensor:
+    return torch.where(size <= like(floor, size), like(floor, size), size)

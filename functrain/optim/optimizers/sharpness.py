@@ -10,10 +10,7 @@ from torch import Tensor
 
 import functrain.tree as tree
 from functrain.optim.clipping.norms import global_norm
-from functrain.optim.numerics.safe import (
-    like,
-    zero_count,
-)
+from functrain.optim.numerics.safe import scaled, zero_count
 from functrain.optim.transformation import (
     EmptyState,
     GradientTransformation,
@@ -37,11 +34,13 @@ class SAMState(NamedTuple):
 
 
 def normalize() -> GradientTransformation:
-    """Divide updates by their global norm."""
+    """Divide updates by their global norm; updates that are all 0 stay 0."""
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
-        factor = 1 / global_norm(updates)
-        return tree.map(lambda g: like(factor, g) * g, updates), state
+        norm = global_norm(updates)
+        zero = norm == 0
+        factor = torch.where(zero, 0.0, 1 / torch.where(zero, 1.0, norm))
+        return tree.map(lambda g: scaled(g, factor), updates), state
 
     return GradientTransformation(init_empty_state, update)
 
