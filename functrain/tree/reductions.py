@@ -64,7 +64,7 @@ def root(square: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.sqrt(torch.where(zero, 1.0, square)))
 
 
-# Numbers are squared twice, times each of two powers of 2, which rounds nothing: the first sum holds norms from 1e-30 to
+# Numbers are squared twice, times each of two powers of 2, which rounds nothing. The first sum holds norms of 1e-30 to
 # 1e5 in float32 (1e-230 to 1e57 in float64), the second those from there to the largest of the dtype.
 _SCALES = {torch.float32: (2.0**46, 2.0**-65), torch.float64: (2.0**320, 2.0**-530)}
 

@@ -10,7 +10,8 @@ from torch import Tensor
 import functrain.tree as tree
 from functrain.schedules import Scalar
 from functrain.tree import Tree
-from functrain.tree.reductions import length, wide, working_dtype
+from functrain.tree.reductions import length, wide
+from functrain.tree.reductions import working_dtype as working_dtype
 
 
 def like(value: Scalar, leaf: Tensor) -> Scalar:
