@@ -41,8 +41,8 @@ def norm(tree: Tree, ord: int | float | str | None = None, squared: bool = False
         found = each(wide, [leaves(tree)], tree)
         dtype = working_dtype(found)
         pairs = [scaled_squares(leaf, torch.sum, dtype) for leaf in found]
-        sums = [joined(list(terms), torch.sum, 0.0) for terms in zip(*pairs, strict=True)]
-        return of_squares(*sums, squared=squared) if sums else torch.zeros(())
+        low, high = (joined([pair[i] for pair in pairs], torch.sum, 0.0) for i in (0, 1))
+        return of_squares(low, high, squared=squared)
     if ord == 1:
         size = joined(each(lambda x: torch.sum(torch.abs(wide(x))), [leaves(tree)], tree), torch.sum, 0.0)
     elif ord in (math.inf, "inf", "infinity"):
@@ -96,7 +96,7 @@ def scaled_squares(
     return squares(low), squares(high)
 
 
-def of_squares(low: Tensor, high: Tensor, squared: bool = False) -> Tensor:
+def of_squares(low: Tensor, high: Tensor, *, squared: bool = False) -> Tensor:
     """Return the norm whose squares, times either scale, are given; or its square."""
     scale, scale_high = _SCALES[low.dtype]
     fits = torch.isfinite(low)

@@ -43,7 +43,8 @@ def norms(grads: Tree) -> Tensor:
         return square.reshape(len(square), -1).sum(1)
 
     pairs = [scaled_squares(g, rows, dtype) for g in tree.leaves(grads)]
-    return of_squares(*(torch.stack(terms).sum(0) for terms in zip(*pairs, strict=True)))
+    low, high = (torch.stack(terms).sum(0) for terms in zip(*pairs, strict=True))
+    return of_squares(low, high)
 
 
 def _wide(g: Tensor) -> Tensor:
