@@ -1,6 +1,6 @@
 """Time and peak memory of a training step, side by side with torch.nn.Module and fused AdamW.
 
-    python benchmarks/step.py [--only mlp|gpt-fp32|gpt-bf16|gpt-deep] [--rounds 7]
+    python benchmarks/step.py [--only mlp|gpt-fp32|gpt-bf16|gpt-deep] [--rounds 7] [--guard]
 
 Every step clips by global norm and runs AdamW. The variants take turns, round by round, in one process; printed are
 medians over the rounds and the ratio to the best of the others. Peak is what torch's allocator held at most in one
@@ -36,11 +36,11 @@ def optimizer() -> Any:
     return ft.optim.chain(ft.optim.clip_by_global_norm(1.0), decay)
 
 
-def ours(params: Any, loss_fn: Any, batch: Any) -> Run:
+def ours(params: Any, loss_fn: Any, batch: Any, guard: Any = None) -> Run:
     key = ft.random.key(0)
     tx = optimizer()
-    step = ft.compile(ft.train_step(loss_fn, tx), donate=True)
-    state = ft.init_state(params, tx, key=key)
+    step = ft.compile(ft.train_step(loss_fn, tx, guard=guard), donate=True)
+    state = ft.init_state(params, tx, key=key, guard=guard)
 
     def run() -> Any:
         nonlocal state
@@ -50,7 +50,7 @@ def ours(params: Any, loss_fn: Any, batch: Any) -> Run:
     return run
 
 
-def gpt(*, bf16: bool, shape: dict[str, int] = GPT_SHAPE, rows: int = 8) -> dict[str, Run]:
+def gpt(*, bf16: bool, shape: dict[str, int] = GPT_SHAPE, rows: int = 8, guarded: bool = False) -> dict[str, Run]:
     torch.manual_seed(0)
     tokens = torch.randint(shape["vocab"], (rows, shape["context"] + 1))
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
@@ -67,11 +67,17 @@ def gpt(*, bf16: bool, shape: dict[str, int] = GPT_SHAPE, rows: int = 8) -> dict
     return {
         "module eager + fused AdamW": lambda: eager(inputs, targets),
         "torch.compile(module) + fused AdamW": lambda: compiled(inputs, targets),
-        "functrain compiled, donated": ours(gpt2.init(config, ft.random.key(0)), loss_fn, batch),
+        **by_guard(lambda guard: ours(gpt2.init(config, ft.random.key(0)), loss_fn, batch, guard), guarded),
     }
 
 
-def mlp() -> dict[str, Run]:
+def by_guard(make: Callable[[Any], Run], guarded: bool) -> dict[str, Run]:
+    """Return the step without a guard, and after it, if asked for, the one with it."""
+    steps = {"functrain compiled, donated": make(None)}
+    return steps | {"with guard=skip_nonfinite()": make(ft.train.skip_nonfinite())} if guarded else steps
+
+
+def mlp(*, guarded: bool = False) -> dict[str, Run]:
     torch.manual_seed(0)
     x, y = torch.randn(32, 8), torch.randn(32, 1)
 
@@ -91,7 +97,7 @@ def mlp() -> dict[str, Run]:
     return {
         "module eager + fused AdamW": lambda: eager(x, y),
         "torch.compile(module) + fused AdamW": lambda: compiled(x, y),
-        "functrain compiled, donated": ours(init(ft.random.key(0)), loss_fn, {"x": x, "y": y}),
+        **by_guard(lambda guard: ours(init(ft.random.key(0)), loss_fn, {"x": x, "y": y}, guard), guarded),
     }
 
 
@@ -151,19 +157,22 @@ def measure(title: str, variants: dict[str, Run], *, rounds: int, steps: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("mlp", "gpt-fp32", "gpt-bf16", "gpt-deep"))
+    parser.add_argument("--guard", action="store_true", help="measure the step with a guard, too")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     machine = f"{platform.machine()}, Python {platform.python_version()}"
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {machine}")
     if options.only in (None, "mlp"):
-        measure("MLP 8-64-64-1, batch 32", mlp(), rounds=options.rounds, steps=300)
+        measure("MLP 8-64-64-1, batch 32", mlp(guarded=options.guard), rounds=options.rounds, steps=300)
     for name, bf16 in (("gpt-fp32", False), ("gpt-bf16", True)):
         if options.only in (None, name):
             title = f"GPT of 2 layers, width 512, vocabulary 8192, batch 8x128, {'bfloat16' if bf16 else 'float32'}"
-            measure(title, gpt(bf16=bf16), rounds=options.rounds, steps=3)
+            measure(title, gpt(bf16=bf16, guarded=options.guard), rounds=options.rounds, steps=3)
     if options.only in (None, "gpt-deep"):
         title = "GPT of 12 layers, width 128, vocabulary 65, batch 12x64, float32"
-        measure(title, gpt(bf16=False, shape=DEEP_SHAPE, rows=12), rounds=options.rounds, steps=3)
+        measure(
+            title, gpt(bf16=False, shape=DEEP_SHAPE, rows=12, guarded=options.guard), rounds=options.rounds, steps=3
+        )
 
 
 if __name__ == "__main__":

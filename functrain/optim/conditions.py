@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics.safe import (
-    zero_count,
-)
+from functrain.optim.numerics.safe import zero_count
 from functrain.optim.transformation import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -20,6 +18,7 @@ from functrain.optim.transformation import (
     with_extra_args_support,
 )
 from functrain.tree import Params
+from functrain.tree.reductions import finite, stays_finite
 
 ConditionFn: TypeAlias = Callable[..., Any]  # of the step, and of keyword arguments if forwarded, to a () bool
 
@@ -82,9 +81,10 @@ def conditionally_mask(
 
 
 def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) -> GradientTransformationExtraArgs:
-    """Apply `inner` to updates that are finite, make the others 0 and count them.
+    """Apply `inner` where updates are finite, before it and after it, and its state stays so; else make updates 0.
 
-    After more than `max_consecutive_errors` in a row they are let through, so that what is wrong is seen.
+    optax looks at the updates before it alone. Those that are made 0 are counted; after more than
+    `max_consecutive_errors` in a row they are let through, so that what is wrong is seen.
     """
     inner = with_extra_args_support(inner)
 
@@ -95,14 +95,12 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) 
     def update(
         updates: Updates, state: ApplyIfFiniteState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, ApplyIfFiniteState]:
-        finite = torch.ones_like(state.last_finite)
-        for g in tree.leaves(updates):
-            finite = finite & torch.isfinite(g).all()
-        in_a_row = torch.where(finite, 0, state.notfinite_count + 1)
-        act = finite | (in_a_row > max_consecutive_errors)
         new, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        good = finite((updates, new)) & stays_finite(state.inner_state, inner_state)
+        in_a_row = torch.where(good, 0, state.notfinite_count + 1)
+        act = good | (in_a_row > max_consecutive_errors)
         return _or_zero(act, new), ApplyIfFiniteState(
-            in_a_row, finite, state.total_notfinite + ~finite, tree.where(act, inner_state, state.inner_state)
+            in_a_row, good, state.total_notfinite + ~good, tree.where(act, inner_state, state.inner_state)
         )
 
     return GradientTransformationExtraArgs(init, update)

@@ -43,7 +43,10 @@ class SpikeState(NamedTuple):
 
 
 def skip_nonfinite() -> Guard:
-    """Skip a step whose loss or gradient holds an infinity or a NaN."""
+    """Skip a step whose loss or gradient holds an infinity or a NaN, or which would bring one into the state.
+
+    The state is params, opt_state and buffers; a number of it that was not finite before does not count.
+    """
 
     def init(device: torch.device | str | None = None) -> SkipState:
         return SkipState(*_zeros(4, device))

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import torch
 
-from functrain import checkpoint
+from functrain import checkpoint, tree
 from functrain.train.guard import Diverged, stop_after
 from functrain.train.state import TrainState
+from functrain.tree.reductions import finite
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ def roll_back(saves: Saves, *, after: int = 10, times: int = 3, skip: int = 0, r
     batches later. Equals a run whose data had none of the batches in between: step numbers, keys and learning rates are
     as there, and `state.guard.left_out` says by how much batches are ahead of steps. As it is in the state, so is it in
     every checkpoint: killed at any instant and started again, the run has the same bits.
+
+    A checkpoint in which params are not finite, or the rest holds a NaN, is passed over with a warning and set aside.
 
     `times` is how often in all, `state.guard.rolled_back`. The row after that ends the run with `Diverged`, as does one
     with no checkpoint before it: for a way back from the first steps, `saves(0, state)` before `fit`. Each time is
@@ -82,10 +85,7 @@ class RollBack:
         if before >= self._times:
             why = f", after going back {before} times" if before else ""
             raise Diverged(t, found.in_row, found.state, why)
-        path = self._saves.rewind(t - found.in_row)
-        if path is None:
-            raise Diverged(t, found.in_row, found.state, ", with no checkpoint before them to go back to")
-        state: TrainState = checkpoint.load(path, like=found.state)
+        state = self._newest_good(found)
         start = int(state.step)
         left_out = t + int(guard.left_out) + self._skip - start
         _log.warning(
@@ -95,3 +95,19 @@ class RollBack:
         counts = {"rolled_back": torch.full_like(guard.rolled_back, before + 1)}
         counts["left_out"] = torch.full_like(guard.left_out, left_out)
         return state._replace(guard=state.guard._replace(**counts))
+
+    def _newest_good(self, found: Diverged) -> TrainState:
+        before, passed = found.step - found.in_row, ""
+        while (path := self._saves.rewind(before)) is not None:
+            state: TrainState = checkpoint.load(path, like=found.state)
+            if _good(state):
+                return state
+            _log.warning("%s: its params, or what else is trained, are not finite; passing over it", path)
+            before, passed = int(state.step) - 1, " whose params are finite"
+        raise Diverged(found.step, found.in_row, found.state, f", with no checkpoint before them{passed} to go back to")
+
+
+def _good(state: TrainState) -> bool:
+    # a best loss, say, may be infinite in the state of an optimizer; NaN is nothing to go on from
+    rest = tree.leaves((state.opt_state, state.buffers))
+    return bool(finite(state.params)) and not any(bool(torch.isnan(leaf).any()) for leaf in rest)

@@ -14,8 +14,9 @@ from functrain.optim import GradientTransformation, apply_updates, with_extra_ar
 from functrain.train.guard import Guard
 from functrain.train.state import TrainState, check_pairs
 from functrain.transforms import accumulation
-from functrain.transforms.loss_scale import LossScale, finite, unscale, wide
+from functrain.transforms.loss_scale import LossScale, unscale, wide
 from functrain.tree import Batch, Params, Tree
+from functrain.tree.reductions import finite, stays_finite
 
 LossFn = Callable[..., Any]
 Metrics = dict[str, Tensor]
@@ -65,12 +66,13 @@ def train_step(
 
     With `loss_scale` the loss is multiplied by `state.loss_scale.scale` before it is differentiated, and the gradients
     are divided by it before the optimizer sees them, half-precision ones in float32. A step in which any gradient is
-    infinite or NaN, in any slice, leaves params, opt_state and buffers as they were and is counted in `state.step`
-    alone; the scale follows. `init_state` takes the same `loss_scale`.
+    infinite or NaN, in any slice, or which would make a finite number of params, opt_state or buffers so, leaves these
+    as they were and is counted in `state.step` alone; the scale follows the gradients. `init_state` takes the same
+    `loss_scale`.
 
-    With `guard`, so does a step that the guard does not keep: `ft.train.skip_nonfinite()` skips a loss or gradient that
-    is not finite, `skip_spikes()` also a loss that stands out; steps that are kept keep their bits. `init_state` takes
-    the same `guard`.
+    With `guard`, so does a step that the guard does not keep: `ft.train.skip_nonfinite()` skips one whose loss,
+    gradient or new state is not finite, `skip_spikes()` also a loss that stands out; steps that are kept keep their
+    bits. `init_state` takes the same `guard`.
 
     Metrics: "loss" (total / weight), "weight", "grad_norm" (before the optimizer), and each of the loss's own divided
     by weight; with `loss_scale` also the "loss_scale" of this step; with either, "skipped", 0 or 1; with `guard`,
@@ -166,16 +168,18 @@ def train_step(
         if loss_scale is None and guard is None:
             return new, metrics
         good = finite(grads)
-        if loss_scale is not None:
+        if loss_scale is not None:  # a scale follows the gradients alone: no other one mends an update
             new = new._replace(loss_scale=loss_scale.update(state.loss_scale, good))
             # cloned: a donated state's scale is overwritten
             metrics["loss_scale"] = state.loss_scale.scale.clone()
+        old = state.params, state.opt_state, state.buffers
+        good = good & stays_finite(old, (new.params, opt_state, new_buffers))
         if guard is not None:
             good, judged = guard.judge(state.guard, metrics["loss"], good & torch.isfinite(metrics["loss"]))
             new = new._replace(guard=judged)
             metrics |= {"skipped_in_row": judged.in_row.clone(), "skipped_in_all": judged.skipped.clone()}
             metrics["rolled_back"] = judged.rolled_back.clone()
-        kept = tree.where(good, (new.params, opt_state, new_buffers), (state.params, state.opt_state, state.buffers))
+        kept = tree.where(good, (new.params, opt_state, new_buffers), old)
         new = new._replace(params=kept[0], opt_state=kept[1], buffers=kept[2])
         return new, metrics | {"skipped": (~good).float()}
 

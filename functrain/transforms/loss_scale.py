@@ -85,13 +85,6 @@ def static(scale: float) -> LossScale:
     return LossScale(init, update)
 
 
-def finite(grads: Tree) -> Tensor:
-    """Tell whether every number in a tree is finite, as a () bool tensor that the host does not read."""
-    # one stack of sums: compiled, a leaf costs no kernel of its own
-    bad = [torch.sum(~torch.isfinite(leaf)) for leaf in tree.leaves(grads)]
-    return torch.stack(bad).sum() == 0 if bad else torch.ones((), dtype=torch.bool)
-
-
 def unscale(grads: Tree, scale: Tensor) -> Tree:
     """Divide gradients by the scale that their loss was multiplied by; half-precision ones become float32.
 

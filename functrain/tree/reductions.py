@@ -64,6 +64,26 @@ def root(square: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.sqrt(torch.where(zero, 1.0, square)))
 
 
+def finite(tree: Tree) -> Tensor:
+    """Tell whether every number in a tree is finite, as a () bool tensor that the host does not read."""
+    # one stack of sums: compiled, a leaf costs no kernel of its own
+    return _none([torch.sum(~torch.isfinite(leaf)) for leaf in leaves(tree)])
+
+
+def stays_finite(old: Tree, new: Tree) -> Tensor:
+    """Tell whether every finite number has stayed one, as a () bool tensor that the host does not read.
+
+    What is infinite from the start, as the best loss of a plateau or the bias of a mask, may stay so.
+    """
+    pairs = zip(leaves(old), leaves(new), strict=True)
+    changed = [(a, b) for a, b in pairs if a is not b and (b.is_floating_point() or b.is_complex())]
+    return _none([torch.sum(torch.isfinite(a) & ~torch.isfinite(b)) for a, b in changed])
+
+
+def _none(counts: list[Tensor]) -> Tensor:
+    return torch.stack(counts).sum() == 0 if counts else torch.ones((), dtype=torch.bool)
+
+
 # Numbers are squared twice, times each of two powers of 2, which rounds nothing. The first sum holds norms of 1e-30 to
 # 1e5 in float32 (1e-230 to 1e57 in float64), the second those from there to the largest of the dtype.
 _SCALES = {torch.float32: (2.0**46, 2.0**-65), torch.float64: (2.0**320, 2.0**-530)}

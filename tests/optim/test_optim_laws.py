@@ -14,6 +14,7 @@ from test_optim_parity import CASES, Case, Make, numbers, shapes, to_torch
 
 import functrain.optim as ours
 import functrain.tree as tree
+from functrain.tree.reductions import stays_finite
 
 law = settings(deadline=None, derandomize=True, max_examples=4, database=None)
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -62,6 +63,23 @@ def close(a: Any, b: Any, rtol: float) -> bool:
 
 
 # ---- each transformation by itself --------------------------------------------------------------------------------
+
+
+@every_case
+def test_a_guard_skips_no_ordinary_step(case: Case) -> None:
+    @law
+    @given(what=case.strategy)
+    def holds(what: Make) -> None:
+        params = draw(SHAPES, 3)
+        tx = what.build("ours")
+        state = tx.init(params)
+        for step in range(4):
+            updates, new = step_of(tx, case, step)(draw_like(params, step), state, params)
+            moved = ours.apply_updates(params, updates)
+            assert stays_finite((params, state), (moved, new))
+            params, state = moved, new
+
+    holds()
 
 
 @every_case
@@ -442,3 +460,11 @@ def test_a_tensor_kept_from_a_gradient_is_a_copy_of_it() -> None:
     for tx in (ours.scale_by_adan(), ours.scale_by_optimistic_gradient()):
         _, state = tx.update(grads, tx.init(grads))
         assert grads.data_ptr() not in {leaf.data_ptr() for leaf in tree.leaves(state)}
+
+
+@pytest.mark.parametrize("name", ["prodigy", "dadapt_adamw"])
+def test_a_step_of_rate_zero_leaves_an_estimate_as_it_was(name: str) -> None:
+    tx = getattr(ours, name)(lambda step: torch.where(step == 0, 0.0, 0.1), estim_lr0=0.1)
+    params = draw(SHAPES, 3)
+    updates, state = tx.update(draw_like(params, 0), tx.init(params), params)
+    assert all(bool((leaf == 0).all()) for leaf in tree.leaves(updates)) and float(state.estim_lr) == pytest.approx(0.1)

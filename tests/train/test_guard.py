@@ -162,3 +162,64 @@ def test_what_cannot_be_is_told() -> None:
             bad()
     with pytest.raises(ValueError, match="positive deviations"):
         skip_spikes(4, -1.0)
+
+
+def _spoiling(at: int, where: str) -> Any:
+    """SGD whose update, or state, is not finite at one step, however finite the gradient is."""
+
+    def init(params: Any) -> Any:
+        return {"count": torch.tensor(0), "mean": torch.zeros(3), "best": torch.tensor(math.inf)}
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        bad = torch.where(state["count"] == at, torch.tensor(math.inf), 0.0)
+        new = {"count": state["count"] + 1, "mean": state["mean"] * 0.5 + 1.0, "best": state["best"]}
+        if where == "state":
+            return tree.map(lambda g: -0.1 * g, updates), {**new, "mean": new["mean"] + bad}
+        return tree.map(lambda g: -0.1 * g + (bad - bad if where == "nan" else bad), updates), new
+
+    return ft.optim.GradientTransformation(init, update)
+
+
+@pytest.mark.parametrize(
+    ("how", "where", "compiled"),
+    [
+        (how, where, False)
+        for how in ("guard", "spikes", "loss scale", "apply_if_finite")
+        for where in ("inf", "nan", "state")
+    ]
+    + [("guard", "state", True), ("loss scale", "nan", True), ("apply_if_finite", "inf", True)],
+)
+def test_a_step_whose_new_state_alone_is_not_finite_changes_nothing(where: str, how: str, compiled: bool) -> None:
+    optimizer = _spoiling(2, where)
+    if how == "apply_if_finite":
+        optimizer = ft.optim.apply_if_finite(optimizer, 5)
+    guard = {"guard": skip_nonfinite(), "spikes": skip_spikes()}.get(how)
+    scale = ft.loss_scale.dynamic(8.0, growth_interval=3) if how == "loss scale" else None
+    options: Any = {"guard": guard, "loss_scale": scale}
+    step: Any = ft.train_step(lambda params, batch, key: torch.sum((params["w"] - batch) ** 2), optimizer, **options)
+    step = ft.compile(step, donate=True) if compiled else step
+    state = ft.init_state({"w": torch.zeros(3)}, optimizer, key=ft.random.key(0), **options)
+    seen = []
+    for t in range(4):
+        before = tree.map(torch.clone, (state.params, state.opt_state))
+        state, metrics = step(state, torch.arange(3.0))
+        seen.append(same(before[0], state.params))
+        assert state.params["w"].isfinite().all()
+        if t >= 2 and how != "apply_if_finite":
+            # the state is that of before the step, so that the next one meets the same fault
+            assert same(before[1], state.opt_state) and metrics["skipped"] == 1
+    assert seen == [False, False, True, True]
+    if scale is not None:  # which follows the gradients, finite all along
+        assert float(state.loss_scale.scale) == 16.0
+    if how == "apply_if_finite":
+        assert int(state.opt_state.total_notfinite) == 2
+
+
+def test_a_moment_that_overflows_is_not_kept() -> None:
+    optimizer = ft.optim.adam(0.1)
+    state = ft.init_state({"w": torch.zeros(2)}, optimizer, key=ft.random.key(0), guard=skip_nonfinite())
+    step = ft.train_step(lambda params, batch, key: torch.sum(params["w"] * batch), optimizer, guard=skip_nonfinite())
+    for slope, skipped in ((1.0, 0), (1e20, 1), (1.0, 0)):
+        state, metrics = step(state, torch.tensor([slope, 1.0]))
+        assert metrics["skipped"] == skipped
+    torch.testing.assert_close(state.params["w"], torch.tensor([-0.2, -0.2]), atol=1e-5, rtol=0.0)

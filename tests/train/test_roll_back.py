@@ -278,3 +278,29 @@ def test_what_cannot_be_is_told(tmp_path: Path) -> None:
     for options in ({"times": -1}, {"skip": 0.5}, {"after": 0}, {"read_every": 0}):
         with pytest.raises(ValueError, match="expected"):
             roll_back(saves, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["params", "opt_state"])
+def test_a_checkpoint_that_is_not_finite_is_passed_over(where: str, tmp_path: Path, caplog: Any) -> None:
+    saves = checkpoint.every(1, tmp_path)
+    state = start()
+    for t in range(4):
+        saves(t, state._replace(step=torch.tensor(t)), {})
+    nan = tree.map(lambda leaf: leaf * math.nan if leaf.is_floating_point() else leaf, getattr(state, where))
+    spoilt = state._replace(step=torch.tensor(4), **{where: nan})
+    saves(4, spoilt, {})
+    back = roll_back(saves, after=2)
+    with caplog.at_level(logging.WARNING):
+        got = back.go_back(Diverged(6, 2, spoilt))
+    assert int(got.step) == 3 and int(got.guard.rolled_back) == 1 and same(got.params, state.params)
+    assert "step-00000004: its params, or what else is trained, are not finite; passing over it" in caplog.text
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None and newest.name == "step-00000003"
+
+
+def test_with_no_finite_checkpoint_the_run_ends(tmp_path: Path) -> None:
+    saves = checkpoint.every(1, tmp_path)
+    spoilt = start()._replace(params={"w": torch.full((3,), math.nan)})
+    saves(0, spoilt, {})
+    with pytest.raises(Diverged, match="with no checkpoint before them whose params are finite to go back to"):
+        roll_back(saves, after=2).go_back(Diverged(2, 2, spoilt))

@@ -84,7 +84,7 @@ def prodigy(
         numerator = decay * state.numerator_weighted + estimate / first * rate * way
         weight = (estimate if safeguard_warmup else rate) / first * estimate
         total = tree.map(lambda g, t: add_scaled(like(b3, t) * t, weight, g), updates, state.grad_sum)
-        found = like(estim_lr_coef, estimate) * numerator / _size(total)
+        found = _over_size(like(estim_lr_coef, estimate) * numerator, total)
         new_estimate = torch.maximum(estimate, found)
         least = new_estimate * like(eps, estimate)
 
@@ -138,7 +138,7 @@ def dadapt_adamw(
 
         states = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
         new, (m, v, total) = leafwise(step, updates, states, params)
-        estimate = torch.maximum(state.estim_lr, numerator / ((1 - decay) * _size(total)))
+        estimate = torch.maximum(state.estim_lr, _over_size(numerator / (1 - decay), total))
         return new, DAdaptAdamWState(m, v, total, estimate, numerator, count)
 
     return GradientTransformationExtraArgs(init, update)
@@ -153,9 +153,10 @@ def _corrections(b1: Scalar, b2: Scalar, count: Tensor, updates: Updates) -> Ten
     return debias(b1, count, updates) / torch.sqrt(debias(b2, count, updates))
 
 
-def _size(values: Tree) -> Tensor:
-    """Return the sum of absolute values."""
+def _over_size(numerator: Tensor, values: Tree) -> Tensor:
+    """Return a number over the sum of absolute values; 0 where that is 0, as after steps of rate or gradient 0."""
     total = torch.zeros((), dtype=working_dtype(values), device=device_of(values))
     for leaf in tree.leaves(values):
         total = total + leaf.abs().sum(dtype=total.dtype)
-    return total
+    nothing = total == 0
+    return torch.where(nothing, 0.0, numerator / torch.where(nothing, 1.0, total))
