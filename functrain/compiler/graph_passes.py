@@ -97,6 +97,23 @@ def finish_early(graph: fx.Graph) -> None:
                 node.prepend(view)
 
 
+def scatter_late(graph: fx.Graph) -> None:
+    """Move the gradient of an embedding, and what is added to it until it is a result, to the end of a program.
+
+    It is as large as the embedding, made from one vector a token: before that, all that is kept for the rest of the
+    backward pass would lie beside it.
+    """
+    end = graph.output_node()
+    for node in list(graph.find_nodes(op="call_function", target=aten.embedding_dense_backward.default)):
+        chain = [node]
+        while len(chain[-1].users) == 1 and end not in chain[-1].users:
+            chain += chain[-1].users
+        if end not in chain[-1].users or any(n.target is aten.copy_.default for n in chain):
+            continue
+        for link in chain:
+            end.prepend(link)
+
+
 def _is_result(node: fx.Node) -> bool:
     users = list(node.users)
     while len(users) == 1 and is_view(users[0].target):
@@ -111,6 +128,16 @@ def is_view(target: Any) -> bool:
 
 # the schemas do not say so; a reshape is one that `let_views_copy` has made
 _VIEWS = {aten._unsafe_view.default, aten._reshape_alias.default, aten.reshape.default}
+
+
+def is_own(node: Any, like: Tensor) -> bool:
+    """Tell whether a node makes a tensor of this kind in memory of its own, which one other node reads."""
+    if node.op != "call_function" or len(node.users) != 1 or is_view(node.target):
+        return False
+    value, target = node.meta["val"], node.target
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        return False
+    return value.shape == like.shape and value.dtype == like.dtype and value.stride() == like.stride()
 
 
 def addition(node: fx.Node) -> tuple[Any, fx.Node, fx.Node] | None:

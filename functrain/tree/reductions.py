@@ -133,6 +133,11 @@ def working_dtype(tree: Tree) -> torch.dtype:
     return torch.float64 if any(leaf.dtype in double for leaf in leaves(tree)) else torch.float32
 
 
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the real part, the dtype itself where it is real; torch.compile traces no `to_real`."""
+    return {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
+
+
 def wide(leaf: Tensor) -> Tensor:
     """Return a leaf as a floating-point or complex tensor of at least 32 bits a number.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from memory import peak_bytes
 from programs import cut, lowered
 from torch import Tensor, fx
 from torch._inductor import cpu_vec_isa
@@ -338,6 +339,44 @@ def test_products_of_weights_come_as_soon_as_they_can() -> None:
     assert first is graph.output_node().args[0][1]
     for a, b in zip(fx.GraphModule({}, graph)(*args), backward(*args), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_gradient_of_an_embedding_comes_last() -> None:
+    def backward(tokens: Tensor, w: Tensor, head: Tensor, tangent: Tensor) -> list[Tensor]:
+        scattered = torch.ops.aten.embedding_dense_backward(tangent, tokens, 32, -1, False)
+        return [(scattered + head) * 2, torch.tanh(tangent @ w)]
+
+    head = torch.linspace(0.0, 1.0, 32 * 4).view(32, 4)
+    args = [torch.arange(6).view(2, 3), torch.ones(4, 4), head, torch.ones(2, 3, 4)]
+    graph = traced(backward, args).graph
+    graph_passes.scatter_late(graph)
+    graph.lint()
+    made = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    assert made.index("aten.tanh.default") < made.index("aten.embedding_dense_backward.default")
+    for a, b in zip(fx.GraphModule({}, graph)(*args), backward(*args), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["alone", "read before", "a result", "read after", "too small"])
+def test_a_product_is_added_in_the_memory_of_what_nobody_else_reads(kind: str) -> None:
+    size = 16 if kind == "too small" else 300
+    a, b = (torch.linspace(-1.0, 1.0, size * 8).view(size, 8) * k for k in (1.0, 0.5))
+
+    def fn(a: Tensor, b: Tensor) -> list[Tensor]:
+        first = a @ a.mT
+        more = {"read before": [torch.tanh(first)], "a result": [first]}.get(kind, [])
+        total = first + b @ b.mT
+        if kind == "read after":
+            total = torch.tanh(total.mT) + 1
+        return [total, *more]
+
+    found = traced(fn, [a, b])
+    program, _ = lowering.lower(fx.GraphModule({}, found.graph), found.mode, "inference")
+    for got, want in zip(program([a, b]), fn(a, b), strict=True):
+        torch.testing.assert_close(got, want)
+    if kind in ("alone", "a result"):
+        held = peak_bytes(lambda: program([a, b]))
+        assert held == 4 * size * size * (1 if kind == "alone" else 2)
 
 
 def joint(fn: Any, inputs: list[Tensor]) -> tracing.Traced:

@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._python_dispatch import _disable_current_modes
 
-from functrain.compiler import graph_passes, redrawing
+from functrain.compiler import graph_passes, half_products, redrawing
 from functrain.compiler.inductor import jobs
 
 aten = torch.ops.aten
@@ -133,6 +133,8 @@ def lower(
     graph_passes.compute_numbers_once(module.graph)
     if which == "backward":
         graph_passes.finish_early(module.graph)
+        graph_passes.scatter_late(module.graph)
+    half_products.widen(module.graph)
     module.recompile()
     inputs = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
     end: Any = module.graph.output_node()
@@ -141,7 +143,7 @@ def lower(
     end.meta["user_visible_output_idxs"] = [i for i, node in enumerate(shown) if isinstance(node, fx.Node)]
     wanted = {i: shown[i].meta["val"] for i in end.meta["user_visible_output_idxs"]}  # torch changes the graph
     jobs.finish_checks()
-    options = {**_OPTIONS, "post_grad_custom_post_pass": _Unfuse(tuple(given))}
+    options = {**_OPTIONS, "post_grad_custom_post_pass": _Products(tuple(given))}
     with compiling(mode) as context, config.patch(options), _writes_in_order(), warnings.catch_warnings():
         context.fw_metadata = SimpleNamespace(bw_donated_idxs=list(given))
         # of torch 2.13 to itself, where it compiles a diagonal
@@ -249,9 +251,13 @@ def no_cxx_compiler(error: BaseException | None) -> bool:
     return False
 
 
-class _Unfuse(CustomGraphPass):
-    """Turn a small addmm into mm and an addition, which fuses with what follows: addmm first copies its row to every
-    line of the result, so that a 32x64 one takes 15 us, and mm 4 us."""
+class _Products(CustomGraphPass):
+    """Choose how a product is added to something.
+
+    A small addmm of one row becomes mm and an addition, which fuses with what follows: addmm first copies its row to
+    every line of the result, so that a 32x64 one takes 15 us, and mm 4 us. A large one of a matrix that nobody else
+    reads is added in that matrix' memory, as the two gradients of an embedding that is the head, too.
+    """
 
     def __init__(self, given: tuple[int, ...]) -> None:
         self.given = given
@@ -260,6 +266,13 @@ class _Unfuse(CustomGraphPass):
         for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
             row, a, b = node.args
             value = node.meta["val"]
+            if not node.kwargs and value.numel() > _SMALL and graph_passes.is_own(row, value):
+                with graph.inserting_before(node):
+                    graph.call_function(aten.addmm_.default, (row, a, b)).meta.update(node.meta)
+                # what comes after reads the matrix as it is by then
+                node.replace_all_uses_with(row)
+                graph.erase_node(node)
+                continue
             if node.kwargs or value.device.type != "cpu" or value.numel() > _SMALL or graph_passes.dim_of(row) != 1:
                 continue
             with graph.inserting_before(node):
@@ -271,7 +284,7 @@ class _Unfuse(CustomGraphPass):
 
     def uuid(self) -> Any:
         # torch's cache of programs does not look at which inputs are given away
-        return get_hash_for_files((__file__, graph_passes.__file__), f"unfuse {self.given}")
+        return get_hash_for_files((__file__, graph_passes.__file__), f"products {self.given}")
 
 
 _SMALL = 2**16

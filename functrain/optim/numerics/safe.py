@@ -10,7 +10,7 @@ from torch import Tensor
 import functrain.tree as tree
 from functrain.schedules import Scalar
 from functrain.tree import Tree
-from functrain.tree.reductions import length, wide
+from functrain.tree.reductions import length, real_dtype, wide
 from functrain.tree.reductions import working_dtype as working_dtype
 
 
@@ -74,17 +74,17 @@ def abs_sq(x: Tensor) -> Tensor:
 
 def scaled(g: Tensor, factor: Tensor) -> Tensor:
     """Return factor * g, computed in float32 at least: a factor of 1e-20 is 0 in float16."""
-    return (factor.to(torch.promote_types(g.dtype, torch.float32).to_real()) * wide(g)).to(g.dtype)
+    return (factor.to(real_dtype(torch.promote_types(g.dtype, torch.float32))) * wide(g)).to(g.dtype)
 
 
 def safe_norm(x: Tensor, min_norm: Scalar) -> Tensor:
     """Return max(‖x‖, min_norm), (), with a gradient of zero where the bound holds and the plain one may be NaN."""
-    return _at_least(length(x), min_norm).to(x.dtype.to_real())
+    return _at_least(length(x), min_norm).to(real_dtype(x.dtype))
 
 
 def safe_root_mean_squares(x: Tensor, min_rms: Scalar) -> Tensor:
     """Return max(rms(x), min_rms), (), with a gradient of zero where the bound holds."""
-    return _at_least(length(x, torch.mean), min_rms).to(x.dtype.to_real())
+    return _at_least(length(x, torch.mean), min_rms).to(real_dtype(x.dtype))
 
 
 def _at_least(size: Tensor, floor: Scalar) -> Tensor:
