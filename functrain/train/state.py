@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from functrain import tree
+from functrain.compiler.half_products import warn_if_slow
 from functrain.optim import GradientTransformation
 from functrain.train.guard import Guard
 from functrain.transforms.loss_scale import LossScale
@@ -62,6 +63,8 @@ def init_state(
                 f"init_state: buffers: {path}: expected a tensor, came {type(leaf).__name__} {leaf!r}; "
                 "make it torch.tensor(...), or keep it out of buffers"
             )
+    for dtype in {leaf.dtype for leaf in tree.leaves(params)}:
+        warn_if_slow("init_state", dtype, tree.leaves(params))
     device = next((leaf.device for leaf in tree.leaves(params)), key.device)
     step = torch.zeros((), dtype=torch.int64, device=device)
     scale = None if loss_scale is None else loss_scale.init(device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from functrain import tree
+from functrain.compiler.half_products import warn_if_slow
 from functrain.tree import Params
 from functrain.tree.selection import Pattern
 
@@ -108,7 +109,9 @@ def mixed_precision(fn: Callable[..., Any], policy: Policy | str) -> Callable[..
         cast = chosen._cast((*args, *[kwargs[name] for name in names]), chosen.compute)
         kwargs = dict(zip(names, cast[len(args) :], strict=True))
         called = fn
-        for kind in _kinds([leaf for leaf in tree.leaves(cast) if isinstance(leaf, Tensor)]):
+        tensors = [leaf for leaf in tree.leaves(cast) if isinstance(leaf, Tensor)]
+        warn_if_slow("mixed_precision", chosen.compute, tensors)
+        for kind in _kinds(tensors):
             if torch.is_autocast_enabled(kind):  # it would compute in its own dtype whatever the arguments have
                 called = _without_autocast(called, kind)
         result = called(*cast[: len(args)], **kwargs)
@@ -136,6 +139,7 @@ def autocast(fn: Callable[..., Any], policy: Policy | str) -> Callable[..., Any]
     def autocasting(*args: Any, **kwargs: Any) -> Any:
         tensors = [leaf for leaf in tree.leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         device = tensors[0].device.type if tensors else "cpu"
+        warn_if_slow("autocast", chosen.compute, tensors)
         # no cache: a cast that was kept from one transform's pass would be a foreign tensor in the next one's
         with torch.autocast(device, dtype=chosen.compute, cache_enabled=False):
             result = fn(*args, **kwargs)
