@@ -75,7 +75,7 @@ class MultiStepsState(NamedTuple):
     mini_step: Tensor  # (), int64: updates since the inner transformation last took a step
     gradient_step: Tensor  # (), int64: steps of the inner transformation
     inner_opt_state: OptState
-    acc_grads: Tree  # like params, in accumulator_dtype: mean, or sum, of those updates
+    acc_grads: Tree  # like params, in accumulator_dtype or longer: mean, or sum, of those updates
     skip_state: Tree = ()  # what the skip function remembers
 
 

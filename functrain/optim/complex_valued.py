@@ -28,7 +28,11 @@ class SplitRealAndImaginaryState(NamedTuple):
 
 
 def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransformationExtraArgs:
-    """Apply `inner` to params and updates in which each complex leaf is a pair of its real and imaginary parts."""
+    """Apply `inner` to params and updates in which each complex leaf is a pair of its real and imaginary parts.
+
+    It is the way for what is defined for real numbers only, as `clip` and `prodigy`. A function among the keyword
+    arguments, as the `obj_fn` of `sophia`, is given the pairs.
+    """
     inner = with_extra_args_support(inner)
 
     def init(params: Params) -> SplitRealAndImaginaryState:

@@ -34,6 +34,8 @@ def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
         joined, new_state = inner.update(_join(updates), state, None if params is None else _join(params), **extra_args)
         leaves, structure = tree.flatten(updates)
         parts = joined.split([leaf.numel() for leaf in leaves])
+        # beside complex leaves a real one is complex in the vector, with imaginary parts of 0
+        parts = [part if leaf.is_complex() else part.real for part, leaf in zip(parts, leaves, strict=True)]
         cut = [part.reshape(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
         return tree.unflatten(structure, cut), new_state
 

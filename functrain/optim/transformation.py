@@ -122,5 +122,15 @@ def check_trainable(params: Tree) -> None:
     )
 
 
+def check_real(values: Tree, name: str) -> None:
+    """Raise a TypeError that names the first complex leaf, for what is defined for real numbers only."""
+    for path, leaf in tree.items(values):
+        if isinstance(leaf, torch.Tensor) and leaf.is_complex():
+            raise TypeError(
+                f"{name}: {path or 'the leaf'} is complex; wrap it in split_real_and_imaginary, "
+                f"as in ft.optim.split_real_and_imaginary({name}(...))"
+            )
+
+
 def _is_trainable(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())

@@ -264,6 +264,7 @@ CASES = [
             clipping_threshold=st.one_of(st.none(), rates),
             momentum=st.one_of(st.none(), st.just(0.9)),
             weight_decay_rate=st.one_of(st.none(), weight_decays),
+            dtype_momentum=st.just(Dtype("widest")),
         ),
         float64=1e-6,  # optax computes its decay in float32, also where x64 is on
     ),
@@ -271,7 +272,11 @@ CASES = [
     Case("scale_by_sm3", dict(b1=decays, b2=st.sampled_from([1.0, 0.9]), eps=epss), least_dims=1),
     Case("sm3", dict(learning_rate=rates, momentum=decays), least_dims=1),
     # optax makes (1,) of () leaves
-    Case("scale_by_distance_over_gradients", dict(global_scale=rates, eps=epss), least_dims=1),
+    Case(
+        "scale_by_distance_over_gradients",
+        dict(global_scale=rates, eps=epss, param_dtype=st.just(Dtype("widest"))),
+        least_dims=1,
+    ),
     Case("partition", {}, (dict(big=make("adam", 0.1), small=make("sgd", 0.1, 0.9)), OfTree(size_label))),
     Case("multi_transform", {}, (dict(big=make("set_to_zero"), small=make("adamw", 0.1)), OfTree(size_label))),
     Case("adaptive_grad_clip", dict(clipping=rates, eps=epss)),

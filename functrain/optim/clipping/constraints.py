@@ -15,6 +15,7 @@ from functrain.optim.transformation import (
     GradientTransformation,
     Updates,
     check_params,
+    check_real,
     init_empty_state,
 )
 from functrain.schedules import Scalar
@@ -30,11 +31,12 @@ class ZeroNansState(NamedTuple):
 def keep_params_nonnegative() -> GradientTransformation:
     """Change updates so that params, if they are not negative, do not become so.
 
-    Raises: ValueError without params.
+    Raises: ValueError without params; TypeError naming the leaf that is complex.
     """
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         check_params(params, "keep_params_nonnegative")
+        check_real(params, "keep_params_nonnegative")
         return tree.map(lambda u, p: torch.where(p + u < 0, -p, u), updates, params), state
 
     return GradientTransformation(init_empty_state, update)

@@ -11,6 +11,7 @@ from functrain.optim.transformation import (
     EmptyState,
     GradientTransformation,
     Updates,
+    check_real,
     init_empty_state,
 )
 from functrain.schedules import Scalar
@@ -27,9 +28,13 @@ def global_norm(updates: Updates) -> Tensor:
 
 
 def clip(max_delta: Scalar) -> GradientTransformation:
-    """Clip every element to [-max_delta, max_delta]."""
+    """Clip every element to [-max_delta, max_delta].
+
+    Raises: TypeError naming the leaf that is complex.
+    """
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
+        check_real(updates, "clip")
         return tree.map(lambda g: clamp(g, -max_delta, max_delta), updates), state
 
     return GradientTransformation(init_empty_state, update)

@@ -20,6 +20,7 @@ from functrain.optim.transformation import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     Updates,
+    check_real,
     identity,
 )
 from functrain.schedules import Scalar, ScalarOrSchedule
@@ -42,13 +43,15 @@ def differentially_private_aggregate(
 
     Source: Abadi et al. 2016 (arXiv:1607.00133), algorithm 1; the numbers are optax's.
 
-    Raises: ValueError without a key or a seed, and with both; ValueError naming a leaf that has no batch.
+    Raises: ValueError without a key or a seed, and with both; ValueError naming a leaf that has no batch;
+    TypeError naming the leaf that is complex.
     """
     if (key is None) == (seed is None):
         raise ValueError("differentially_private_aggregate: pass key=, a key of functrain.random or an int")
     start = key if key is not None else seed
 
     def init(params: Params) -> DifferentiallyPrivateAggregateState:
+        check_real(params, "differentially_private_aggregate")
         rng_key = start.clone() if isinstance(start, Tensor) else random.key(start or 0)
         return DifferentiallyPrivateAggregateState(rng_key.to(device_of(params)))
 

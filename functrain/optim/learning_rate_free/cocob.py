@@ -22,6 +22,7 @@ from functrain.optim.transformation import (
     GradientTransformationExtraArgs,
     Updates,
     check_params,
+    check_real,
 )
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.tree import Params, Tree
@@ -40,10 +41,11 @@ def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8) -> GradientTransfo
 
     Source: Orabona and Tommasi 2017 (arXiv:1705.07795), algorithm 2.
 
-    Raises: ValueError without params.
+    Raises: ValueError without params; TypeError naming the leaf that is complex.
     """
 
     def init(params: Params) -> COCOBState:
+        check_real(params, "scale_by_cocob")
         total, sizes, reward = [zero_moments(params) for _ in range(3)]
         return COCOBState(tree.map(torch.clone, params), total, full_moments(params, eps), sizes, reward)
 

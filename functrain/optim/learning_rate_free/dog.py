@@ -12,7 +12,8 @@ from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn
 from functrain.optim.numerics.leafwise import leafwise
-from functrain.optim.numerics.safe import device_of, like, plus, safe_norm, working_dtype
+from functrain.optim.numerics.moments import accumulator_dtype
+from functrain.optim.numerics.safe import abs_sq, device_of, like, plus, safe_norm, working_dtype
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import (
     GradientTransformation,
@@ -29,7 +30,7 @@ from functrain.tree import Params, Tree
 class ScaleByDistanceOverGradientsState(NamedTuple):
     max_dist: Tree  # () for each leaf of params: the farthest that it was from its start
     grad_sum_of_squares: Tree  # (1,) for each leaf of params
-    init_params: Tree  # like params, in param_dtype: where they started
+    init_params: Tree  # like params, in param_dtype or longer: where they started
 
 
 def scale_by_distance_over_gradients(
@@ -48,11 +49,11 @@ def scale_by_distance_over_gradients(
     def init(params: Params) -> ScaleByDistanceOverGradientsState:
         check_trainable(params)
         # float32 at least: a sum of squares in bfloat16 soon stops growing
-        wide = tree.map(lambda p: p.new_zeros(1, dtype=torch.promote_types(p.dtype, torch.float32)), params)
+        wide = tree.map(lambda p: p.new_zeros(1, dtype=torch.promote_types(p.dtype, torch.float32).to_real()), params)
         return ScaleByDistanceOverGradientsState(
             tree.map(lambda p: like(reps_rel, p) * (1 + _length(p)), params),
             wide,
-            tree.map(lambda p: p.to(param_dtype, copy=True), params),
+            tree.map(lambda p: p.to(accumulator_dtype(p, param_dtype), copy=True), params),
         )
 
     def update(
@@ -62,7 +63,7 @@ def scale_by_distance_over_gradients(
 
         def step(g: Tensor, farthest: Tensor, squares: Tensor, p: Tensor, start: Tensor) -> tuple[Tensor, ...]:
             farthest = torch.maximum(farthest, _length(p - start))
-            squares = squares + torch.sum(g * g)
+            squares = squares + torch.sum(abs_sq(g))
             rate = like(global_scale, squares) * (farthest / torch.sqrt(plus(squares, eps)))
             return rate.reshape(()).to(g.dtype) * g, farthest, squares
 

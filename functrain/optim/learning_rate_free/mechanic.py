@@ -72,7 +72,7 @@ def mechanize(
         decayed = tree.map(lambda g, p: add_scaled(g, decay, p), updates, params)
         width = plus(total, eps)
         way = tree.map(lambda x0, p: (x0 - p) / like(width, p), start, params)  # minus the base optimizer's way
-        product = tree.vdot(decayed, way).to(state.m.dtype)
+        product = tree.vdot(decayed, way).real.to(state.m.dtype)
         powers = torch.arange(1, num_betas + 1, device=state.s.device)
         betas = 1.0 - 0.1 ** powers.to(state.s.dtype)
         m = torch.maximum(betas * state.m, plus(product.abs(), eps))

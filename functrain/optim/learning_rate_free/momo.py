@@ -22,6 +22,7 @@ from functrain.optim.transformation import (
     GradientTransformationExtraArgs,
     Updates,
     check_params,
+    check_real,
 )
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.tree import Params, Tree
@@ -55,10 +56,11 @@ def momo(
 
     Source: Schaipp et al. 2023 (arXiv:2305.07583), algorithm 1.
 
-    Raises: ValueError without params.
+    Raises: ValueError without params; TypeError naming the leaf that is complex.
     """
 
     def init(params: Params) -> MomoState:
+        check_real(params, "momo")
         zero = torch.zeros((), dtype=working_dtype(params), device=device_of(params))
         return MomoState(zero_moments(params), zero, zero.clone(), zero + like(lower_bound, zero), zero_count(params))
 
@@ -104,10 +106,11 @@ def momo_adam(
 
     Source: Schaipp et al. 2023 (arXiv:2305.07583), algorithm 2.
 
-    Raises: ValueError without params.
+    Raises: ValueError without params; TypeError naming the leaf that is complex.
     """
 
     def init(params: Params) -> MomoAdamState:
+        check_real(params, "momo_adam")
         zero = torch.zeros((), dtype=working_dtype(params), device=device_of(params))
         m, v = zero_moments(params), zero_moments(params)
         return MomoAdamState(m, v, zero, zero.clone(), zero + like(lower_bound, zero), zero_count(params))

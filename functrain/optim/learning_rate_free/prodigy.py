@@ -23,6 +23,7 @@ from functrain.optim.transformation import (
     GradientTransformationExtraArgs,
     Updates,
     check_params,
+    check_real,
 )
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.tree import Params, Tree
@@ -61,12 +62,13 @@ def prodigy(
 
     Source: Mishchenko and Defazio 2023 (arXiv:2306.06101), algorithm 4.
 
-    Raises: ValueError without params.
+    Raises: ValueError without params; TypeError naming the leaf that is complex.
     """
     b1, b2 = betas
     b3 = b2**0.5 if beta3 is None else beta3
 
     def init(params: Params) -> ProdigyState:
+        check_real(params, "prodigy")
         zero = torch.zeros((), dtype=working_dtype(params), device=device_of(params))
         m, v, total = [zero_moments(params) for _ in range(3)]
         return ProdigyState(
@@ -110,12 +112,13 @@ def dadapt_adamw(
 
     Source: Defazio and Mishchenko 2023 (arXiv:2301.07733), algorithm 5.
 
-    Raises: ValueError without params.
+    Raises: ValueError without params; TypeError naming the leaf that is complex.
     """
     b1, b2 = betas
     sb2 = b2**0.5
 
     def init(params: Params) -> DAdaptAdamWState:
+        check_real(params, "dadapt_adamw")
         zero = torch.zeros((), dtype=working_dtype(params), device=device_of(params))
         m, v, total = [zero_moments(params) for _ in range(3)]
         return DAdaptAdamWState(m, v, total, zero + like(estim_lr0, zero), zero.clone(), zero_count(params))

@@ -11,6 +11,7 @@ import functrain.tree as tree
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.moments import accumulator_dtype
 from functrain.optim.numerics.safe import (
     device_of,
     lerp,
@@ -64,7 +65,7 @@ def schedule_free(
     def init(params: Params) -> ScheduleFreeState:
         check_trainable(params)
         zero = torch.zeros((), dtype=working_dtype(params), device=device_of(params))
-        z = tree.map(lambda p: p.to(state_dtype or p.dtype, copy=True), params)
+        z = tree.map(lambda p: p.to(accumulator_dtype(p, state_dtype), copy=True), params)
         first = zero_count(params) + 1
         return ScheduleFreeState(zero + like(b1, zero), zero, first, zero.clone(), base.init(params), z)
 

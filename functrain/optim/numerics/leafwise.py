@@ -5,8 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 import functrain.tree as tree
 from functrain.tree import Tree
+
+
+def by_parts(step: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Make a `step` of `leafwise` treat a complex leaf as two real ones, its parts, as `torch.optim` does.
+
+    The optimizer then equals itself in `split_real_and_imaginary`. A step without it sees the complex numbers.
+    """
+
+    def step_of(*leaves: Tensor) -> tuple[Any, ...]:
+        if not leaves[0].is_complex():
+            return step(*leaves)
+        parts = zip(step(*[x.real for x in leaves]), step(*[x.imag for x in leaves]), strict=True)
+        return tuple([torch.complex(real, imag) for real, imag in parts])
+
+    return step_of
 
 
 def leafwise(

@@ -13,17 +13,35 @@ from functrain.tree import Params, Tree
 
 
 def zero_moments(params: Params, dtype: torch.dtype | None = None) -> Tree:
-    """Return zeros like params, in `dtype` if given.
+    """Return zeros like params, in `accumulator_dtype` of each and `dtype`.
 
     Raises: TypeError naming the leaf that is no floating-point tensor.
     """
     check_trainable(params)
-    return tree.zeros_like(params, dtype)
+    return tree.map(lambda p: torch.zeros_like(p, dtype=accumulator_dtype(p, dtype)), params)
+
+
+def accumulator_dtype(param: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the dtype of what is gathered for a parameter: `dtype` where one is given.
+
+    What is gathered for a complex or a float64 parameter stays so: a real or a short number would lose its imaginary
+    part, or be infinite at 1e300.
+    """
+    if dtype is not None and (param.is_complex() or param.dtype == torch.float64):
+        return torch.promote_types(param.dtype, dtype)
+    return dtype or param.dtype
 
 
 def full_moments(params: Params, value: Scalar) -> Tree:
     """Return a tree like params filled with `value`, which may be a () tensor."""
     return tree.map(lambda zero: zero + like(value, zero), zero_moments(params))
+
+
+def full_parts(params: Params, value: Scalar) -> Tree:
+    """Return a tree like params filled with `value`, in both parts of a complex leaf: for steps `by_parts`."""
+    return tree.map(
+        lambda full: torch.complex(full.real, full.real) if full.is_complex() else full, full_moments(params, value)
+    )
 
 
 def update_moment(updates: Updates, moments: Tree, decay: Scalar, order: int) -> Tree:

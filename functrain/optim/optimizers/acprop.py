@@ -33,6 +33,8 @@ def scale_by_acprop(
 ) -> GradientTransformation:
     """Divide updates by sqrt(nu) + eps, nu being the average squared distance of past updates from their average.
 
+    A complex update's square is |g|², as in optax.
+
     Source: Zhuang et al. 2021 (arXiv:2110.05454).
     """
 

@@ -44,6 +44,8 @@ def scale_by_belief(
 ) -> GradientTransformation:
     """Rescale updates to mu / (sqrt(nu) + eps); every update adds `eps_root` to nu.
 
+    A complex update's square is |g|², as in optax.
+
     Source: Zhuang et al. 2020 (arXiv:2010.07468), algorithm 2.
     """
 

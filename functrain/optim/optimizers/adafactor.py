@@ -59,6 +59,8 @@ def scale_by_factored_rms(
     Leaves with two dimensions of at least `min_dim_size_to_factor` are factored along their two largest ones.
     `decay_rate_fn` makes the average's decay from (updates so far in float64, decay_rate).
 
+    A complex update's square is |g|², as in optax.
+
     Source: Shazeer and Stern 2018 (arXiv:1804.04235), algorithm 4.
 
     Raises: ValueError without params.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from functrain.optim.combining import chain
-from functrain.optim.numerics.leafwise import leafwise
-from functrain.optim.numerics.moments import full_moments
+from functrain.optim.numerics.leafwise import by_parts, leafwise
+from functrain.optim.numerics.moments import full_parts
 from functrain.optim.numerics.safe import (
     abs_sq,
     plus,
@@ -29,10 +29,13 @@ class ScaleByRssState(NamedTuple):
 
 
 def scale_by_rss(initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7) -> GradientTransformation:
-    """Divide updates by the root of the sum of all squares so far, that starts at `initial_accumulator_value`."""
+    """Divide updates by the root of the sum of all squares so far, that starts at `initial_accumulator_value`.
+
+    A complex leaf is taken for two real ones, as `torch.optim` does.
+    """
 
     def init(params: Params) -> ScaleByRssState:
-        return ScaleByRssState(full_moments(params, initial_accumulator_value))
+        return ScaleByRssState(full_parts(params, initial_accumulator_value))
 
     def update(
         updates: Updates, state: ScaleByRssState, params: Params | None = None
@@ -42,7 +45,7 @@ def scale_by_rss(initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7) ->
             inverse = torch.where(total != 0, torch.rsqrt(plus(total, eps)), 0.0)
             return inverse * g, total
 
-        updates, (total,) = leafwise(step, updates, (state.sum_of_squares,))
+        updates, (total,) = leafwise(by_parts(step), updates, (state.sum_of_squares,))
         return updates, ScaleByRssState(total)
 
     return GradientTransformation(init, update)

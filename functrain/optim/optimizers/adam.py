@@ -11,7 +11,7 @@ from torch import Tensor
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise
 from functrain.optim.numerics.moments import debias, nesterov_factors, zero_moments
 from functrain.optim.numerics.safe import abs_sq, add_scaled, lerp, like, plus, zero_count
 from functrain.optim.scaling import scale_by_learning_rate
@@ -44,6 +44,8 @@ def scale_by_adam(
     A positive `eps_root` keeps the derivative of the root finite where a gradient is zero: set it to differentiate
     through the update. `nesterov` looks one step ahead in mu.
 
+    A complex leaf is taken for two real ones, as `torch.optim` does.
+
     Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1; Dozat 2016, algorithm 2 without its last factor b2.
     """
 
@@ -65,7 +67,7 @@ def scale_by_adam(
             nu_hat = like(nu_factor, v) * v
             return mu_hat / plus(torch.sqrt(plus(nu_hat, eps_root)), eps), m, v
 
-        updates, (mu, nu) = leafwise(step, updates, (state.mu, state.nu))
+        updates, (mu, nu) = leafwise(by_parts(step), updates, (state.mu, state.nu))
         return updates, ScaleByAdamState(count, mu, nu)
 
     return GradientTransformation(init, update)

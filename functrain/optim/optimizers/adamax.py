@@ -8,7 +8,7 @@ from torch import Tensor
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise
 from functrain.optim.numerics.moments import debias, zero_moments
 from functrain.optim.numerics.safe import (
     lerp,
@@ -30,6 +30,8 @@ from functrain.tree import Params
 def scale_by_adamax(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> GradientTransformation:
     """Rescale updates to their average over the decayed largest of their sizes.
 
+    A complex leaf is taken for two real ones, as `torch.optim` does.
+
     Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 2.
     """
 
@@ -47,7 +49,7 @@ def scale_by_adamax(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) ->
             v = torch.maximum(plus(torch.abs(g), eps), like(b2, v) * v)
             return like(factor, m) * m / v, m, v
 
-        updates, (mu, nu) = leafwise(step, updates, (state.mu, state.nu))
+        updates, (mu, nu) = leafwise(by_parts(step), updates, (state.mu, state.nu))
         return updates, ScaleByAdamState(count, mu, nu)
 
     return GradientTransformation(init, update)

@@ -43,6 +43,8 @@ def scale_by_adan(
 ) -> GradientTransformation:
     """Rescale updates to (m + (1 - b2) * v) / (sqrt(n + eps_root) + eps).
 
+    A complex update's square is |g|², as in optax.
+
     Source: Xie et al. 2023 (arXiv:2208.06677), algorithm 1; its betas are one minus these.
     """
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise
 from functrain.optim.numerics.moments import debias, zero_moments
 from functrain.optim.numerics.safe import (
     abs_sq,
@@ -55,6 +55,8 @@ def scale_by_ademamix(
     mu_dtype: torch.dtype | None = None,
 ) -> GradientTransformation:
     """Rescale updates to (m1 + alpha * m2) / (sqrt(nu + eps_root) + eps), m1 and nu corrected for their start at zero.
+
+    A complex update's square is |g|², as in optax.
 
     Source: Pagliardini et al. 2024 (arXiv:2409.03137), algorithm 1.
     """
@@ -113,6 +115,8 @@ def scale_by_simplified_ademamix(
 ) -> GradientTransformation:
     """Rescale updates to (m + alpha * updates) / (sqrt(n + eps_root) + eps), where m adds up updates.
 
+    A complex leaf is taken for two real ones, as `torch.optim` does.
+
     Source: Morwani et al. 2025 (arXiv:2502.02431).
     """
 
@@ -131,7 +135,7 @@ def scale_by_simplified_ademamix(
             n = lerp(n, g * g, 1 - b2)
             return add_scaled(m, share, g) / plus(torch.sqrt(plus(like(factor, n) * n, eps_root)), eps), m, n
 
-        updates, (m, n) = leafwise(step, updates, (state.m, state.n))
+        updates, (m, n) = leafwise(by_parts(step), updates, (state.m, state.n))
         return updates, ScaleBySimplifiedAdEMAMixState(count, m, n)
 
     return GradientTransformation(init, update)

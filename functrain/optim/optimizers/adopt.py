@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from functrain.optim.combining import chain
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise
 from functrain.optim.numerics.moments import zero_moments
 from functrain.optim.numerics.safe import abs_sq, clamp, lerp, scalar, working_dtype, zero_count
 from functrain.optim.optimizers.adam import ScaleByAdamState
@@ -36,6 +36,8 @@ def scale_by_adopt(
 
     The quotients are clipped to `clip_value_fn(number of updates so far)`, which is given float64.
 
+    A complex leaf is taken for two real ones, as `torch.optim` does.
+
     Source: Taniguchi et al. 2024 (arXiv:2411.02853), with clipping.
     """
 
@@ -55,7 +57,7 @@ def scale_by_adopt(
             m = lerp(m, quotient, mu_weight)
             return lerp(m, quotient, mu_weight) if nesterov else m, m, lerp(v, abs_sq(g), nu_weight)
 
-        updates, (mu, nu) = leafwise(step, updates, (state.mu, state.nu))
+        updates, (mu, nu) = leafwise(by_parts(step), updates, (state.mu, state.nu))
         return updates, ScaleByAdamState(state.count + 1, mu, nu)
 
     return GradientTransformation(init, update)

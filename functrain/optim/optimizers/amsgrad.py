@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from functrain.optim.combining import chain
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise
 from functrain.optim.numerics.moments import debias, zero_moments
 from functrain.optim.numerics.safe import (
     abs_sq,
@@ -45,7 +45,8 @@ def scale_by_amsgrad(
 ) -> GradientTransformation:
     """Rescale updates to mu / (sqrt(nu_max + eps_root) + eps).
 
-    The paper corrects neither moment for its start at zero. Source: Reddi et al. 2018 (arXiv:1904.09237), algorithm 2.
+    The paper corrects neither moment for its start at zero. A complex leaf is taken for two real ones, as `torch.optim`
+    does. Source: Reddi et al. 2018 (arXiv:1904.09237), algorithm 2.
     """
 
     def init(params: Params) -> ScaleByAmsgradState:
@@ -66,7 +67,7 @@ def scale_by_amsgrad(
             largest = torch.maximum(largest, like(nu_factor, v) * v)
             return like(mu_factor, m) * m / plus(torch.sqrt(plus(largest, eps_root)), eps), m, v, largest
 
-        updates, (mu, nu, nu_max) = leafwise(step, updates, (state.mu, state.nu, state.nu_max))
+        updates, (mu, nu, nu_max) = leafwise(by_parts(step), updates, (state.mu, state.nu, state.nu_max))
         return updates, ScaleByAmsgradState(count, mu, nu, nu_max)
 
     return GradientTransformation(init, update)

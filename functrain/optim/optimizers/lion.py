@@ -38,14 +38,15 @@ def scale_by_lion(
 ) -> GradientTransformation:
     """Replace updates by the sign of (1 - b1) * updates + b1 * mu.
 
-    "smooth" takes tanh(smooth_beta * x) for the sign of x; "refined" keeps x where it is smaller than 1.
+    "smooth" takes tanh(smooth_beta * x) for the sign of x; "refined" keeps x where it is smaller than 1. The sign of a
+    complex number is its direction.
 
     Source: Chen et al. 2023 (arXiv:2302.06675), algorithm 2.
     """
     signs = {
-        "hard": torch.sign,
+        "hard": torch.sgn,
         "smooth": lambda x: torch.tanh(smooth_beta * x),
-        "refined": lambda x: torch.where(torch.abs(x) < 1.0, x, torch.sign(x)),
+        "refined": lambda x: torch.where(torch.abs(x) < 1.0, x, torch.sgn(x)),
     }
     if mode not in signs:
         raise ValueError(f"scale_by_lion: mode must be one of {sorted(signs)}, came {mode!r}")

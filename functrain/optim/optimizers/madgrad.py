@@ -10,7 +10,7 @@ from torch import Tensor
 import functrain.tree as tree
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise
 from functrain.optim.numerics.moments import zero_moments
 from functrain.optim.numerics.safe import (
     add_scaled,
@@ -41,6 +41,8 @@ def scale_by_madgrad(
 ) -> GradientTransformation:
     """Move params towards x0 - s / (cbrt(grad_sum_sq) + eps), by 1 - momentum of the way.
 
+    A complex leaf is taken for two real ones, as `torch.optim` does.
+
     Source: Defazio and Jelassi 2021 (arXiv:2101.11075), algorithm 1.
 
     Raises: ValueError without params.
@@ -61,7 +63,7 @@ def scale_by_madgrad(
             target = start - total / plus(squares ** (1 / 3), eps)
             return like(1 - momentum, p) * (target - p), squares, total
 
-        updates, (squares, total) = leafwise(step, updates, (state.grad_sum_sq, state.s), params, state.x0)
+        updates, (squares, total) = leafwise(by_parts(step), updates, (state.grad_sum_sq, state.s), params, state.x0)
         return updates, MadgradState(state.count + 1, squares, total, state.x0)
 
     return GradientTransformation(init, update)

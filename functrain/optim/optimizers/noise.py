@@ -20,6 +20,7 @@ from functrain.optim.transformation import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     Updates,
+    check_real,
 )
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.tree import Params
@@ -37,13 +38,14 @@ def add_noise(
 
     Source: Neelakantan et al. 2015 (arXiv:1511.06807), equation 1.
 
-    Raises: ValueError without a key or a seed, and with both.
+    Raises: ValueError without a key or a seed, and with both; TypeError naming the leaf that is complex.
     """
     if (key is None) == (seed is None):
         raise ValueError("add_noise: pass key=, a key of functrain.random or an int")
     start = key if key is not None else seed
 
     def init(params: Params) -> AddNoiseState:
+        check_real(params, "add_noise")
         # a copy: the state may be donated, and the key made into the next one in place
         rng_key = start.clone() if isinstance(start, Tensor) else random.key(start or 0)
         return AddNoiseState(zero_count(params), rng_key.to(device_of(params)))

@@ -45,6 +45,8 @@ def scale_by_novograd(
 ) -> GradientTransformation:
     """Add up updates that are divided by an average of their norm, leaf by leaf, plus weight decay.
 
+    A complex update's square is |g|², as in optax.
+
     Source: Ginsburg et al. 2019 (arXiv:1905.11286), algorithm 1.
 
     Raises: ValueError without params.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from functrain.optim.combining import chain
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise
 from functrain.optim.numerics.moments import debias, nesterov_factors, zero_moments
 from functrain.optim.numerics.safe import (
     abs_sq,
@@ -41,6 +41,8 @@ def scale_by_radam(
 
     The rectification is computed in float64: near the threshold float32, which optax uses, is off by percents.
 
+    A complex leaf is taken for two real ones, as `torch.optim` does.
+
     Source: Liu et al. 2020 (arXiv:1908.03265), algorithm 2.
     """
 
@@ -64,7 +66,7 @@ def scale_by_radam(
             root = plus(torch.sqrt(plus(like(nu_factor, v) * v, eps_root)), eps)
             return torch.where(trusted, like(rectification, v) * mu_hat / root, mu_hat), m, v
 
-        updates, (mu, nu) = leafwise(step, updates, (state.mu, state.nu))
+        updates, (mu, nu) = leafwise(by_parts(step), updates, (state.mu, state.nu))
         return updates, ScaleByAdamState(count, mu, nu)
 
     return GradientTransformation(init, update)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from functrain.optim.averaging import trace
 from functrain.optim.combining import chain
-from functrain.optim.numerics.leafwise import leafwise
-from functrain.optim.numerics.moments import debias, full_moments, zero_moments
+from functrain.optim.numerics.leafwise import by_parts, leafwise
+from functrain.optim.numerics.moments import debias, full_parts, zero_moments
 from functrain.optim.numerics.safe import (
     abs_sq,
     lerp,
@@ -61,11 +61,13 @@ def scale_by_rms(
 
     `scale_by_rms(b2, eps_in_sqrt=False, bias_correction=True)` equals `scale_by_adam(b1=0, b2=b2)`.
 
+    A complex leaf is taken for two real ones, as `torch.optim` does.
+
     Source: Tieleman and Hinton 2012, lecture 6.5.
     """
 
     def init(params: Params) -> OptState:
-        nu = full_moments(params, initial_scale)
+        nu = full_parts(params, initial_scale)
         return ScaleByRmsWithCountState(zero_count(params), nu) if bias_correction else ScaleByRmsState(nu)
 
     def update(updates: Updates, state: OptState, params: Params | None = None) -> tuple[Updates, OptState]:
@@ -77,7 +79,7 @@ def scale_by_rms(
             nu_hat = v if count is None else like(factor, v) * v
             return _over_root(g, nu_hat, eps, eps_in_sqrt), v
 
-        updates, (nu,) = leafwise(step, updates, (state.nu,))
+        updates, (nu,) = leafwise(by_parts(step), updates, (state.nu,))
         return updates, ScaleByRmsState(nu) if count is None else ScaleByRmsWithCountState(count, nu)
 
     return GradientTransformation(init, update)
@@ -94,11 +96,13 @@ def scale_by_stddev(
 
     A variance that rounding makes negative counts as 0; optax takes its root there, NaN.
 
+    A complex leaf is taken for two real ones, as `torch.optim` does.
+
     Source: Graves 2013 (arXiv:1308.0850), equations 38 to 41.
     """
 
     def init(params: Params) -> OptState:
-        mu, nu = zero_moments(params), full_moments(params, initial_scale)
+        mu, nu = zero_moments(params), full_parts(params, initial_scale)
         return (
             ScaleByRStdDevWithCountState(zero_count(params), mu, nu) if bias_correction else ScaleByRStdDevState(mu, nu)
         )
@@ -113,7 +117,7 @@ def scale_by_stddev(
             mu_hat, nu_hat = (m, v) if count is None else (like(factor, m) * m, like(factor, v) * v)
             return _over_root(g, torch.clamp(nu_hat - abs_sq(mu_hat), min=0.0), eps, eps_in_sqrt), m, v
 
-        updates, (mu, nu) = leafwise(step, updates, (state.mu, state.nu))
+        updates, (mu, nu) = leafwise(by_parts(step), updates, (state.mu, state.nu))
         new = ScaleByRStdDevState(mu, nu) if count is None else ScaleByRStdDevWithCountState(count, mu, nu)
         return updates, new
 

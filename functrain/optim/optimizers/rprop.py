@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from functrain.optim.combining import chain
-from functrain.optim.numerics.leafwise import leafwise
-from functrain.optim.numerics.moments import full_moments, zero_moments
+from functrain.optim.numerics.leafwise import by_parts, leafwise
+from functrain.optim.numerics.moments import full_parts, zero_moments
 from functrain.optim.numerics.safe import clamp, like
 from functrain.optim.scaling import scale
 from functrain.optim.transformation import (
@@ -38,11 +38,13 @@ def scale_by_rprop(
     Where it changes, the update is 0 this time. Equals `torch.optim.Rprop`. optax 0.2.8 gives each update one step
     late; here it is that of the paper.
 
+    A complex leaf is taken for two real ones, as `torch.optim` does.
+
     Source: Riedmiller and Braun 1993; Igel and Huesken 2000, iRprop-.
     """
 
     def init(params: Params) -> ScaleByRpropState:
-        return ScaleByRpropState(full_moments(params, learning_rate), zero_moments(params))
+        return ScaleByRpropState(full_parts(params, learning_rate), zero_moments(params))
 
     def update(
         updates: Updates, state: ScaleByRpropState, params: Params | None = None
@@ -54,7 +56,7 @@ def scale_by_rprop(
             new = torch.where(agree < 0, 0.0, size * torch.sign(g))
             return new, size, new
 
-        updates, (sizes, last) = leafwise(step, updates, (state.step_sizes, state.prev_updates))
+        updates, (sizes, last) = leafwise(by_parts(step), updates, (state.step_sizes, state.prev_updates))
         return updates, ScaleByRpropState(sizes, last)
 
     return GradientTransformation(init, update)

@@ -21,6 +21,7 @@ from functrain.optim.transformation import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     Updates,
+    check_real,
 )
 from functrain.schedules import Scalar
 from functrain.tree import Params, Tree
@@ -38,12 +39,11 @@ def scale_by_sm3(b1: Scalar = 0.9, b2: Scalar = 1.0, eps: Scalar = 1e-8) -> Grad
 
     Source: Anil et al. 2019 (arXiv:1901.11150), algorithm SM3-II.
 
-    Raises: ValueError for complex params.
+    Raises: TypeError naming the leaf that is complex.
     """
 
     def init(params: Params) -> ScaleBySM3State:
-        if any(leaf.is_complex() for leaf in tree.leaves(params)):
-            raise ValueError("scale_by_sm3: complex params have no largest square; use split_real_and_imaginary")
+        check_real(params, "scale_by_sm3")
         mu = tree.map(lambda p: [p.new_zeros(size) for size in p.shape] or [p.new_zeros(())], params)
         return ScaleBySM3State(mu, zero_moments(params))
 

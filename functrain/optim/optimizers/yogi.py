@@ -35,7 +35,9 @@ def scale_by_yogi(
 ) -> GradientTransformation:
     """Rescale updates as Adam does, nu moving by (1 - b2) * updates² towards updates².
 
-    Both moments start at `initial_accumulator_value`. Source: Zaheer et al. 2018, algorithm 2.
+    Both moments start at `initial_accumulator_value`. A complex update's square is |g|², as in optax.
+
+    Source: Zaheer et al. 2018, algorithm 2.
     """
 
     def init(params: Params) -> ScaleByAdamState:

@@ -17,7 +17,7 @@ from functrain.optim.numerics.looping import when
 from functrain.optim.numerics.safe import like, zero_count
 from functrain.optim.optimizers.adam import scale_by_adam
 from functrain.optim.scaling import scale_by_learning_rate
-from functrain.optim.transformation import GradientTransformation, OptState, Updates, check_trainable
+from functrain.optim.transformation import GradientTransformation, OptState, Updates, check_real, check_trainable
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.tree import Params, Tree
 
@@ -54,7 +54,8 @@ def scale_by_galore(
 
     Source: Zhao et al. 2024 (arXiv:2403.03507), algorithm 1.
 
-    Raises: ValueError for a rank below 1, and for dimension numbers that do not name each dimension once.
+    Raises: ValueError for a rank below 1, and for dimension numbers that do not name each dimension once;
+    TypeError naming the leaf that is complex.
     """
     if not isinstance(rank, int) or rank < 1:
         raise ValueError(f"scale_by_galore: expected a rank of at least 1, came {rank!r}")
@@ -62,6 +63,7 @@ def scale_by_galore(
 
     def init(params: Params) -> GaLoreState:
         check_trainable(params)
+        check_real(params, "scale_by_galore")
         rows = list(zip(tree.leaves(params), _numbers(weight_dimension_numbers, params), strict=True))
         structure = tree.flatten(params)[1]
         projectors = tree.unflatten(structure, [_zero_projector(p, dims, rank) for p, dims in rows])

@@ -20,7 +20,7 @@ from functrain.optim.numerics.random_trees import random_like
 from functrain.optim.numerics.safe import device_of, like, zero_count
 from functrain.optim.preconditioning.factors import gram, group, multiply, precise, unfold
 from functrain.optim.scaling import scale_by_learning_rate
-from functrain.optim.transformation import GradientTransformation, GradientTransformationExtraArgs, Updates
+from functrain.optim.transformation import GradientTransformation, GradientTransformationExtraArgs, Updates, check_real
 from functrain.schedules import Scalar, ScalarOrSchedule, exponential_decay
 from functrain.tree import Params, Tree
 
@@ -61,9 +61,7 @@ def scale_by_kron(
     """
 
     def init(params: Params) -> ScaleByKronState:
-        for path, leaf in tree.items(params):
-            if leaf.is_complex():
-                raise TypeError(f"scale_by_kron: {path} is complex; wrap it in split_real_and_imaginary")
+        check_real(params, "scale_by_kron")
         moments = zero_moments(params, mu_dtype)
         leaves, structure = tree.flatten(tree.map(_at_least_1d, params))
         factors = [

@@ -17,7 +17,7 @@ from functrain.optim.numerics.moments import debias, zero_moments
 from functrain.optim.numerics.safe import abs_sq, lerp, like, plus, working_dtype, zero_count
 from functrain.optim.preconditioning.factors import gram, group, multiply, precise
 from functrain.optim.scaling import scale_by_learning_rate
-from functrain.optim.transformation import GradientTransformation, GradientTransformationExtraArgs, Updates
+from functrain.optim.transformation import GradientTransformation, GradientTransformationExtraArgs, Updates, check_real
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.tree import Params, Tree
 
@@ -47,10 +47,13 @@ def scale_by_soap(
     leaves with fewer than two dimensions: for them it equals `scale_by_adam`, one update later.
 
     Source: Vyas et al. 2024 (arXiv:2409.11321), algorithms 3 and 4.
+
+    Raises: TypeError naming the leaf that is complex.
     """
     covariance_decay = b2 if shampoo_beta is None else shampoo_beta
 
     def init(params: Params) -> ScaleBySoapState:
+        check_real(params, "scale_by_soap")
         leaves, structure = tree.flatten(params)
         sizes = [[_rotated_size(p, dim, max_precond_dim) for dim in range(p.dim())] for p in leaves]
         empty = [tuple(precise(p.new_zeros(n, n)) for n in row) for p, row in zip(leaves, sizes, strict=True)]

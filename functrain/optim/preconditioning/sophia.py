@@ -25,6 +25,7 @@ from functrain.optim.transformation import (
     OptState,
     Updates,
     check_params,
+    check_real,
     with_extra_args_support,
 )
 from functrain.schedules import Scalar, ScalarOrSchedule
@@ -49,10 +50,11 @@ def hutchinson_estimator_diag_hessian(random_seed: Tensor | None = None) -> Grad
     It is s times the product of the Hessian and s, a tree of random signs: without bias, and noisy. `obj_fn(params)`
     returns a () tensor. `random_seed` is a key. Equals `optax.contrib.hutchinson_estimator_diag_hessian`.
 
-    Raises: ValueError without params or `obj_fn`.
+    Raises: ValueError without params or `obj_fn`; TypeError naming the leaf that is complex.
     """
 
     def init(params: Params) -> HutchinsonState:
+        check_real(params, "hutchinson_estimator_diag_hessian")
         key = random.key(0) if random_seed is None else random_seed.clone()
         return HutchinsonState(key.to(device_of(params)))
 
@@ -94,10 +96,13 @@ def scale_by_sophia(
     of the update, enters nu. Eagerly it is computed at those updates only; vmapped or compiled, at each.
 
     Source: Liu et al. 2023 (arXiv:2305.14342), algorithm 3.
+
+    Raises: TypeError naming the leaf that is complex.
     """
     hessian = with_extra_args_support(hessian_diagonal_fn)
 
     def init(params: Params) -> SophiaState:
+        check_real(params, "scale_by_sophia")
         return SophiaState(
             zero_count(params), zero_moments(params, mu_dtype), zero_moments(params), hessian.init(params)
         )
