@@ -25,7 +25,7 @@ def ctc_loss_with_forward_probs(
 
     Paddings are 1 where a frame or label does not count, else 0; labels are padded on the right, with any integers.
     `log_epsilon` stands for log 0. Equals `optax.losses.ctc_loss_with_forward_probs`, and its loss
-    `torch.nn.functional.ctc_loss` without reduction.
+    `torch.nn.functional.ctc_loss` without reduction, but for a rounding below 0, which is 0.
 
     Returns the losses (B,), and the logarithms of the probabilities that after frame t, n labels are out and the
     last frame was a blank (T, B, N + 1) or label n + 1 (T, B, N).
@@ -61,6 +61,8 @@ def ctc_loss_with_forward_probs(
     phis[-1] = _advance(phi, emit)
     lengths = most - torch.sum(label_paddings.to(logits.dtype), 1).long()  # (B,)
     losses = -phis[-1].gather(1, lengths[:, None]).squeeze(1)  # (B,)
+    # the probabilities of all paths may add up to 1 and a rounding; the slope stays
+    losses = torch.where(losses < 0, losses - losses.detach(), losses)
     return losses, torch.stack(phis), torch.stack(all_emits)
 
 

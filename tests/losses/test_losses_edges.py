@@ -80,6 +80,17 @@ def test_ctc_loss_is_that_of_torch():
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(mine, theirs, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sure", [9.0, 17.0, 40.0])
+def test_ctc_loss_is_never_negative_and_keeps_its_slope(dtype, sure):
+    logits = torch.tensor([[[0.0, sure]] * 2], dtype=dtype)
+    pads = torch.zeros(1, 2), torch.zeros(1, 1)
+    loss, slope = gradient(lambda x: losses.ctc_loss(x, pads[0], torch.tensor([[1]]), pads[1]).sum(), logits)
+    exact = -math.log1p(-math.exp(-2 * math.log1p(math.exp(sure))))
+    assert 0.0 <= float(loss) and abs(float(loss) - exact) < 4 * torch.finfo(dtype).eps
+    assert torch.isfinite(slope).all()
+
+
 @pytest.mark.parametrize("degree", [1, 2, 3])
 def test_triplet_distances_are_norms_of_any_degree(degree):
     z = torch.randn(3, 4, dtype=torch.float64)
