@@ -50,7 +50,10 @@ def private_step(loss_fn: LossFn, optimizer: GradientTransformation, *, chunk_si
     def gradients(state: TrainState, batch: Batch) -> _Found:
         _check_state("private_step", state)
         (_, losses), grads = of_examples(state.params, batch, random.fold_in(state.key, state.step))
-        return _Found(tree.map(lambda leaf: torch.sum(leaf, 0), losses), losses.weight != 0, grads)
+        # a padded row may hold anything: 0 times NaN is NaN
+        counted = losses.weight != 0
+        losses, grads = tree.map(lambda leaf: _where(counted, leaf), (losses, grads))
+        return _Found(tree.map(lambda leaf: torch.sum(leaf, 0), losses), counted, grads)
 
     def update(state: TrainState, found: _Found) -> tuple[TrainState, Metrics]:
         loss, counted, grads = found
@@ -131,6 +134,10 @@ def _metrics(loss: Loss) -> dict[str, Any]:
 
 def _divisor(loss: Loss) -> Tensor:
     return torch.where(loss.weight == 0, 1.0, loss.weight)
+
+
+def _where(counted: Tensor, leaf: Tensor) -> Tensor:
+    return torch.where(counted.reshape(-1, *[1] * (leaf.dim() - 1)), leaf, 0)
 
 
 def _check_state(what: str, state: TrainState) -> None:

@@ -120,6 +120,17 @@ def test_padded_rows_do_not_count_in_the_mean_norm() -> None:
     assert one["gradient_norm_mean"] > 0
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_a_padded_row_holds_reaches_neither_params_nor_metrics(bad: float) -> None:
+    params, batch = problem(4)
+    batch = batch | {"mask": torch.tensor([1.0, 0, 1, 1], dtype=torch.float64)}
+    dirty = batch | {"x": batch["x"].index_fill(0, torch.tensor([1]), bad)}
+    for optimizer in (optim.dpsgd(0.1, 0.5, 1.0, 3), optim.dpsgd(0.1, 1e9, 0.0, 3)):
+        clean, came = stepped(params, batch, optimizer), stepped(params, dirty, optimizer)
+        for one, other in zip(tree.leaves(clean), tree.leaves(came), strict=True):
+            assert torch.equal(one, other) and torch.isfinite(other).all()
+
+
 def test_bfloat16_gradients_are_clipped_and_added_in_float32() -> None:
     grads = draw(5, 64, 1000).bfloat16()
     aggregate = optim.differentially_private_aggregate(0.5, 0.25, seed=0)
