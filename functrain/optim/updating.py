@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 import functrain.tree as tree
@@ -25,9 +26,28 @@ def apply_updates(params: Params, updates: Updates) -> Params:
 
 
 def incremental_update(new_tensors: Params, old_tensors: Params, step_size: Scalar) -> Params:
-    """Return step_size * new + (1 - step_size) * old: a moving average of params."""
+    """Return step_size * new + (1 - step_size) * old: a moving average of params.
+
+    A leaf that is no floating-point or complex number, such as a count, is a copy of the new one. The old tensors are
+    float32 at least: in half precision an average does not move by less than 1/512 of itself. The new ones may be
+    shorter.
+
+    Raises: TypeError naming the old leaf that is in half precision.
+    """
     rest = 1.0 - step_size
-    return tree.map(lambda new, old: like(step_size, new) * new + like(rest, old) * old, new_tensors, old_tensors)
+
+    def moved(path: str, new: Tensor, old: Tensor) -> Tensor:
+        if not (new.is_floating_point() or new.is_complex()):
+            return new.clone()
+        if old.is_floating_point() and old.dtype.itemsize < 4:
+            raise TypeError(
+                f"incremental_update: {path or 'the leaf'}: an average in {old.dtype} stops where steps are small; "
+                f"keep it in float32, as from ft.tree.cast(params, torch.float32)"
+            )
+        new = new.to(torch.promote_types(new.dtype, old.dtype))
+        return like(step_size, new) * new + like(rest, old) * old
+
+    return tree.map_with_path(moved, new_tensors, old_tensors)
 
 
 def periodic_update(new_tensors: Params, old_tensors: Params, steps: Tensor, update_period: int | Tensor) -> Params:
