@@ -364,16 +364,16 @@ CASES = [
         compiled=True,
     ),
     Case("schedule_free", dict(b1=st.just(0.8)), (make("sgd", 0.1), st.sampled_from([0.1, 0.3])), updates=False),
-    # float64: optax's warm-up divides an int32 count in float32
+    # without a warm-up, in which optax takes the rate of the step after: see test_numbers_of_papers.py
     Case(
         "schedule_free_sgd",
-        dict(learning_rate=rates, warmup_steps=st.sampled_from([None, 4]), weight_decay=rates),
+        dict(learning_rate=rates, weight_decay=rates),
         updates=False,
         float64=1e-6,
     ),
     Case(
         "schedule_free_adamw",
-        dict(learning_rate=rates, warmup_steps=st.sampled_from([None, 4])),
+        dict(learning_rate=rates),
         updates=False,
         float64=1e-6,
     ),

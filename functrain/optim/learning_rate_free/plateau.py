@@ -43,7 +43,8 @@ def reduce_on_plateau(
     """Multiply updates by a scale that is multiplied by `factor` after `patience` losses that are no better.
 
     `update` takes the loss as `value=`; `accumulation_size` losses are averaged first. Better is below
-    (1 - rtol) * best - atol. Equals `torch.optim.lr_scheduler.ReduceLROnPlateau` stepped with every loss.
+    best - rtol * |best| - atol; optax, and torch, have best in place of |best|, so that no negative loss is a plateau.
+    Of positive losses it equals `torch.optim.lr_scheduler.ReduceLROnPlateau(patience=patience - 1)` stepped with each.
 
     Raises: ValueError for a factor outside (0, 1) and for tolerances that are negative, both 0, or above 1;
     tensors are not looked at.
@@ -77,14 +78,16 @@ def reduce_on_plateau(
         return tree.map(lambda g: like(state.scale, g) * g, updates), state
 
     def _judge(state: ReduceLROnPlateauState, mean: Tensor) -> ReduceLROnPlateauState:
-        better = mean < (1 - like(rtol, mean)) * state.best_value - like(atol, mean)
+        best = state.best_value
+        margin = torch.where(best < 0, (1 + like(rtol, mean)) * best, (1 - like(rtol, mean)) * best)
+        better = (mean < margin - like(atol, mean)) | (torch.isinf(best) & (mean < best))
         waited = torch.where(better, 0, state.plateau_count + 1)
         cooling = state.cooldown_count > 0
         shrink = ~cooling & (waited == patience)
         scale = torch.where(shrink, state.scale * like(factor, state.scale), state.scale)
         return ReduceLROnPlateauState(
             scale=torch.where(cooling, state.scale, torch.clamp(scale, min=like(min_scale, scale))),
-            best_value=torch.where(better, mean, state.best_value),
+            best_value=torch.where(better, mean, best),
             plateau_count=torch.where(cooling | shrink, 0, waited),
             cooldown_count=torch.where(cooling, state.cooldown_count - 1, torch.where(shrink, cooldown, 0)),
             count=torch.zeros_like(state.count),

@@ -54,12 +54,17 @@ def schedule_free(
     """Train at a point between z, which the base optimizer moves, and x, the average of all z.
 
     The params are that point, y = b1 * x + (1 - b1) * z; `schedule_free_eval_params` gives x, to be evaluated. The base
-    optimizer has no momentum of its own. `learning_rate` is that of the base optimizer; it weighs the average.
+    optimizer has no momentum of its own. `learning_rate` is that of the base optimizer; that of a step weighs its z in
+    the average. optax 0.2.8 weighs it by that of the step after, which in a warm-up is another one.
 
     Source: Defazio et al. 2024 (arXiv:2405.15682).
 
-    Raises: ValueError without params.
+    Raises: ValueError without params, and for a b1 outside (0, 1]: with 0 the params are z, which tell nothing of x.
     """
+    if isinstance(b1, (int, float)) and not 0.0 < b1 <= 1.0:
+        raise ValueError(
+            f"schedule_free: b1 must be in (0, 1], came {b1}; without averaging, use the base optimizer alone"
+        )
     base = with_extra_args_support(base_optimizer)
 
     def init(params: Params) -> ScheduleFreeState:
@@ -73,7 +78,7 @@ def schedule_free(
         updates: Updates, state: ScheduleFreeState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, ScheduleFreeState]:
         check_params(params, "schedule_free")
-        rate = learning_rate(state.step_count) if callable(learning_rate) else learning_rate
+        rate = learning_rate(state.step_count - 1) if callable(learning_rate) else learning_rate
         max_lr = torch.maximum(
             state.max_lr, torch.as_tensor(rate, dtype=state.max_lr.dtype, device=state.max_lr.device)
         )

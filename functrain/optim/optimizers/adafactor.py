@@ -57,7 +57,8 @@ def scale_by_factored_rms(
     """Divide updates by the root of an average of their squares, of which rows and columns only are kept.
 
     Leaves with two dimensions of at least `min_dim_size_to_factor` are factored along their two largest ones.
-    `decay_rate_fn` makes the average's decay from (updates so far in float64, decay_rate).
+    `decay_rate_fn` makes the average's decay from (updates so far less `step_offset`, at least 0, in float64,
+    decay_rate). In optax the decay of a count below the offset is NaN.
 
     A complex update's square is |g|², as in optax.
 
@@ -87,7 +88,8 @@ def scale_by_factored_rms(
 
     def update(updates: Updates, state: FactoredState, params: Params | None = None) -> tuple[Updates, FactoredState]:
         check_params(params, "scale_by_factored_rms")
-        rest = scalar(1.0 - decay_rate_fn(state.count.to(torch.float64) - step_offset, decay_rate), updates)
+        steps = torch.clamp(state.count.to(torch.float64) - step_offset, min=0.0)
+        rest = scalar(1.0 - decay_rate_fn(steps, decay_rate), updates)
 
         def step(g: Tensor, row: Tensor, col: Tensor, v: Tensor, p: Tensor) -> tuple[Tensor, ...]:
             square, dims = plus(abs_sq(g), epsilon), dims_of(p)
