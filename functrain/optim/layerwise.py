@@ -23,9 +23,10 @@ def layerwise_decay(
 ) -> GradientTransformation:
     """Multiply the update of each path by `decay_rate ** (deepest - depth(path))`.
 
-    The deepest layer, that of the largest depth if None is given, learns at the full rate; each one before it at
-    `decay_rate` of the next. It comes after what rescales updates, such as `adamw`, which would undo it; then weight
-    decay is less in early layers too. A model of 12 blocks whose embedding is before and whose head is after them:
+    The deepest layer, that of the largest depth among the leaves if None is given, learns at the full rate; each one
+    before it at `decay_rate` of the next. It comes after what rescales updates, such as `adamw`, which would undo it;
+    then weight decay is less in early layers too. A model of 12 blocks whose embedding is before and whose head is
+    after them:
 
     `depth = lambda path: int(path.split("/")[1]) + 1 if path.startswith("blocks") else 13 * path.startswith("head")`
 

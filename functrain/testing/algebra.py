@@ -71,6 +71,23 @@ def partitioned(subject: Subject, trial: Trial) -> None:
         check_close(only(together.params), alone.params, subject.rtol, f"params of the group {group!r}: ")
 
 
+def uncounted(subject: Subject, trial: Trial) -> None:
+    """An update depends neither on a leaf's position nor on the number of leaves: the others' are the same, to
+    rounding, beside an empty leaf and where it is masked."""
+    leaves, structure = tree.flatten(trial.params)
+    ends = {0, len(leaves) - 1} if len(leaves) > 1 else set()  # those before a leaf are counted, or those after it
+    for end in sorted(ends):
+        emptied = [leaf.new_zeros(0, *leaf.shape[1:]) if i == end else leaf for i, leaf in enumerate(leaves)]
+        params = tree.unflatten(structure, emptied)
+        grads = subject.grads(trial._replace(params=params))
+        others = _Only([i != end for i in range(len(leaves))])
+        beside = subject.run(subject.build(), params, grads)
+        alone = subject.run(subject.build(), others(params), [others(g) for g in grads])
+        what = f"beside an empty leaf {tree.paths(params)[end]}, against where it is masked: "
+        check_close(others(beside.updates), alone.updates, subject.rtol, f"updates {what}")
+        check_close(others(beside.params), alone.params, subject.rtol, f"params {what}")
+
+
 def leafwise(subject: Subject, trial: Trial) -> None:
     """Each leaf is treated as if it were alone, to rounding: numbers for all leaves are made in the longest of their
     dtypes (declared)."""
@@ -101,5 +118,6 @@ LAWS = [
     Law(masked_everywhere, "walk trees with ft.tree, so that any node may stand in them"),
     Law(masked_nowhere, "let init and update pass a tree without leaves: torch.stack([]) is an error"),
     Law(partitioned, "let init and update see the leaves that they are given, and no others"),
+    Law(uncounted, "go by a leaf's path where leaves differ; what draws by leaf number says without=['uncounted']"),
 ]
 LEAFWISE = Law(leafwise, "let nothing of one leaf reach another, or do not declare leafwise=True")

@@ -189,6 +189,22 @@ def the_largest_of_all_leaves() -> GradientTransformation:
     return whole(lambda updates, params: tree.map(lambda g: g / (1 + tree.norm(updates)).to(g.dtype), updates))
 
 
+def times_its_place() -> GradientTransformation:
+    def placed(updates: Any, params: Any) -> Any:
+        leaves, structure = tree.flatten(updates)
+        return tree.unflatten(structure, [(i + 1) * g for i, g in enumerate(leaves)])
+
+    return whole(placed)
+
+
+def times_its_place_from_the_end() -> GradientTransformation:
+    def placed(updates: Any, params: Any) -> Any:
+        leaves, structure = tree.flatten(updates)
+        return tree.unflatten(structure, [(len(leaves) - i) * g for i, g in enumerate(leaves)])
+
+    return whole(placed)
+
+
 # ---- execution ------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +321,8 @@ MUTANTS: list[tuple[str, Any, dict[str, Any]]] = [
      {"extra_args": lambda step: {"value": 2.0}, "without": ["neutral", "associative"]}),
     ("masked_nowhere", stacks_all_norms(), {}),
     ("partitioned", remembers_outside(EVERYWHERE), {"without": ["associative"]}),
+    ("uncounted", times_its_place(), {}),
+    ("uncounted", times_its_place_from_the_end(), {}),
     ("leafwise", the_largest_of_all_leaves(), {"leafwise": True}),
     ("vmapped", looks_at_a_value(), {}),
     ("vmapped_rate", the_rate_becomes_a_float, {}),

@@ -37,7 +37,7 @@ def differentially_private_aggregate(
     """Average gradients of single examples, each clipped, with normal noise of l2_norm_clip * noise_multiplier.
 
     B is the number of rows, padded ones too, since how many were drawn is not to be told. Clips, adds and draws in
-    float32 at least, and returns the dtype of the gradients.
+    float32 at least, and returns the dtype of the gradients. A leaf draws by its number among the leaves.
 
     Shapes: every leaf of updates is (B, ...), of the new updates (...).
 

@@ -33,7 +33,7 @@ def round_state_stochastically(
     Each number is rounded up with the probability of how far it has come from the one below, so that the mean is the
     number itself. To the nearest, a second moment with b2 = 0.999 would stop: a change of 0.001 is less than half of
     the 2**-7 between two of bfloat16. Updates keep their dtype, () tensors such as counts and rates theirs. The
-    derivative is that of the mean, 1.
+    derivative is that of the mean, 1. A leaf draws by its number among those of the state.
 
     Source: Gupta et al. 2015 (arXiv:1502.02551), section 3; Zamirai et al. 2020 (arXiv:2010.06192).
     """

@@ -36,6 +36,8 @@ def add_noise(
 ) -> GradientTransformation:
     """Add normal noise of variance eta / count ** gamma to updates, from a key or a seed; the numbers are optax's.
 
+    A leaf draws by its number among the leaves: one more before it, and it draws others.
+
     Source: Neelakantan et al. 2015 (arXiv:1511.06807), equation 1.
 
     Raises: ValueError without a key or a seed, and with both; TypeError naming the leaf that is complex.

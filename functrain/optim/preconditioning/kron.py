@@ -53,7 +53,7 @@ def scale_by_kron(
     norm; eagerly only at the updates that a random number below `preconditioner_update_probability` chooses, vmapped or
     compiled it is computed at each. A factor is an upper triangle, or a diagonal for dimensions above
     `max_size_triangular` and leaves of fewer than `min_ndim_triangular`. `damping` times v is added to x, so that Q
-    stays finite where x is 0.
+    stays finite where x is 0. A leaf draws v by its number among the leaves.
 
     Source: Li 2015 (arXiv:1512.04202); Pooladzandi and Li 2024 (arXiv:2402.04553).
 

@@ -48,7 +48,8 @@ def hutchinson_estimator_diag_hessian(random_seed: Tensor | None = None) -> Grad
     """Replace updates by an estimate of the diagonal of the Hessian of `obj_fn`, a keyword argument of the update.
 
     It is s times the product of the Hessian and s, a tree of random signs: without bias, and noisy. `obj_fn(params)`
-    returns a () tensor. `random_seed` is a key. Equals `optax.contrib.hutchinson_estimator_diag_hessian`.
+    returns a () tensor. `random_seed` is a key, from which a leaf draws by its number among the leaves. Equals
+    `optax.contrib.hutchinson_estimator_diag_hessian`.
 
     Raises: ValueError without params or `obj_fn`; TypeError naming the leaf that is complex.
     """
