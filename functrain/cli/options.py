@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
 import io
 import os
+import re
 import shutil
-from collections.abc import Sequence
-from typing import TypeVar
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import tyro
 
@@ -18,8 +22,18 @@ class UsageError(ValueError):
     """The command was asked for something that it does not have."""
 
 
-def parse(cls: type[T], words: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
+def parse(
+    cls: type[T],
+    words: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: T | None = None,
+    beside: Sequence[str] = (),
+) -> T:
     """Read a dataclass from the words of a command line; `--help` prints and exits.
+
+    `beside` are options that were taken out before, and may have been meant.
 
     Raises: UsageError in one line.
     """
@@ -33,7 +47,7 @@ def parse(cls: type[T], words: Sequence[str], *, prog: str, description: str, de
     except SystemExit as stop:
         if not stop.code:
             raise
-    raise UsageError(f"{_first_sentence(said.getvalue())} (see {prog} --help)")
+    raise UsageError(f"{_first_sentence(said.getvalue(), [*_names(cls), *beside])} (see {prog} --help)")
 
 
 @contextlib.contextmanager
@@ -49,7 +63,7 @@ def _wide(wide: bool):  # type: ignore[no-untyped-def]
             os.environ["COLUMNS"] = before
 
 
-def _first_sentence(box: str) -> str:
+def _first_sentence(box: str, names: list[str]) -> str:
     """Take the error out of tyro's box, drawn in lines or, where the output is no UTF-8, in spaces and dashes."""
     drawn = "│" in box
     lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│" if drawn else " ")]
@@ -59,7 +73,46 @@ def _first_sentence(box: str) -> str:
             parts.append([])
         elif line:
             parts[-1].append(line)
-    said, *rest = parts if drawn else parts[1:]  # without lines, the title is a part of its own
-    close = [line for part in rest for line in part if line.startswith("--")]
-    unknown = said and said[0].startswith("Unrecognized")
-    return " ".join(said) + (f"; did you mean {close[0].split()[0].rstrip(',')}?" if unknown and close else "")
+    said = " ".join(parts[0 if drawn else 1])  # without lines, the title is a part of its own
+    if said.startswith("Unrecognized"):
+        unknown = re.search(r"--[\w.-]+", said)
+        meant = unknown and suggestion(unknown.group(), names)
+        return said + (f"; did you mean {meant}?" if meant else "")
+    # what a config says of its own numbers names them itself
+    return re.sub(r"^Error parsing (?!-)\S+: ", "", said).partition(". Got errors:")[0]
+
+
+def suggestion(word: str, names: Sequence[str]) -> str | None:
+    """Return the option that `word` means: by its last part first, as `--lr` is `--optimizer.learning-rate`
+    where no other is called so, then by the whole."""
+    word = word.replace("_", "-")
+    last = _last(word)
+    for found in (
+        [name for name in names if _last(name) == last],
+        [name for name in names if "".join(part[:1] for part in _last(name).split("-")) == last],
+        [name for name in names if _last(name) in difflib.get_close_matches(last, map(_last, names), 1)],
+        [name for name in names if last in _last(name).split("-")],
+    ):
+        if found:
+            return max(found, key=lambda name: difflib.SequenceMatcher(None, name, word).ratio())
+    return next(iter(difflib.get_close_matches(word, names, 1)), None)
+
+
+def _last(name: str) -> str:
+    return name.lstrip("-").rpartition(".")[2]
+
+
+def _names(cls: Any, above: str = "") -> Iterator[str]:
+    """Give the options that tyro makes of a dataclass."""
+    for field, hint in typing.get_type_hints(cls, include_extras=True).items():
+        kind, marks = getattr(hint, "__origin__", hint), getattr(hint, "__metadata__", ())
+        name = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), field.replace("_", "-"))
+        if dataclasses.is_dataclass(kind):
+            yield from _names(kind, f"{above}{name}." if name else above)
+        elif not _POSITIONAL & set(marks):
+            yield f"--{above}{name}"
+            if kind is bool and not marks:
+                yield f"--{above}no-{name}"
+
+
+_POSITIONAL = set(tyro.conf.Positional[str].__metadata__)

@@ -53,6 +53,7 @@ def main(words: Sequence[str]) -> None:
         prog=f"functrain train {preset}",
         description=DESCRIPTION,
         default=Options(config=config, run=f"runs/{preset}"),
+        beside=["--config"],
     )
     config, over = options.config, _numbers(options)
     run, show = Path(options.run), progress.show()

@@ -82,9 +82,12 @@ def corpus(
         raise ValueError(f"corpus: {str(name_or_path)!r} is neither a file nor a folder, nor the corpus 'python'")
     documents = tuple(sorted(document for document in found if document.text))
     if not documents:
+        way_out = (
+            "another fraction (0.0 gives everything to train)" if split == "train" else "another fraction, a larger one"
+        )
         raise ValueError(
             f"corpus: {path} holds no text for split {split!r} with validation={validation} and pattern={pattern!r}; "
-            "give more text, or another fraction (0.0 gives everything to train)"
+            f"give more text, or {way_out}"
         )
     return Corpus(str(name_or_path), split, documents, _fingerprint(documents))
 

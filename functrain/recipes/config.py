@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,14 @@ class Data:
     """The part that is kept for validation."""
     vocabulary: int = 1024
     """256: the bytes are the tokens. More: byte pairs are merged until there are that many tokens."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.validation < 1.0:
+            raise ValueError(
+                f"data.validation: expected a part of the text above 0 and below 1, came {self.validation}; a run ends "
+                "with its loss on text that it has not seen, for which 0.01 of a long one is enough"
+            )
+        _at_least(self, "data.", {"vocabulary": 256})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +39,12 @@ class Model:
     dropout: float = 0.0
     attention: Literal["fused", "math"] = "fused"
     """How attention is computed; math is the faster one on a CPU for short contexts."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "model.", {"layers": 1, "heads": 1, "width": 1, "context": 1})
+        if self.width % self.heads:
+            raise ValueError(f"model.heads: expected a number that divides the width {self.width}, came {self.heads}")
+        _within(self, "model.", ["dropout"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +61,25 @@ class Optimizer:
     b2: float = 0.99
     weight_decay: float = 0.1
     """On matrices; vectors are not decayed."""
-    clip_norm: float = 1.0
-    """The gradient's global norm is clipped to this."""
+    clip_norm: float | Literal["none"] = 1.0
+    """The gradient's global norm is clipped to this; none: it is not clipped."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "final_learning_rate", "weight_decay"):
+            if not (math.isfinite(value := getattr(self, name)) and value >= 0.0):
+                raise ValueError(f"optimizer.{name}: expected a finite number of at least 0, came {value}")
+        _within(self, "optimizer.", ["warmup", "b1", "b2"])
+        clip = self.clip_norm
+        if clip != "none" and not (math.isfinite(clip) and clip > 0.0):
+            raise ValueError(f"optimizer.clip_norm: expected a finite number above 0, or none, came {clip}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All that a run depends on: equal configs give equal bits on one machine."""
+    """All that a run depends on: equal configs give equal bits on one machine, whatever their `CADENCES`.
+
+    Raises: ValueError naming a number that cannot be.
+    """
 
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -87,17 +114,30 @@ class Config:
     """Batches after such a row that are left out too."""
 
     def __post_init__(self) -> None:
-        counts = ["steps", "batch", "accumulate", "log_every", "evaluate_every", "evaluate_batches", "checkpoint_every"]
-        for name in [*counts, "stop_after_nonfinite"]:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, came {getattr(self, name)}")
-        for name in ("roll_backs", "roll_back_skip"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected at least 0, came {getattr(self, name)}")
+        counts = ["steps", "batch", "accumulate", *CADENCES, "stop_after_nonfinite"]
+        _at_least(self, "", dict.fromkeys(counts, 1) | {"roll_backs": 0, "roll_back_skip": 0, "seed": 0})
+        if self.seed >= 2**64:
+            raise ValueError(f"seed: expected a number below 2 ** 64, came {self.seed}")
+        if self.accumulate > self.batch:
+            raise ValueError(f"accumulate: expected at most the batch of {self.batch}, came {self.accumulate}")
         if not 0.0 <= self.recompute <= 1.0:
             raise ValueError(f"recompute: expected a part of the layers in [0, 1], came {self.recompute}")
-        if not 0.0 <= self.optimizer.warmup < 1.0:
-            raise ValueError(f"optimizer.warmup: expected a part of the steps in [0, 1), came {self.optimizer.warmup}")
+
+
+CADENCES = ["log_every", "evaluate_every", "evaluate_batches", "checkpoint_every"]
+"""How often a run is looked at: no part of what it is, and another one when it goes on is no change."""
+
+
+def _at_least(config: Any, prefix: str, counts: dict[str, int]) -> None:
+    for name, least in counts.items():
+        if getattr(config, name) < least:
+            raise ValueError(f"{prefix}{name}: expected at least {least}, came {getattr(config, name)}")
+
+
+def _within(config: Any, prefix: str, parts: list[str]) -> None:
+    for name in parts:
+        if not 0.0 <= getattr(config, name) < 1.0:
+            raise ValueError(f"{prefix}{name}: expected a number in [0, 1), came {getattr(config, name)}")
 
 
 PRESETS = {

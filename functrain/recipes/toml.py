@@ -6,9 +6,10 @@ import dataclasses
 import difflib
 import json
 import tomllib
+import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, Union
 
 Config = TypeVar("Config")
 
@@ -26,11 +27,13 @@ def dumps(config: Any) -> str:
 def loads(text: str, default: Config, where: str) -> Config:
     """Return `default` with the fields that `text` names replaced.
 
+    A byte order mark before the text, as editors leave it, is passed over.
+
     Raises: ValueError naming `where`, the key, what was expected and what came, for text that is no TOML, an unknown
-    key or a value of another type.
+    key, a value of another type or one that cannot be.
     """
     try:
-        table = tomllib.loads(text)
+        table = tomllib.loads(text.removeprefix("\ufeff"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{where}: expected TOML, and it breaks off: {error}") from None
     return _replace(default, table, where, "")
@@ -76,16 +79,24 @@ def _replace(default: Any, table: dict[str, Any], where: str, prefix: str) -> An
             changed[key] = _replace(current, value, where, f"{name}.")
         else:
             changed[key] = _typed(hints[key], value, f"{where}: {name}")
-    return dataclasses.replace(default, **changed)
+    try:
+        return dataclasses.replace(default, **changed)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    if typing.get_origin(hint) is Literal:
-        if value in typing.get_args(hint):
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for kind in kinds:
+        if value in typing.get_args(kind) if typing.get_origin(kind) is Literal else type(value) is kind:
             return value
-        raise ValueError(f"{where}: expected one of {', '.join(map(repr, typing.get_args(hint)))}, came {value!r}")
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise ValueError(f"{where}: expected {hint.__name__}, came {value!r}")
-    return value
+        if kind is float and type(value) is int:
+            return float(value)
+    raise ValueError(f"{where}: expected {' or '.join(map(_said, kinds))}, came {value!r}")
+
+
+def _said(kind: Any) -> str:
+    if typing.get_origin(kind) is not Literal:
+        return str(kind.__name__)
+    values = list(map(repr, typing.get_args(kind)))
+    return values[0] if len(values) == 1 else f"one of {', '.join(values)}"

@@ -14,8 +14,12 @@ from functrain.recipes.config import PRESETS, Config, Data, Model, Optimizer
 CONFIGS = st.builds(
     Config,
     data=st.builds(Data, corpus=st.text(st.characters(exclude_categories=["Cs"]))),
-    model=st.builds(Model, layers=st.integers()),
-    optimizer=st.builds(Optimizer, b1=st.floats(allow_nan=False)),
+    model=st.builds(Model, layers=st.integers(min_value=1)),
+    optimizer=st.builds(
+        Optimizer,
+        b1=st.floats(0, 1, exclude_max=True),
+        clip_norm=st.just("none") | st.floats(0, exclude_min=True, allow_infinity=False),
+    ),
     precision=st.sampled_from(["float32", "bfloat16"]),
     compile=st.booleans(),
 )
@@ -50,12 +54,19 @@ def test_a_file_changes_only_what_it_names():
         ("steps = 1.5", "steps: expected int, came 1.5"),
         ("steps = true", "steps: expected int, came True"),
         ("compile = 1", "compile: expected bool, came 1"),
+        ('[optimizer]\nclip_norm = "off"', "optimizer.clip_norm: expected float or 'none', came 'off'"),
+        ("[optimizer]\nb1 = 1.5", r"optimizer.b1: expected a number in \[0, 1\), came 1.5"),
+        ("seed = -1", "seed: expected at least 0, came -1"),
         ('precision = "float16"', "precision: expected one of 'float32', 'bfloat16', came 'float16'"),
     ],
 )
 def test_a_wrong_file_is_told_where(text, says):
     with pytest.raises(ValueError, match=f"run.toml: .*{says}"):
         toml.loads(text, Config(), "run.toml")
+
+
+def test_what_an_editor_puts_before_the_text_is_passed_over():
+    assert toml.loads("\ufeffsteps = 5\n", Config(), "file").steps == 5
 
 
 def test_an_integer_is_a_float_where_one_is_wanted():
