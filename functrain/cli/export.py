@@ -34,23 +34,18 @@ class Options:
 def main(words: Sequence[str]) -> None:
     options = parse(Options, words, prog="functrain export", description=DESCRIPTION)
     run = Path(options.run)
-    config = folder.read_config(run)
-    chosen = _chosen(run, options.step)
+    chosen = folder.newest(run) if options.step is None else _chosen(run, options.step)
     tokenizer = ft.data.load_tokenizer(run / "tokenizer.json")
     params = ft.checkpoint.load(chosen, at="params")
     files = tokenizer_files(tokenizer)
-    made = gpt2.to_hf(options.to, params, pretrain.model_of(config, tokenizer), end=tokenizer.end, files=files)
+    model = pretrain.model_at(run, chosen, tokenizer)
+    made = gpt2.to_hf(options.to, params, model, end=tokenizer.end, files=files)
     print(f"{chosen} -> {made}")
     if not files:
         print(f"without a tokenizer: {run / 'tokenizer.json'} is none of the tokenizers library")
 
 
-def _chosen(run: Path, step: int | None) -> Path:
-    if step is None:
-        newest = ft.checkpoint.latest(run)
-        if newest is None:
-            raise UsageError(f"{run}: no checkpoint yet; functrain train makes one")
-        return newest
+def _chosen(run: Path, step: int) -> Path:
     path = run / "checkpoints" / f"step-{step:08d}"
     if not path.is_dir():
         there = ", ".join(sorted({str(step_of(path)) for path in ft.checkpoint.list(run)}, key=int))

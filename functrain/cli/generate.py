@@ -44,16 +44,13 @@ def main(words: Sequence[str]) -> None:
     if options.tokens < 0:
         raise UsageError(f"generate: --tokens: expected at least 0, came {options.tokens}")
     run = Path(options.run)
-    config = folder.read_config(run)
-    newest = ft.checkpoint.latest(run)
-    if newest is None:
-        raise UsageError(f"{run}: no checkpoint yet; functrain train makes one")
+    newest = folder.newest(run)
     tokenizer = ft.data.load_tokenizer(run / "tokenizer.json")
     device = pretrain.device_of(options.device)
     params = ft.tree.map(lambda p: p.to(device), ft.checkpoint.load(newest, at="params"))
     text = continuation(
         params,
-        pretrain.model_of(config, tokenizer),
+        pretrain.model_at(run, newest, tokenizer),
         tokenizer,
         options.prompt,
         ft.random.key(options.seed, device),

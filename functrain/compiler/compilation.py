@@ -30,6 +30,20 @@ class CompilerNotFoundError(RuntimeError):
     """There is no C++ compiler on this machine, and compiling for the CPU needs one."""
 
 
+_NO_COMPILER = (
+    "ft.compile: no C++ compiler found, and compiling for the CPU needs one; install g++ or clang++ "
+    "(or set CXX to one), or leave out ft.compile: the step runs in eager as it is"
+)
+
+
+def check_compiler() -> None:
+    """Raise CompilerNotFoundError where a function of tensors on the CPU would at its first call."""
+    from functrain.compiler.inductor import lowering
+
+    if not lowering.has_cxx_compiler():
+        raise CompilerNotFoundError(_NO_COMPILER)
+
+
 def compile(fn: Callable[..., Any], *, donate: bool = False, cache: str | os.PathLike[str] | None = None) -> Compiled:
     """Compile a pure function of trees, whole: nothing falls back to eager, and an operation that cannot be compiled
     is an error.
@@ -280,8 +294,5 @@ def _or_explain(fn: Callable[..., Any], *args: Any) -> Any:
             # the way to the user's line, and not the page between it and here
             raise TypeError(f"ft.compile: {reading}").with_traceback(untraceable.users_own(error)) from None
         if lowering.no_cxx_compiler(error):
-            raise CompilerNotFoundError(
-                "ft.compile: no C++ compiler found, and compiling for the CPU needs one; install g++ or clang++ "
-                "(or set CXX to one), or leave out ft.compile: the step runs in eager as it is"
-            ) from error
+            raise CompilerNotFoundError(_NO_COMPILER) from error
         raise

@@ -12,12 +12,15 @@ sample.txt, loss.png
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from functrain import checkpoint, tree
 from functrain.data.atomic import replacing
+from functrain.models import gpt2
 from functrain.recipes import toml
-from functrain.recipes.config import Config
+from functrain.recipes.config import CADENCES, Config
 from functrain.train import TrainState
 
 
@@ -40,26 +43,56 @@ def read_config(run: Path) -> Config:
     file = run / "config.toml"
     if not file.is_file():
         raise ValueError(f"{run}: expected the folder of a run, and it has no config.toml")
-    return toml.loads(file.read_text(encoding="utf-8"), Config(), str(file))
+    return toml.loads(file.read_text(encoding="utf-8", errors="surrogateescape"), Config(), str(file))
+
+
+def newest(run: Path) -> Path:
+    """Return the newest whole checkpoint of a run.
+
+    Raises: ValueError if `run` is no run's folder, or has none yet.
+    """
+    if not (run / "config.toml").is_file():
+        raise ValueError(f"{run}: expected the folder of a run, and it has no config.toml")
+    found = checkpoint.latest(run)
+    if found is None:
+        raise ValueError(f"{run}: no checkpoint yet; functrain train makes one")
+    return found
 
 
 def write(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all. What in it came of a file's name in another encoding keeps its bytes."""
     with replacing(file) as stream:
-        stream.write(text.encode("utf-8"))
+        stream.write(text.encode("utf-8", "surrogateescape"))
 
 
-def check_same_config(run: Path, config: Config) -> None:
-    """Refuse to go on with a run under another config; the error is the difference.
+def check_same_config(run: Path, config: Config, *, accept_changes: bool = False) -> None:
+    """Refuse to go on with a run under another config, but for its cadences; the error is the difference.
 
-    Raises: ValueError.
+    Raises: ValueError, also with `accept_changes` where what was trained would be of another shape.
     """
-    changes = toml.differences(read_config(run), config)
-    if changes:
+    changes = [line for line in toml.differences(read_config(run), config) if line.partition(":")[0] not in CADENCES]
+    if any(line.partition(":")[0] in _SHAPE for line in changes):
+        raise ValueError(f"{run} holds a model of another shape; choose another --run:{_lines(changes)}")
+    if changes and not accept_changes:
         raise ValueError(
             f"{run} was started with another config; choose another --run, or go on with "
             f"--accept-changes:{_lines(changes)}"
         )
+
+
+_SHAPE = {"data.vocabulary", "model.layers", "model.width", "model.context"}
+
+
+def check_steps(run: Path, done: int, config: Config) -> None:
+    """Refuse a run that has done more steps than it is asked for. Raises: ValueError."""
+    if done > config.steps:
+        raise ValueError(f"{run}: expected steps of at least the {done} that it has done, came {config.steps}")
+
+
+def check_unchanged(run: Path, there: list[Path]) -> None:
+    """Refuse where another process saved since the run's checkpoints were listed. Raises: ValueError."""
+    if checkpoint.list(run) != there:
+        raise ValueError(f"{run}: another process has saved here meanwhile; the same command again goes on from there")
 
 
 def check_same_text(newest: Path, fingerprints: dict[str, str]) -> None:
@@ -67,12 +100,29 @@ def check_same_text(newest: Path, fingerprints: dict[str, str]) -> None:
 
     Raises: ValueError naming both fingerprints.
     """
-    changes = checkpoint.differences(newest, {"text": fingerprints})
+    saved = checkpoint.contents(newest).metadata
+    changes = checkpoint.differences(
+        newest, {key: saved[key] for key in saved if key in _OURS} | {"text": fingerprints}
+    )
     if changes:
         raise ValueError(
             f"{newest}: the corpus is not the one it was trained on; choose another --run, or go on with "
             f"--accept-changes:{_lines(changes)}"
         )
+
+
+_OURS = {"text", "model"}
+
+
+def metadata(fingerprints: dict[str, str], model: gpt2.Config) -> dict[str, Any]:
+    """Return what each checkpoint of a run says: the text, and the shape of the model, so no file beside it does."""
+    return {"text": fingerprints, "model": dataclasses.asdict(model)}
+
+
+def model_in(found: Path) -> gpt2.Config | None:
+    """Return the shape of the model in a checkpoint; None of one that was saved before they said it."""
+    said = checkpoint.contents(found).metadata.get("model")
+    return None if said is None else gpt2.Config(**said)
 
 
 def _lines(changes: list[str]) -> str:

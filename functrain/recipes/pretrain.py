@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 import functrain as ft
+from functrain.compiler.compilation import check_compiler
 from functrain.models import gpt2
 from functrain.recipes import folder, toml
 from functrain.recipes import texts as texts_of
@@ -32,36 +33,50 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
     Equals, after any number of kills and starts, the run that was not killed: bit for bit, on the same machine with as
     many threads. A guard skips steps that are not finite, and `Diverged` ends a run that skips too many in a row.
 
-    Raises: ValueError if a checkpoint is of another config or text, unless `accept_changes`; Diverged.
+    Nothing is written before everything is checked.
+
+    Raises: ValueError if a checkpoint is of another config or text, unless `accept_changes`, and for a text that is too
+    short; Diverged.
     """
     device = device_of(config.device)
+    if config.compile and device.type == "cpu":
+        check_compiler()
     folder.check_ours(run)
+    there, newest = ft.checkpoint.list(run), ft.checkpoint.latest(run)
+    if newest is not None:
+        folder.check_same_config(run, config, accept_changes=accept_changes)
     sides = texts_of.read(config.data)
     fingerprints = {"train": sides.train.fingerprint, "validation": sides.validation.fingerprint}
-    # before anything else is written: it says who else writes here
-    saves = ft.checkpoint.every(config.checkpoint_every, run, metadata={"text": fingerprints})
-    newest = ft.checkpoint.latest(run)
     if newest is not None and not accept_changes:
-        folder.check_same_config(run, config)
         folder.check_same_text(newest, fingerprints)
-    folder.write(run / "config.toml", toml.dumps(config))
-    texts = texts_of.encode(sides, config.data, run, resumed=newest is not None)
-    describe(config, texts, show)
+    tokenizer = texts_of.tokenizer_of(sides, config.data, run, resumed=newest is not None)
+    short = texts_of.check_lengths(sides, tokenizer, config.model.context)
 
-    model, optimizer, schedule = model_of(config, texts.tokenizer), optimizer_of(config), schedule_of(config)
+    model, optimizer, schedule = model_of(config, tokenizer), optimizer_of(config), schedule_of(config)
     loss_fn, guard = loss_of(config, model), guard_of(config)
-    step: Step = ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, guard=guard)
-    if config.compile:
-        step = ft.compile(step, donate=True, cache=run / "programs")
-    batches = ft.data.windows(texts.train, batch=config.batch, context=config.model.context, seed=config.seed)
     key = ft.random.key(config.seed, device)
     state = ft.init_state(gpt2.init(model, key), optimizer, key=key, guard=guard)
     if newest is not None:
         state = folder.load_state(newest, state)
+    done = int(state.step)
+    folder.check_steps(run, done, config)
+
+    # all is checked: only from here on something is written, and first what says who else writes here
+    saves = ft.checkpoint.every(config.checkpoint_every, run, metadata=folder.metadata(fingerprints, model))
+    folder.check_unchanged(run, there)
+    folder.write(run / "config.toml", toml.dumps(config))
+    texts = texts_of.encode(sides, tokenizer, run)
+    describe(config, texts, show)
+    if short is not None:
+        show.note(short)
+    if newest is not None:
         for change in folder.other_environment(newest):
             show.note(f"not the machine that saved the checkpoint, the last bits may differ: {change}")
-    done = int(state.step)
     show.note(f"{ft.tree.size(state.params):,} parameters on {device}, {torch.get_num_threads()} threads")
+    step: Step = ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, guard=guard)
+    if config.compile:
+        step = ft.compile(step, donate=True, cache=run / "programs")
+    batches = ft.data.windows(texts.train, batch=config.batch, context=config.model.context, seed=config.seed)
 
     record = Record(
         run,
@@ -140,6 +155,12 @@ def model_of(config: Config, tokenizer: ft.data.Tokenizer) -> gpt2.Config:
     )
 
 
+def model_at(run: Path, found: Path, tokenizer: ft.data.Tokenizer) -> gpt2.Config:
+    """Return the shape of the model in a checkpoint of a run."""
+    # beside a checkpoint of before they said it stands the config that the run was last asked for
+    return folder.model_in(found) or model_of(folder.read_config(run), tokenizer)
+
+
 def guard_of(config: Config) -> ft.train.Guard:
     return ft.train.skip_nonfinite() if config.guard == "nonfinite" else ft.train.skip_spikes()
 
@@ -165,9 +186,9 @@ def optimizer_with(
     weight_decay: Any,
     clip_norm: Any,
 ) -> ft.optim.GradientTransformationExtraArgs:
-    """Return the optimizer of a config with other numbers, which may be tensors."""
+    """Return the optimizer of a config with other numbers, which may be tensors; a `clip_norm` of "none" clips none."""
     return ft.optim.chain(
-        ft.optim.clip_by_global_norm(clip_norm),
+        ft.optim.identity() if isinstance(clip_norm, str) else ft.optim.clip_by_global_norm(clip_norm),
         ft.optim.adamw(
             _schedule(config, learning_rate, final_learning_rate),
             b1=b1,

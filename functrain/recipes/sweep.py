@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import functrain as ft
+from functrain.compiler.compilation import check_compiler
 from functrain.models import gpt2
 from functrain.recipes import folder, pretrain, toml
 from functrain.recipes import texts as texts_of
@@ -48,38 +49,51 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
         raise ValueError("sweep: expected roll_backs of 0, since lanes share their batches; leave it out")
     grid = ft.train.grid(over)
     configs = [_with(config, {name: grid[name][i] for name in grid}) for i in range(len(next(iter(grid.values()))))]
+    device = pretrain.device_of(config.device)
+    if config.compile and device.type == "cpu":
+        check_compiler()
     folder.check_ours(run)
     inside = run / "sweep"
     _check_same_sweep(run, inside, config, over)
+    there, newest = ft.checkpoint.list(inside), ft.checkpoint.latest(inside)
     sides = texts_of.read(config.data)
     fingerprints = {"train": sides.train.fingerprint, "validation": sides.validation.fingerprint}
-    saves = ft.checkpoint.every(config.checkpoint_every, inside, metadata={"text": fingerprints})
-    newest = ft.checkpoint.latest(inside)
     if newest is not None:
         folder.check_same_text(newest, fingerprints)
-    else:
-        folder.write(run / "config.toml", toml.dumps(config))
-    folder.write(inside / "config.toml", toml.dumps(config))
-    folder.write(inside / "sweep.json", json.dumps({"over": dict(over)}, indent=1) + "\n")
-    texts = texts_of.encode(sides, config.data, run, resumed=newest is not None)
-    pretrain.describe(config, texts, show)
+    tokenizer = texts_of.tokenizer_of(sides, config.data, run, resumed=newest is not None)
+    short = texts_of.check_lengths(sides, tokenizer, config.model.context)
 
-    model = pretrain.model_of(config, texts.tokenizer)
-    if model.attention != "math":
+    model, optimizer = pretrain.model_of(config, tokenizer), _injected(config)
+    fused = model.attention != "math"
+    if fused:
         # torch has no rule to map its fused kernel, and runs it lane by lane with a warning
         model = dataclasses.replace(model, attention="math")
-        show.note("attention: the lanes compute it by its formula, as with --model.attention math")
-    optimizer = _injected(config)
     guard, loss_fn = pretrain.guard_of(config), pretrain.loss_of(config, model)
     swept = ft.sweep(ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, guard=guard), grid)
-    step = ft.compile(swept, donate=True, cache=run / "programs") if config.compile else swept
-    batches = ft.data.windows(texts.train, batch=config.batch, context=model.context, seed=config.seed)
-    key = ft.random.key(config.seed, pretrain.device_of(config.device))
+    key = ft.random.key(config.seed, device)
     states = swept.init(ft.init_state(gpt2.init(model, key), optimizer, key=key, guard=guard))
     if newest is not None:
         states = folder.load_state(newest, states)
     done = int(states.step[0])
+    folder.check_steps(run, done, config)
+
+    # all is checked: only from here on something is written
+    about = folder.metadata(fingerprints, model)
+    saves = ft.checkpoint.every(config.checkpoint_every, inside, metadata=about)
+    folder.check_unchanged(inside, there)
+    if newest is None:
+        folder.write(run / "config.toml", toml.dumps(config))
+    folder.write(inside / "config.toml", toml.dumps(config))
+    folder.write(inside / "sweep.json", json.dumps({"over": dict(over)}, indent=1) + "\n")
+    texts = texts_of.encode(sides, tokenizer, run)
+    pretrain.describe(config, texts, show)
+    if short is not None:
+        show.note(short)
+    if fused:
+        show.note("attention: the lanes compute it by its formula, as with --model.attention math")
     show.note(f"{swept.lanes} lanes of {ft.tree.size(states.params) // swept.lanes:,} parameters")
+    step = ft.compile(swept, donate=True, cache=run / "programs") if config.compile else swept
+    batches = ft.data.windows(texts.train, batch=config.batch, context=config.model.context, seed=config.seed)
 
     lanes = _Lanes(inside, done, configs, texts, show, swept)
     show.begin(done, config.steps)
@@ -106,7 +120,7 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
     # the optimizer of a solo run has its numbers in Python, and its state inside of ours
     state = lane._replace(opt_state=lane.opt_state.inner_state)
     result = Result(state, texts, losses[best], bits_per_byte(losses[best], texts.validation))
-    _keep(run, inside / f"lane-{best:02d}", configs[best], result, fingerprints)
+    _keep(run, inside / f"lane-{best:02d}", configs[best], result, about)
     return configs[best], result
 
 
@@ -218,11 +232,11 @@ def _injected(config: Config) -> Any:
     return ft.optim.inject_hyperparams(build)(**{name: getattr(config.optimizer, name) for name in SWEPT})
 
 
-def _keep(run: Path, lane: Path, config: Config, result: Result, fingerprints: dict[str, str]) -> None:
+def _keep(run: Path, lane: Path, config: Config, result: Result, about: dict[str, Any]) -> None:
     """Make the run's folder that of the best lane."""
     folder.write(run / "config.toml", toml.dumps(config))
     # numbered by its own count, so that `functrain train` goes on from it as from any run
-    ft.checkpoint.every(config.checkpoint_every, run, metadata={"text": fingerprints}).save(config.steps, result.state)
+    ft.checkpoint.every(config.checkpoint_every, run, metadata=about).save(config.steps, result.state)
     shutil.copyfile(lane / "metrics.jsonl", run / "metrics.jsonl")
     folder.write(run / "summary.json", json.dumps(pretrain.summary(result), indent=1) + "\n")
 
@@ -232,10 +246,17 @@ def _check_same_sweep(run: Path, inside: Path, config: Config, over: Mapping[str
         if ft.checkpoint.latest(run) is not None:
             raise ValueError(f"{run}: expected a folder for a sweep, and it holds another run; choose another --run")
         return
-    before = json.loads((inside / "sweep.json").read_text(encoding="utf-8"))["over"]
+    before = _over(inside / "sweep.json")
     if before != {name: list(values) for name, values in over.items()}:
         raise ValueError(f"{run}: holds a sweep over {before}; choose another --run, or sweep the same again")
     folder.check_same_config(inside, config)
+
+
+def _over(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())["over"]
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{file}: expected the numbers of a sweep, and it is damaged; choose another --run") from None
 
 
 def _with(config: Config, numbers: Mapping[str, float]) -> Config:

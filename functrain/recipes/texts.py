@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy
 
 from functrain.data import (
-    BPE,
     Bytes,
     Corpus,
     Tokenizer,
@@ -44,14 +43,43 @@ def read(data: Data) -> Sides:
     )
 
 
-def encode(sides: Sides, data: Data, run: Path, *, resumed: bool) -> Texts:
-    """Encode both sides; tokenizer and tokens are kept in the folder `run`.
+def tokenizer_of(sides: Sides, data: Data, run: Path, *, resumed: bool) -> Tokenizer:
+    """Learn the tokenizer of a new run; a resumed one keeps that in its folder, which its model was trained with."""
+    if resumed:
+        return load_tokenizer(run / "tokenizer.json")
+    return Bytes() if data.vocabulary == 256 else train_bpe(sides.train, vocab_size=data.vocabulary)
 
-    A resumed run keeps the tokenizer that its model was trained with; another one makes its own.
+
+def check_lengths(sides: Sides, tokenizer: Tokenizer, context: int) -> str | None:
+    """Return a sentence where the validation side is shorter than a window.
+
+    A side of a million characters is not encoded for this. Raises: ValueError where a side is too short.
     """
+    counts = [len(side.text) if _is_long(side) else len(tokenize(side, tokenizer).ids) for side in sides]
+    name, (train, validation) = sides.train.name, counts
+    if train < context + 1:
+        raise ValueError(
+            f"{name}: expected a text to train on of {context + 1} tokens, for one window of model.context {context}, "
+            f"came {train}; give more text or a shorter context"
+        )
+    if validation < 2:
+        raise ValueError(
+            f"{name}: expected a validation side of two tokens, for one to be predicted, came {validation}; give more "
+            "text or a larger data.validation"
+        )
+    if validation < context + 1:
+        return f"the validation side has {validation} tokens, less than a window of {context + 1}: its loss says little"
+    return None
+
+
+def _is_long(side: Corpus) -> bool:
+    return sum(len(document.text) for document in side.documents) > 1_000_000
+
+
+def encode(sides: Sides, tokenizer: Tokenizer, run: Path) -> Texts:
+    """Encode both sides; tokenizer and tokens are kept in the folder `run`."""
     train, validation = sides
-    path = run / "tokenizer.json"
-    tokenizer = load_tokenizer(path) if resumed else _new_tokenizer(train, data.vocabulary, path)
+    tokenizer.save(run / "tokenizer.json")
     tokens = [tokenize(side, tokenizer, folder=run / "tokens") for side in (train, validation)]
     trigram = _trigram(tokenize(train), tokenize(validation))
     token_trigram = trigram if isinstance(tokenizer, Bytes) else _trigram(*tokens)
@@ -60,12 +88,6 @@ def encode(sides: Sides, data: Data, run: Path, *, resumed: bool) -> Texts:
 
 def bits_per_byte(nats_per_token: float, tokens: Tokens) -> float:
     return nats_per_token / (math.log(2) * tokens.bytes_per_token)
-
-
-def _new_tokenizer(train: Corpus, vocabulary: int, path: Path) -> Tokenizer:
-    tokenizer: Bytes | BPE = Bytes() if vocabulary == 256 else train_bpe(train, vocab_size=vocabulary)
-    tokenizer.save(path)
-    return tokenizer
 
 
 def _trigram(train: Tokens, validation: Tokens) -> float:
