@@ -53,8 +53,9 @@ def corpus(
     goes to validation when the hash of its name falls below the fraction `validation`, so it stays on its side
     whatever is added, removed or changed beside it, in every Python version, and a larger fraction only adds to
     validation. A folder gives its regular files that are not empty and not hidden, those whose file name matches
-    `pattern`. A single file is split by position: the last fraction of its characters is the validation text, which
-    equals nanoGPT's split. `validation=0.0` gives the whole as train.
+    `pattern`, those of linked folders too. A single file is split by position: the last fraction of its characters is
+    the validation text, which equals nanoGPT's split. `validation=0.0` gives the whole as train. A byte order mark
+    before a text is no part of it.
 
     Raises: ValueError naming the path when it is missing, holds no text for this split, or is not UTF-8 text.
     """
@@ -104,7 +105,7 @@ def _by_position(document: Document, split: Split, fraction: float) -> Iterator[
 
 
 def _folder(folder: Path, pattern: str | None, wanted: Callable[[str], bool]) -> Iterator[Document]:
-    for name in _files(folder, left_out=(".*",)):
+    for name in _files(folder, left_out=(".*",), follow=True):
         if wanted(name) and (pattern is None or fnmatchcase(name.split("/")[-1], pattern)):
             yield Document(name, _read(folder / name))
 
@@ -133,16 +134,28 @@ def _topics(path: Path) -> Iterator[Document]:
                 yield Document(f"pydoc_data/topics/{topic}", text)
 
 
-def _files(folder: Path, *, left_out: Sequence[str]) -> Iterator[str]:
-    """Give the names of the regular files below a folder, passing by every file and folder that `left_out` matches."""
+def _files(folder: Path, *, left_out: Sequence[str], follow: bool = False) -> Iterator[str]:
+    """Give the names of the regular files below a folder, passing by every file and folder that `left_out` matches.
+
+    Those of a linked folder too, if `follow`: each folder is read once, by its own name where it has one here, else by
+    that of the first link. So a link upwards leads nowhere, and no text is on both sides of a split.
+    """
 
     def kept(names: list[str]) -> list[str]:
         return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in left_out)]
 
-    for parent, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = kept(folders)
-        paths = (Path(parent, name) for name in kept(names))
-        yield from (path.relative_to(folder).as_posix() for path in paths if path.is_file())
+    seen, starts = set[Path](), [folder]
+    while starts:
+        links = []
+        for start in starts:
+            for parent, folders, names in os.walk(start, onerror=_raise):
+                real = Path(parent).resolve()
+                folders[:] = [] if real in seen else kept(folders)
+                paths = [] if real in seen else [Path(parent, name) for name in kept(names)]
+                seen.add(real)
+                links += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+                yield from (path.relative_to(folder).as_posix() for path in paths if path.is_file())
+        starts = sorted(links) if follow else []
 
 
 def _raise(error: OSError) -> None:
@@ -152,7 +165,7 @@ def _raise(error: OSError) -> None:
 def _read(path: Path) -> str:
     data = path.read_bytes()
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8").removeprefix("\ufeff")  # a mark of the encoding, which editors put before a text
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: expected UTF-8 text, came byte 0x{data[error.start]:02x} at position {error.start}; "

@@ -136,7 +136,7 @@ def test_a_file_is_cut_where_nanogpt_cuts_it(tmp_path):
 
 def test_bytes_are_read_as_they_are(tmp_path):
     path = tmp_path / "text"
-    path.write_bytes("\ufeffone\r\ntwo\rthree\n".encode())
+    path.write_bytes("one\ufeff\r\ntwo\rthree\n".encode())
     assert data.corpus(path, validation=0.0).text.encode() == path.read_bytes()
 
 
@@ -182,3 +182,27 @@ def test_no_validation_document_is_an_error_that_names_the_fraction(tmp_path):
 def test_wrong_arguments_are_errors(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         data.corpus("python", **wrong)
+
+
+def test_linked_folders_are_followed_once_and_loops_lead_nowhere(tmp_path):
+    folder, outside = tmp_path / "corpus", tmp_path / "outside"
+    write(folder, {"own/a.txt": "a", "b.txt": "b"})
+    write(outside, {"c.txt": "c", "deep/d.txt": "d"})
+    for link, to in [
+        ("linked", "../outside"), ("loop", "."), ("own/up", ".."), ("again", "own"), ("second", "../outside/deep"),
+        ("dead", "nowhere"), ("self", "self"), (".hidden", "../outside"),
+    ]:  # fmt: skip
+        (folder / link).symlink_to(to)
+    (outside / "back").symlink_to("../corpus")
+    found = data.corpus(folder, validation=0.0)
+    assert [document.name for document in found.documents] == [
+        "b.txt",
+        "linked/c.txt",
+        "linked/deep/d.txt",
+        "own/a.txt",
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbfone two")
+    assert data.corpus(tmp_path / "text.txt", validation=0.0).text == "one two"
