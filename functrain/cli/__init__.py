@@ -1,47 +1,43 @@
 """The command `functrain`.
 
-Exit codes: 0 done; 1 the training failed (too many steps in a row were skipped as not finite), `verify` found something
-broken, or an error of ours; 2 the command, its files or its options are wrong; 130 and 143 after SIGINT and SIGTERM,
-when the finished step has been saved.
+Exit codes: 0 done, whether somebody read what was shown or not; 1 the training failed (too many steps in a row were
+skipped as not finite, or the model is not finite at the end), `verify` found something broken, or an error of ours;
+2 the command, its files or its options are wrong; 130, 143 and 129 after SIGINT, SIGTERM and SIGHUP, when the finished
+step has been saved.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
-import functrain
+from functrain.cli import streams
+from functrain_command import COMMANDS, main
 
-COMMANDS = {
-    "train": "pre-train a GPT on text, or go on with a run that was stopped",
-    "generate": "let a run's model continue a prompt",
-    "verify": "read every byte of a run's checkpoints, or of a file, and say what is broken",
-    "export": "write a run's model as a folder that transformers loads",
-    "inspect": "show what a run, a checkpoint or a safetensors file holds",
-    "plot": "draw the learning curves of runs",
-}
 EXTRA = {"tyro", "rich", "tokenizers", "tensorboard", "matplotlib"}
-USAGE = "usage: functrain COMMAND [OPTIONS]\n\n" + "".join(f"  {n:10}{what}\n" for n, what in COMMANDS.items())
+
+__all__ = ["COMMANDS", "main", "run"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; errors that a user can mend are one line on stderr."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE + "\n`functrain COMMAND --help` tells more.", file=sys.stdout if words else sys.stderr)
-        return 0 if words else 2
-    if words[0] == "--version":
-        print(f"functrain {functrain.__version__}")
-        return 0
-    if words[0] not in COMMANDS:
-        return _fail(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+def run(words: Sequence[str]) -> int:
+    """Run the command that the first word names; errors that a user can mend are one line on stderr."""
+    streams.settle()
+    # training goes on where nobody looks; the others have nothing to do but to be read
+    with streams.enduring() if words[0] == "train" else contextlib.nullcontext():
+        code = _run(words[0], words[1:])
+        sys.stdout.flush()
+        return code
+
+
+def _run(command: str, words: Sequence[str]) -> int:
     try:
-        importlib.import_module(f"functrain.cli.{words[0]}").main(words[1:])
+        importlib.import_module(f"functrain.cli.{command}").main(words)
+        sys.stdout.flush()
     except BrokenPipeError:
-        # the reader, `head` say, has gone: leave nothing for Python to flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # the reader, `head` say, has gone
+        streams.drop(sys.stdout)
         return 1
     except KeyboardInterrupt:
         return _fail("stopped; the last checkpoint stands", 130)
@@ -49,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").split(".")[0]
         if package not in EXTRA:
             raise
-        return _fail(f"{words[0]} needs the package {package!r}; install it with: pip install 'functrain[cli]'")
+        return _fail(f"{command} needs the package {package!r}; install it with: pip install 'functrain[cli]'")
     except Exception as error:
         from functrain.cli.failures import explain
 
