@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functrain.train import Diverged
 from functrain.transforms import CompilerNotFoundError
 
 
@@ -12,7 +11,8 @@ def explain(error: Exception) -> tuple[int, str | None]:
     An error that functrain itself raises says what the user did and how to go on; the system's errors about files name
     the file.
     """
-    if isinstance(error, Diverged):
+    # numbers that are not finite: Diverged, NotFinite, and what a model of them cannot generate
+    if isinstance(error, ArithmeticError) and _is_raised_by_functrain(error):
         return 1, str(error)
     if isinstance(error, CompilerNotFoundError):
         return 2, f"{error}; for this command: --no-compile"

@@ -41,6 +41,8 @@ def main(words: Sequence[str]) -> None:
     options = parse(Options, words, prog="functrain generate", description=__doc__ or "")
     if options.temperature == 0 and (options.top_k, options.top_p) != (None, None):
         raise UsageError("generate: --top-k and --top-p choose what to draw from, and temperature 0 draws nothing")
+    if any("\ud800" <= c <= "\udfff" for c in options.prompt):
+        raise UsageError("generate: --prompt: expected UTF-8, came other bytes")
     if options.tokens < 0:
         raise UsageError(f"generate: --tokens: expected at least 0, came {options.tokens}")
     run = Path(options.run)

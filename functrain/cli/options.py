@@ -115,4 +115,4 @@ def _names(cls: Any, above: str = "") -> Iterator[str]:
                 yield f"--{above}no-{name}"
 
 
-_POSITIONAL = set(tyro.conf.Positional[str].__metadata__)
+_POSITIONAL = set(typing.get_args(tyro.conf.Positional[str])[1:])

@@ -26,6 +26,8 @@ def printable(text: str) -> str:
 class Lines:
     def begin(self, done: int, steps: int) -> None:
         self._pace = _Pace(done, steps)
+        self._evaluation = _Pace(0, 0)
+        self._told = time.monotonic()
 
     def note(self, text: str) -> None:
         print(text, flush=True)
@@ -34,15 +36,34 @@ class Lines:
         self._pace.add(int(row["step"]))
         print(f"step {int(row['step'])}/{self._pace.steps}  {_numbers(row)}  ETA {self._pace.eta()}", flush=True)
 
+    def evaluating(self, done: int, batches: int) -> None:
+        if done == 0:
+            self._evaluation = _Pace(0, batches)
+            print(f"evaluation of {batches} batches", flush=True)
+        else:
+            self._evaluation.add(done)
+            if time.monotonic() - self._told < _QUIET_SECONDS:
+                return
+            print(f"evaluation {done}/{batches}  ETA {self._evaluation.eta()}", flush=True)
+        self._told = time.monotonic()
+
     def end(self) -> None:
         pass
 
 
+_QUIET_SECONDS = 10.0
+
+
 class Terminal:
     def __init__(self) -> None:
-        self._console = Console(highlight=False)
+        # given its file, it draws with what that one's encoding has
+        self._console = Console(file=sys.stdout, highlight=False)
         self._bar = Progress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(None), TextColumn("ETA {task.fields[eta]}"), expand=True
+            TextColumn("{task.description}"),
+            MofNCompleteColumn(),
+            BarColumn(None),
+            TextColumn("ETA {task.fields[eta]}"),
+            expand=True,
         )
         self._numbers = Text()
         self._live = Live(Group(self._bar, self._numbers), console=self._console, refresh_per_second=4)
@@ -50,7 +71,7 @@ class Terminal:
 
     def begin(self, done: int, steps: int) -> None:
         self._pace = _Pace(done, steps)
-        self._task = self._bar.add_task("", total=steps, completed=done, eta="-")
+        self._task = self._bar.add_task("step", total=steps, completed=done, eta="-")
         self._numbers.append("the first step compiles")
         self._live.start()
 
@@ -63,6 +84,14 @@ class Terminal:
         if "validation_loss" in row:
             self._last_validation = _validation(row)
         self._numbers.plain = "  ".join(filter(None, [_training(row), self._last_validation]))
+
+    def evaluating(self, done: int, batches: int) -> None:
+        if done == 0:
+            self._evaluation = _Pace(0, batches)
+            self._evaluated = self._bar.add_task("evaluation", total=batches, eta="-")
+        else:
+            self._evaluation.add(done)
+        self._bar.update(self._evaluated, completed=done, eta=self._evaluation.eta())
 
     def end(self) -> None:
         self._live.stop()

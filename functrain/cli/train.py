@@ -20,9 +20,10 @@ from functrain.recipes.continuation import continuation
 DESCRIPTION = f"""Pre-train a GPT on text. PRESET is one of {", ".join(PRESETS)}; `tiny` if it is left out.
 
 An option wins over the file given by --config FILE.toml, which wins over the preset; RUN/config.toml holds the outcome.
-The same command again goes on from the run's newest checkpoint. SIGINT (Ctrl-C) and SIGTERM finish the step, save, and
-exit with 130 and 143. A step whose loss or gradient is NaN is skipped and shown; a row of them exits with 1, a wrong
-option with 2.
+The same command again goes on from the run's newest checkpoint. SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal
+closes) finish the step, save, and exit with 130, 143 and 129; where only what is shown has no reader, the run goes on.
+A step whose loss or gradient is NaN is skipped and shown; a row of them, or a model that ends as NaN, exits with 1, a
+wrong option with 2.
 
 --sweep learning_rate=1e-3,3e-3 trains a lane for each value as one run; given again for other numbers of the optimizer,
 a lane for each combination. RUN ends as the best lane's, and RUN/sweep has the others' records."""
@@ -62,6 +63,11 @@ def main(words: Sequence[str]) -> None:
             config, result = sweep.main(config, over, run, show)
         else:
             result = pretrain.main(config, run, show, accept_changes=options.accept_changes)
+        pretrain.check_finite(result)
+    except ArithmeticError:
+        drawn = [run] if (run / "metrics.jsonl").is_file() else sorted(run.glob("sweep/lane-*"))
+        show.note(f"learning curve: {plot.draw(drawn, run / 'loss.png')}")
+        raise
     finally:
         show.end()
     ahead = result.texts.trigram - result.validation_bits_per_byte
@@ -74,8 +80,9 @@ def main(words: Sequence[str]) -> None:
     text = continuation(result.state.params, model, tokenizer, "", key, tokens=300)
     folder.write(run / "sample.txt", text + "\n")
     show.note(f"\na sample:\n\n{progress.printable(text)}\n")
-    plot.draw([run], run / "loss.png")
-    show.note(f"learning curve: {run / 'loss.png'}   more text: functrain generate {run} --prompt 'def '")
+    show.note(
+        f"learning curve: {plot.draw([run], run / 'loss.png')}   more text: functrain generate {run} --prompt 'def '"
+    )
 
 
 def _numbers(options: Options) -> dict[str, list[float]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +17,11 @@ from functrain.models import gpt2
 from functrain.recipes import folder, toml
 from functrain.recipes import texts as texts_of
 from functrain.recipes.config import Config
-from functrain.recipes.record import Record, Show
+from functrain.recipes.record import Record, RecordedSaves, Show, readable
 from functrain.recipes.texts import Texts, bits_per_byte
+from functrain.train import Interrupted
 from functrain.train.loop import Hook, Step
+from functrain.train.signals import Signals
 
 
 class Result(NamedTuple):
@@ -107,7 +111,7 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
         state = ft.fit(step, state, batches, steps=config.steps, every=hooks)
     finally:
         record.close()
-    loss = validation_loss(state.params, model, config, texts)
+    (loss,) = final_losses(state, [state.params], model, config, texts, show)
     result = Result(state, texts, loss, bits_per_byte(loss, texts.validation))
     folder.write(run / "summary.json", json.dumps(summary(result), indent=1) + "\n")
     return result
@@ -121,14 +125,29 @@ def describe(config: Config, texts: Texts, show: Show) -> None:
     show.note(f"a trigram model: {texts.trigram:.4f} bits per byte (of tokens: {texts.token_trigram:.4f})")
 
 
-def summary(result: Result) -> dict[str, float]:
+def summary(result: Result) -> dict[str, float | str]:
     return {
         "steps": int(result.state.step),
-        "validation_loss": result.validation_loss,
-        "validation_bits_per_byte": result.validation_bits_per_byte,
-        "trigram_bits_per_byte": result.texts.trigram,
-        "token_trigram_bits_per_byte": result.texts.token_trigram,
+        "validation_loss": readable(result.validation_loss),
+        "validation_bits_per_byte": readable(result.validation_bits_per_byte),
+        "trigram_bits_per_byte": readable(result.texts.trigram),
+        "token_trigram_bits_per_byte": readable(result.texts.token_trigram),
     }
+
+
+class NotFinite(ArithmeticError):
+    """A run has ended, and its model is not finite."""
+
+
+def check_finite(result: Result) -> None:
+    """Raise NotFinite, naming a parameter, where a model is not finite at the end of its run."""
+    bad = [path for path, leaf in ft.tree.items(result.state.params) if not leaf.isfinite().all()]
+    if bad or not math.isfinite(result.validation_loss):
+        raise NotFinite(
+            f"the model is not finite at the end: validation loss {result.validation_loss}"
+            + (f", {bad[0]} and {len(bad) - 1} other parameters" if bad else "")
+            + "; begin another run with a smaller learning rate or another precision"
+        )
 
 
 def loss_of(config: Config, model: gpt2.Config) -> Any:
@@ -216,40 +235,51 @@ def device_of(name: str) -> torch.device:
 
 @torch.no_grad()
 def validation_loss(
-    params: ft.tree.Params, model: gpt2.Config, config: Config, texts: Texts, *, batches: int | None = None
+    params: ft.tree.Params,
+    model: gpt2.Config,
+    config: Config,
+    texts: Texts,
+    *,
+    batches: int | None = None,
+    before: Callable[[int], object] = lambda batch: None,
 ) -> float:
     """Compute the mean loss in nats per token over the first `batches` batches of the validation side, or all of it.
 
+    `before` is called with the number of each batch.
+
     Every token but the first is predicted once, from what precedes it in its window.
     """
-    windows = ft.data.evaluation_windows(texts.validation, batch=config.batch, context=model.context)
+    windows = _evaluated(config, model, texts)
     stop = len(windows) if batches is None else min(batches, len(windows))
     loss_fn, sums = loss_of(config, model), []
-    for batch in ft.data.prefetch(windows, 0, stop, device=device_of(config.device)):
+    for i, batch in enumerate(ft.data.prefetch(windows, 0, stop, device=device_of(config.device))):
+        before(i)
         loss = loss_fn(params, batch, None)
         sums.append(torch.stack([loss.total, loss.weight]).to(torch.float64))
     total, weight = torch.stack(sums).sum(0).tolist()
     return float(total / weight)
 
 
-class RecordedSaves:
-    """`checkpoint.every` beside a record: the lines up to a checkpoint are on the disk before it is."""
+def final_losses(
+    state: ft.TrainState, lanes: Sequence[ft.tree.Params], model: gpt2.Config, config: Config, texts: Texts, show: Show
+) -> list[float]:
+    """Compute the loss over all of the validation side for each params, and show how far that is.
 
-    def __init__(self, saves: ft.checkpoint.Every, record: Record) -> None:
-        self.n, self._saves, self._record = saves.n, saves, record
+    Raises: Interrupted with the state, which is saved already, after a signal.
+    """
+    each, losses = len(_evaluated(config, model, texts)), list[float]()
+    with Signals() as signals:
 
-    def __call__(self, t: int, state: ft.TrainState, metrics: Any) -> None:
-        self._record.read()
-        with self._record.aside():
-            self._saves(t, state, metrics)
+        def before(batch: int) -> None:
+            if signals.first is not None:
+                raise Interrupted(signals.first, state)
+            show.evaluating(len(losses) * each + batch, len(lanes) * each)
 
-    def save(self, t: int, state: ft.TrainState) -> None:
-        self._record.read()
-        with self._record.aside():
-            self._saves.save(t, state)
+        for params in lanes:
+            losses.append(validation_loss(params, model, config, texts, before=before))
+        show.evaluating(len(lanes) * each, len(lanes) * each)
+    return losses
 
-    def rewind(self, step: int) -> Path | None:
-        path = self._saves.rewind(step)
-        if path is not None:
-            self._record.rewind(ft.checkpoint.contents(path).metadata["step"])
-        return path
+
+def _evaluated(config: Config, model: gpt2.Config, texts: Texts) -> ft.data.EvaluationWindows:
+    return ft.data.evaluation_windows(texts.validation, batch=config.batch, context=model.context)

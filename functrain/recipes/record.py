@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -13,7 +14,10 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
+from functrain import checkpoint
+
 Row: TypeAlias = dict[str, float]  # "step", "loss", "grad_norm", "learning_rate", ...
+_log = logging.getLogger(__name__)
 
 
 class Show(Protocol):
@@ -24,6 +28,9 @@ class Show(Protocol):
     def note(self, text: str) -> None: ...
 
     def row(self, row: Row) -> None: ...
+
+    def evaluating(self, done: int, batches: int) -> None:
+        """Show how much of the evaluation at the end is done."""
 
     def end(self) -> None: ...
 
@@ -108,18 +115,27 @@ class Record:
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
     def _open(self, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         keep(self._path, done)
         self._file = open(self._path, "a", encoding="utf-8")
-        self._events = SummaryWriter(str(self._run / "tensorboard"), purge_step=done + 1)
+        self._events: Any = None
+        try:
+            str(self._run).encode("utf-8")
+        except UnicodeEncodeError:
+            self._show.note("no TensorBoard events: it takes no folder whose name is not UTF-8")
+        else:
+            self._events = SummaryWriter(str(self._run / "tensorboard"), purge_step=done + 1)
 
     def _write(self, rows: list[Row]) -> None:
-        self._file.writelines(json.dumps(_readable(row)) + "\n" for row in rows)
+        self._file.writelines(json.dumps({name: readable(value) for name, value in row.items()}) + "\n" for row in rows)
         self._file.flush()
+        if self._events is None:
+            return
         for row in rows:
             for name, value in row.items():
                 if name != "step":
@@ -138,26 +154,58 @@ class Record:
             self._show.note(f"{what}: {done} ({self._bad_in_row} in a row)")
 
 
+class RecordedSaves:
+    """`checkpoint.every` beside a record: the lines up to a checkpoint are on the disk before it is."""
+
+    def __init__(self, saves: checkpoint.Every, record: Record) -> None:
+        self.n, self._saves, self._record = saves.n, saves, record
+
+    def __call__(self, t: int, state: Any, metrics: Any) -> None:
+        self._record.read()
+        with self._record.aside():
+            self._saves(t, state, metrics)
+
+    def save(self, t: int, state: Any) -> None:
+        self._record.read()
+        with self._record.aside():
+            self._saves.save(t, state)
+
+    def rewind(self, step: int) -> Path | None:
+        path = self._saves.rewind(step)
+        if path is not None:
+            self._record.rewind(checkpoint.contents(path).metadata["step"])
+        return path
+
+
 def keep(path: Path, done: int) -> None:
-    """Drop from a metrics file the lines after step `done`, and a last line that a kill cut short."""
+    """Drop from a metrics file the lines after step `done`, a last line that a kill cut short, and damaged ones."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _step(line) <= done]
     staging = path.with_suffix(".jsonl.tmp")
-    staging.write_text("".join(kept), encoding="utf-8")
+    staging.write_bytes(b"".join(line for line, row in _lines(path) if row["step"] <= done))
     os.replace(staging, path)
 
 
 def rows(path: Path) -> list[Row]:
-    """Read a metrics file: one dict of floats for each step, in order."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [json.loads(line) for line in lines if _step(line) < math.inf]
-    return [{name: float(value) for name, value in row.items()} for row in whole]
+    """Read a metrics file: one dict of floats for each step, in order. A damaged line is left out with a warning."""
+    return [row for _, row in _lines(path)]
 
 
-def _step(line: str) -> float:
-    return math.inf if not line.endswith("\n") else json.loads(line)["step"]
+def readable(value: float) -> float | str:
+    """Return a number as JSON can hold it: what is not finite as "nan", "inf" or "-inf"."""
+    return value if math.isfinite(value) else str(value)
 
 
-def _readable(row: Row) -> dict[str, Any]:
-    return {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
+def _lines(path: Path) -> list[tuple[bytes, Row]]:
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break  # a kill cut it short
+        try:
+            row = {str(name): float(value) for name, value in json.loads(line.decode("utf-8")).items()}
+            row["step"]
+        except (ValueError, TypeError, LookupError, AttributeError):
+            _log.warning("%s: line %d is damaged and left out", path, number)
+        else:
+            found.append((line, row))
+    return found

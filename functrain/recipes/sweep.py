@@ -25,8 +25,8 @@ from functrain.models import gpt2
 from functrain.recipes import folder, pretrain, toml
 from functrain.recipes import texts as texts_of
 from functrain.recipes.config import Config, Optimizer
-from functrain.recipes.pretrain import Result, validation_loss
-from functrain.recipes.record import Record, Row, Show
+from functrain.recipes.pretrain import NotFinite, Result, validation_loss
+from functrain.recipes.record import Record, Row, Show, readable
 from functrain.recipes.texts import Texts, bits_per_byte
 from functrain.train.loop import Hook
 
@@ -41,7 +41,7 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
     checkpoint of the sweep.
 
     Raises: ValueError for a name that is no number of the optimizer, and for a folder that holds another run or sweep;
-    Diverged once every lane skips as many steps in a row as `config.stop_after_nonfinite` says, and ValueError when
+    Diverged once every lane skips as many steps in a row as `config.stop_after_nonfinite` says, and NotFinite when
     every lane ends with NaN.
     """
     check(over)
@@ -110,9 +110,14 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
         states = ft.fit(step, states, batches, steps=config.steps, every=hooks)
     finally:
         lanes.close()
-    losses = [validation_loss(swept.lane(states, i).params, model, config, texts) for i in range(swept.lanes)]
+    losses = pretrain.final_losses(
+        states, [swept.lane(states, i).params for i in range(swept.lanes)], model, config, texts, show
+    )
+    rows = [{**swept.values(i), "validation_loss": readable(loss)} for i, loss in enumerate(losses)]
+    if all(math.isnan(loss) for loss in losses):
+        folder.write(inside / "sweep.json", json.dumps({"over": dict(over), "lanes": rows}, indent=1) + "\n")
+        raise NotFinite("the validation loss of every lane is nan at the end; sweep smaller learning rates")
     best = swept.best(torch.tensor(losses, dtype=torch.float64))
-    rows = [{**swept.values(i), "validation_loss": _readable(losses[i])} for i in range(swept.lanes)]
     folder.write(inside / "sweep.json", json.dumps({"over": dict(over), "lanes": rows, "best": best}, indent=1) + "\n")
     for i in range(swept.lanes):
         show.note(f"{'best ' if i == best else '     '}lane {i}: {_named(swept.values(i))}: loss {losses[i]:.4f}")
@@ -198,6 +203,9 @@ class _Last:
     def row(self, row: Row) -> None:
         self.row_shown = row
 
+    def evaluating(self, done: int, batches: int) -> None:
+        pass
+
     def end(self) -> None:
         pass
 
@@ -265,7 +273,3 @@ def _with(config: Config, numbers: Mapping[str, float]) -> Config:
 
 def _named(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in values.items())
-
-
-def _readable(loss: float) -> float | str:
-    return loss if math.isfinite(loss) else str(loss)

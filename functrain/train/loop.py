@@ -23,7 +23,7 @@ class Interrupted(SystemExit):
     """A signal stopped `fit` after a finished step: `state` is the state after it, `signum` the signal.
 
     It is a SystemExit so that a script that does not catch it ends with the shell's code for the signal: 130 after
-    SIGINT, 143 after SIGTERM.
+    SIGINT, 143 after SIGTERM, 129 after SIGHUP, which a terminal that closes sends and nohup turns off.
     """
 
     def __init__(self, signum: int, state: TrainState) -> None:
@@ -48,8 +48,8 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
     raises `Diverged`, the loop goes on from the state `hook.go_back(diverged)`. Step t of a state that has left out
     batches, as its guard says, reads `batches[t + state.guard.left_out]`.
 
-    On SIGINT or SIGTERM the running step ends, its hooks and `save` run, and `Interrupted` is raised. A second SIGINT
-    in the same step, or while it waits for its batch, gives that step up (KeyboardInterrupt, the last checkpoint
+    On SIGINT, SIGTERM or SIGHUP the running step ends, its hooks and `save` run, and `Interrupted` is raised. A second
+    SIGINT in the same step, or while it waits for its batch, gives that step up (KeyboardInterrupt, the last checkpoint
     stands); while hooks run, every further signal waits. Handlers are set in the main thread only, and put back. Where
     torch.distributed runs, a signal in one rank ends the same step in all; no rank may have fewer batches. When the
     program ends, the process group is destroyed if it is still there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -80,6 +81,30 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path):
     assert [row["step"] for row in rows(path)] == [1]
     keep(path, 5)
     assert path.read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"}{", b"\0" * 9, b"\xff\xfe", b"[1]", b'{"loss": 1}', b'{"step": 2, "loss": null}', b"", b'{"step": "x"}'],
+)
+def test_a_damaged_line_costs_itself_and_is_told(damaged, tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    first, third = b'{"step": 1, "loss": "nan"}\n', b'{"step": 3, "loss": 2.0}\n'
+    path.write_bytes(first + damaged + b"\n" + third + b'{"step": 4, "loss": 2.0}\n')
+    assert [row["step"] for row in rows(path)] == [1, 3, 4]
+    assert caplog.messages == [f"{path}: line 2 is damaged and left out"]
+    keep(path, 3)
+    assert path.read_bytes() == first + third
+
+
+def test_a_run_whose_name_is_no_utf_8_is_recorded(tmp_path):
+    run, show = tmp_path / os.fsdecode(b"run\xff"), Shown()
+    run.mkdir()
+    record = record_in(run, show=show)
+    record(1, None, metrics(1.0))
+    record.close()
+    assert [row["step"] for row in rows(run / "metrics.jsonl")] == [1]
+    assert show.notes == ["no TensorBoard events: it takes no folder whose name is not UTF-8"]
 
 
 def test_what_is_not_a_number_or_was_skipped_is_shown_and_recorded(tmp_path):

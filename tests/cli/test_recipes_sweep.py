@@ -29,6 +29,9 @@ class Quiet:
     def row(self, row: Any) -> None:
         self.rows.append(row)
 
+    def evaluating(self, done: int, batches: int) -> None:
+        self.evaluated = (done, batches)
+
     def end(self) -> None:
         pass
 
@@ -86,6 +89,7 @@ def test_the_folder_is_that_of_the_best_lane_and_trains_on(swept: Any) -> None:
         rows = record.rows(run / "sweep" / f"lane-{i:02d}" / "metrics.jsonl")
         assert len(rows) == 8 and rows[-1]["learning_rate"] <= said["lanes"][i]["learning_rate"]
     assert [row["step"] for row in show.rows] == [1, 2, 4, 6, 8]
+    assert show.evaluated[0] == show.evaluated[1] > 6
     again = pretrain.main(best, run, Quiet())  # from the lane's checkpoint, at its last step
     assert again.validation_loss == result.validation_loss
 
@@ -131,6 +135,20 @@ def test_a_sweep_whose_lanes_all_skip_a_row_of_steps_stops(config: Config, tmp_p
     config = dataclasses.replace(config, stop_after_nonfinite=3)
     with pytest.raises(ft.train.Diverged, match="step 6: 4 steps in a row were skipped"):
         sweep.main(config, {"learning_rate": [1e30, 1e31]}, tmp_path, Quiet())
+
+
+def test_a_sweep_that_ends_as_nan_is_no_wrong_option(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "smoke", "--no-compile", "--data.corpus", config.data.corpus, "--run", str(tmp_path)]
+    assert cli.main([*words, "--optimizer.learning-rate", "1e30", "--sweep", "b1=0.8,0.9"]) == 1
+    assert "the validation loss of every lane is nan at the end" in capsys.readouterr().err
+    assert (tmp_path / "loss.png").exists()
+    lanes = json.loads((tmp_path / "sweep" / "sweep.json").read_text(), parse_constant=pytest.fail)["lanes"]
+    assert [lane["validation_loss"] for lane in lanes] == ["nan", "nan"]
+    (tmp_path / "sweep" / "sweep.json").write_text("")
+    assert cli.main([*words, "--optimizer.learning-rate", "1e30", "--sweep", "b1=0.8,0.9"]) == 2
+    assert "sweep.json: expected the numbers of a sweep, and it is damaged" in capsys.readouterr().err
 
 
 def test_the_command_sweeps(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

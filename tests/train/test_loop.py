@@ -112,7 +112,7 @@ def test_no_thread_is_left_when_a_step_fails():
     assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("where", ["step", "hook"])
 def test_a_signal_finishes_the_step_runs_the_hooks_saves_and_raises(signum, where):
     def stepping(state, batch):
@@ -133,6 +133,20 @@ def test_a_signal_finishes_the_step_runs_the_hooks_saves_and_raises(signum, wher
     assert [t for t, *_ in hook.called] == [1, 2, 3] and hook.saved == [(3, 3)]
     assert str(stopped.value) == f"{signal.Signals(signum).name} stopped training after step 3"
     assert signal.getsignal(signum) is before
+
+
+def test_under_nohup_a_terminal_that_closes_is_no_reason_to_stop():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+
+        def stepping(state, batch):
+            os.kill(os.getpid(), signal.SIGHUP)
+            return step(state, batch)
+
+        assert int(fit(stepping, start(), Numbers(), steps=2).step) == 2
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
