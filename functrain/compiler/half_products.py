@@ -62,18 +62,23 @@ def are_slow(dtype: torch.dtype) -> bool:
 
 def warn_if_slow(what: str, dtype: torch.dtype, tensors: Iterable[Any]) -> None:
     """Warn once in a process if products in `dtype` are slow, and a tensor is on the CPU."""
-    if dtype not in HALF or dtype in _told:
-        return
-    if not any(isinstance(x, Tensor) and x.device.type == "cpu" for x in tensors):
-        return
+    if dtype in HALF and dtype not in _told and any(isinstance(x, Tensor) and x.device.type == "cpu" for x in tensors):
+        if (words := once_if_slow(dtype)) is not None:
+            warnings.warn(f"{what}: {words}", stacklevel=3)
+
+
+def once_if_slow(dtype: torch.dtype) -> str | None:
+    """Return what to tell of slow products in `dtype`, once in a process; None where they are fast."""
+    if dtype in _told:
+        return None
     _told.add(dtype)
-    if are_slow(dtype):
-        name = str(dtype).removeprefix("torch.")
-        warnings.warn(
-            f"{what}: on this CPU a matrix product in {name} takes {factor(dtype):.0f} times as long as in float32. "
-            "ft.compile computes it in float32 and rounds; in eager, use float32",
-            stacklevel=3,
-        )
+    name = str(dtype).removeprefix("torch.")
+    return (
+        f"on this CPU a matrix product in {name} takes {factor(dtype):.0f} times as long as in float32. ft.compile "
+        "computes it in float32 and rounds; in eager, use float32"
+        if are_slow(dtype)
+        else None
+    )
 
 
 def widen(graph: fx.Graph) -> None:

@@ -92,8 +92,9 @@ class Config:
     """Parts that a batch is cut into, one after another, to save memory."""
     recompute: float = 0.0
     """The part of the layers that are computed again in the backward pass, to save memory; 1: all of them."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the forward and backward pass compute in; parameters and moments are float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the forward and backward pass compute in; parameters and moments are float32. auto: bfloat16 where the
+    device multiplies matrices faster in it, which is tried out when a run begins, and stays."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
@@ -146,6 +147,7 @@ PRESETS = {
         model=Model(context=128, attention="math"),
         optimizer=Optimizer(learning_rate=3e-3, final_learning_rate=1e-4),
         steps=1200,
+        precision="float32",
     ),
     "smoke": Config(
         model=Model(layers=2, heads=2, width=16, context=16),
@@ -153,6 +155,7 @@ PRESETS = {
         optimizer=Optimizer(warmup=0.25),
         steps=8,
         batch=4,
+        precision="float32",
         log_every=2,
         evaluate_every=4,
         evaluate_batches=2,
@@ -165,7 +168,6 @@ PRESETS = {
         steps=19000,
         batch=512,
         accumulate=32,
-        precision="bfloat16",
         evaluate_every=250,
         checkpoint_every=1000,
     ),

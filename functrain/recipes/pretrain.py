@@ -14,7 +14,7 @@ import torch
 import functrain as ft
 from functrain.compiler.compilation import check_compiler
 from functrain.models import gpt2
-from functrain.recipes import folder, toml
+from functrain.recipes import folder, precision, toml
 from functrain.recipes import texts as texts_of
 from functrain.recipes.config import Config
 from functrain.recipes.record import Record, RecordedSaves, Show, readable
@@ -47,6 +47,7 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
         check_compiler()
     folder.check_ours(run)
     there, newest = ft.checkpoint.list(run), ft.checkpoint.latest(run)
+    config, told = precision.decided(config, device, None if newest is None else folder.read_config(run))
     if newest is not None:
         folder.check_same_config(run, config, accept_changes=accept_changes)
     sides = texts_of.read(config.data)
@@ -71,8 +72,8 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
     folder.write(run / "config.toml", toml.dumps(config))
     texts = texts_of.encode(sides, tokenizer, run)
     describe(config, texts, show)
-    if short is not None:
-        show.note(short)
+    for text in [*told, *([] if short is None else [short])]:
+        show.note(text)
     if newest is not None:
         for change in folder.other_environment(newest):
             show.note(f"not the machine that saved the checkpoint, the last bits may differ: {change}")
@@ -151,7 +152,8 @@ def check_finite(result: Result) -> None:
 
 
 def loss_of(config: Config, model: gpt2.Config) -> Any:
-    """Return the loss: next tokens, from hidden states, in the precision asked for."""
+    """Return the loss: next tokens, from hidden states, in the precision asked for, which must be decided."""
+    assert config.precision != "auto"
 
     def loss_fn(params: ft.tree.Params, batch: ft.tree.Batch, key: torch.Tensor) -> ft.Loss:
         hidden = gpt2.hidden(params, batch["tokens"], model, key=key)  # (B, T, D)

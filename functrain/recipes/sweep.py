@@ -22,7 +22,7 @@ import torch
 import functrain as ft
 from functrain.compiler.compilation import check_compiler
 from functrain.models import gpt2
-from functrain.recipes import folder, pretrain, toml
+from functrain.recipes import folder, precision, pretrain, toml
 from functrain.recipes import texts as texts_of
 from functrain.recipes.config import Config, Optimizer
 from functrain.recipes.pretrain import NotFinite, Result, validation_loss
@@ -48,12 +48,13 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
     if config.roll_backs:
         raise ValueError("sweep: expected roll_backs of 0, since lanes share their batches; leave it out")
     grid = ft.train.grid(over)
+    device, inside = pretrain.device_of(config.device), run / "sweep"
+    begun = (inside / "config.toml").is_file()
+    config, told = precision.decided(config, device, folder.read_config(inside) if begun else None)
     configs = [_with(config, {name: grid[name][i] for name in grid}) for i in range(len(next(iter(grid.values()))))]
-    device = pretrain.device_of(config.device)
     if config.compile and device.type == "cpu":
         check_compiler()
     folder.check_ours(run)
-    inside = run / "sweep"
     _check_same_sweep(run, inside, config, over)
     there, newest = ft.checkpoint.list(inside), ft.checkpoint.latest(inside)
     sides = texts_of.read(config.data)
@@ -87,8 +88,8 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
     folder.write(inside / "sweep.json", json.dumps({"over": dict(over)}, indent=1) + "\n")
     texts = texts_of.encode(sides, tokenizer, run)
     pretrain.describe(config, texts, show)
-    if short is not None:
-        show.note(short)
+    for text in [*told, *([] if short is None else [short])]:
+        show.note(text)
     if fused:
         show.note("attention: the lanes compute it by its formula, as with --model.attention math")
     show.note(f"{swept.lanes} lanes of {ft.tree.size(states.params) // swept.lanes:,} parameters")
