@@ -75,6 +75,11 @@ def mapped(error: BaseException) -> str | None:
             f"{_place(error)}: expected a write into a tensor that each example or lane has, came one into a tensor "
             "that they share; make it from one that they have, as x.new_zeros(3), or write without an underscore"
         )
+    if "called random operation while in randomness error mode" in says:
+        return (
+            f"{_place(error)}: expected random numbers from a key, came a draw from torch's global generator; draw by "
+            "ft.random or ft.nn.dropout, from a key for each example or lane, as by ft.random.split"
+        )
     if "must override the setup_context" in says:
         return (
             f"{_place(error)}: expected operations that can be mapped over, came an autograd.Function, or an operation "

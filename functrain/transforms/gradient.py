@@ -213,14 +213,17 @@ def _by_autograd(
             inputs = [engine.start_of_gradient(leaf) for leaf in leaves]
             seen = not torch.compiler.is_dynamo_compiling()
             versions = gradient_checks.versions(inputs) if seen else []
-            result = fn(*_replace(args, positions, tree.unflatten(structure, inputs)), **kwargs)
+            given = _replace(args, positions, tree.unflatten(structure, inputs))
+            with gradient_checks.explained():
+                result = fn(*given, **kwargs)
             value = _scalar(result, has_aux)
             if seen:
                 gradient_checks.check_unwritten(inputs, versions, structure)
                 gradient_checks.check_reaches(value, inputs, structure)
         forward_done(result)
         along = None if tangent is None else tangent(value)
-        grads = torch.autograd.grad(value, inputs, along, allow_unused=True, materialize_grads=zeros)
+        with gradient_checks.explained():
+            grads = torch.autograd.grad(value, inputs, along, allow_unused=True, materialize_grads=zeros)
         gradient_checks.check_dense(grads, structure)
     return tree.map(_detach, result), grads
 
