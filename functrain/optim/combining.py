@@ -10,6 +10,7 @@ from functrain.optim.transformation import (
     GradientTransformationExtraArgs,
     OptState,
     Updates,
+    check_own_state,
     with_extra_args_support,
 )
 from functrain.tree import Params
@@ -19,6 +20,8 @@ def chain(*args: GradientTransformation) -> GradientTransformationExtraArgs:
     """Apply transformations in order, each to what the one before it returned. The state is the tuple of their states.
 
     Equals `identity` of nothing. `chain(a, chain(b, c))` and `chain(chain(a, b), c)` make the same updates.
+
+    Raises: ValueError for the state of other transformations.
     """
     transforms = [with_extra_args_support(tx) for tx in args]
 
@@ -31,8 +34,15 @@ def chain(*args: GradientTransformation) -> GradientTransformationExtraArgs:
         if len(transforms) != len(state):
             raise ValueError(f"chain of {len(transforms)}: came a state of {len(state)}; make it with its own init")
         states = []
-        for tx, old in zip(transforms, state, strict=True):
-            updates, new = tx.update(updates, old, params, **extra_args)
+        for i, (tx, old) in enumerate(zip(transforms, state, strict=True)):
+            try:
+                made, new = tx.update(updates, old, params, **extra_args)
+            except (AttributeError, IndexError, KeyError, TypeError):
+                check_own_state(f"chain: transformation {i}", old, tx.init(updates))
+                raise
+            if type(new) is not type(old):
+                check_own_state(f"chain: transformation {i}", old, new)
+            updates = made
             states.append(new)
         return updates, tuple(states)
 

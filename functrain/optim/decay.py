@@ -11,6 +11,7 @@ from functrain.optim.masking import MaskOrFn, masked
 from functrain.optim.numerics.safe import add_scaled, scalar, zero_count
 from functrain.optim.transformation import EmptyState, GradientTransformation, OptState, Updates, check_params
 from functrain.schedules import ScalarOrSchedule
+from functrain.schedules.schedule import check_number
 from functrain.tree import Params
 
 AddDecayedWeightsState = EmptyState
@@ -25,6 +26,8 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: MaskOrFn = N
 
     Raises: ValueError without params, or naming the paths in which params and updates differ.
     """
+    if not callable(weight_decay):
+        check_number("add_decayed_weights: weight_decay", weight_decay)
 
     def init(params: Params) -> OptState:
         return WeightDecaySchedule(zero_count(params)) if callable(weight_decay) else EmptyState()

@@ -93,7 +93,8 @@ def inject_hyperparams(
     named in `static_args`, and bool ones, stay what they are. Numbers are kept in `hyperparam_dtype`, without it in the
     widest floating-point dtype of the params, at least float32.
 
-    Raises: ValueError for a static argument that `inner_factory` does not have.
+    Raises: ValueError for a static argument that `inner_factory` does not have; from init, TypeError for a function
+    that is no schedule, such as a mask.
     """
     static = {static_args} if isinstance(static_args, str) else set(static_args)
     signature = inspect.signature(inner_factory)
@@ -116,7 +117,7 @@ def inject_hyperparams(
             dtype, device = hyperparam_dtype or _widest(params), device_of(params)
             states = {name: tree.to(schedule.init(), device) for name, schedule in schedules.items()}
             values = fixed | {name: value for name, value in _replaced.items() if name in fixed}
-            values |= {name: schedule(states[name]) for name, schedule in schedules.items()}
+            values |= {name: _first(name, schedule, states[name]) for name, schedule in schedules.items()}
             hyperparams = {name: _tensor(value, dtype, device) for name, value in values.items()}
             return InjectStatefulHyperparamsState(
                 zero_count(params), hyperparams, states, build(hyperparams).init(params)
@@ -184,6 +185,25 @@ def _sort(
         else:
             others[name] = value
     return schedules, values, others
+
+
+def _first(name: str, schedule: StatefulSchedule, state: Tree) -> Scalar:
+    """Return the first value of a schedule; what a mask makes of a count is none."""
+    try:
+        value = schedule(state)
+    except Exception as error:
+        raise _no_schedule(name, f"one that raises {type(error).__name__} there") from error
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)) or getattr(value, "shape", ()) != ():
+        came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise _no_schedule(name, f"one that returns {came}")
+    return value
+
+
+def _no_schedule(name: str, came: str) -> TypeError:
+    return TypeError(
+        f"inject_hyperparams: {name}: expected a number or a schedule, a function from the count to a number, came "
+        f"{came}; for another function, such as a mask, name it in static_args={name!r}"
+    )
 
 
 def _tensor(value: Scalar, dtype: torch.dtype, device: torch.device) -> Tensor:

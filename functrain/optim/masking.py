@@ -75,12 +75,17 @@ def freeze(mask: Mask) -> GradientTransformationExtraArgs:
 
 def full_mask(mask: Mask, updates: Updates) -> Tree:
     """Return the tree of booleans like updates that a mask stands for."""
-    given = mask(updates) if callable(mask) else mask
+    given = made_for(mask, updates)
     full = broadcast_prefix(given, updates)
     for path, leaf in tree.items(full):
         if not isinstance(leaf, bool):
             raise TypeError(f"mask: {path}: expected True or False, came {leaf!r}; masks are fixed when traced")
     return full
+
+
+def made_for(given: Tree | Callable[[Params], Tree], params: Params) -> Tree:
+    """Return a tree, or what a function makes of the params: a node of a class with `__call__` is a tree."""
+    return given(params) if callable(given) and tree.children(given) is None else given
 
 
 def broadcast_prefix(prefix: Tree, full: Tree) -> Tree:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import functrain.tree as tree
-from functrain.optim.masking import MaskedState, ParamsPlaceholder, masked
+from functrain.optim.masking import MaskedState, ParamsPlaceholder, made_for, masked
 from functrain.optim.transformation import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -47,7 +47,7 @@ def partition(
     def init(params: Params) -> PartitionState:
         if isinstance(params, ParamsPlaceholder):  # labels are those of the real params
             return PartitionState({label: MaskedState(tx.init(params)) for label, tx in groups.items()})
-        labels = param_labels(params) if callable(param_labels) else param_labels
+        labels = made_for(param_labels, params)
         lost = [f"{path}: {label!r}" for path, label in tree.items(labels) if label not in groups]
         if lost:
             raise ValueError(f"partition: no transformation for {', '.join(lost[:8])}; there is {sorted(groups)}")
@@ -56,7 +56,7 @@ def partition(
     def update(
         updates: Updates, state: PartitionState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, PartitionState]:
-        labels = param_labels(updates) if callable(param_labels) else param_labels
+        labels = made_for(param_labels, updates)
         states = {}
         for label in groups:
             tx = inner(label, labels)

@@ -16,6 +16,7 @@ from functrain.optim.transformation import (
     init_empty_state,
 )
 from functrain.schedules import Scalar, ScalarOrSchedule, Schedule
+from functrain.schedules.schedule import check_number
 from functrain.tree import Params
 
 ScaleState = EmptyState
@@ -27,6 +28,7 @@ class ScaleByScheduleState(NamedTuple):
 
 def scale(step_size: Scalar) -> GradientTransformation:
     """Multiply updates by `step_size`."""
+    check_number("scale: step_size", step_size)
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         factor = scalar(step_size, updates)
@@ -62,4 +64,4 @@ def scale_by_learning_rate(
     sign = -1 if flip_sign else 1
     if callable(learning_rate):
         return scale_by_schedule(lambda count: sign * learning_rate(count))
-    return scale(sign * learning_rate)
+    return scale(sign * check_number("scale_by_learning_rate", learning_rate))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 
 import functrain.tree as tree
+from functrain.transforms.gradient_checks import check_no_module
 from functrain.tree import Params, Tree
 
 Updates: TypeAlias = Any  # a tree like params: gradients on the way in, what to add to params on the way out
@@ -116,6 +117,7 @@ def check_trainable(params: Tree) -> None:
     if all(_is_trainable(leaf) for leaf in tree.leaves(params)):
         return
     path, leaf = next((path, leaf) for path, leaf in tree.items(params) if not _is_trainable(leaf))
+    check_no_module(path or "params", leaf)
     raise TypeError(
         f"{path}: expected a floating-point parameter, came {getattr(leaf, 'dtype', type(leaf).__name__)}; "
         f"leave it out with masked(transform, mask), or keep it apart with tree.partition"
@@ -134,3 +136,18 @@ def check_real(values: Tree, name: str) -> None:
 
 def _is_trainable(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
+def check_own_state(what: str, state: OptState, own: OptState) -> None:
+    """Raise a ValueError unless a state has the structure and shapes of `own`, which the transformation itself made."""
+    (leaves, structure), (own_leaves, own_structure) = tree.flatten(state), tree.flatten(own)
+    way_out = "pass the state that the same optimizer's init made of these params"
+    if structure != own_structure:
+        expected, came = (f"{type(x).__name__} of {tree.paths(x)[:8]}" for x in (own, state))
+        raise ValueError(f"{what}: expected a state of its own, {expected}, came {came}; {way_out}")
+    for i, (leaf, new) in enumerate(zip(leaves, own_leaves, strict=True)):
+        if leaf.shape != new.shape:
+            raise ValueError(
+                f"{what}: {tree.paths(state)[i]}: expected a state of shape {tuple(new.shape)}, came "
+                f"{tuple(leaf.shape)}; {way_out}"
+            )

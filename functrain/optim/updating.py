@@ -15,8 +15,8 @@ from functrain.tree import Params
 def apply_updates(params: Params, updates: Updates) -> Params:
     """Return params + updates, each leaf in the dtype of the parameter; None for an update leaves the parameter.
 
-    Raises: ValueError naming the paths in which the trees differ; TypeError naming an integer parameter whose update
-    would be cut to an integer.
+    Raises: ValueError naming the paths in which the trees differ, or a leaf of another shape; TypeError naming an
+    integer parameter whose update would be cut to an integer.
     """
     if tree.structure(params) == tree.structure(updates):
         return _add(params, updates)
@@ -32,8 +32,11 @@ def incremental_update(new_tensors: Params, old_tensors: Params, step_size: Scal
     float32 at least: in half precision an average does not move by less than 1/512 of itself. The new ones may be
     shorter.
 
-    Raises: TypeError naming the old leaf that is in half precision.
+    Raises: TypeError naming the old leaf that is in half precision; ValueError naming the paths in which the trees
+    differ, or a leaf of another shape.
     """
+    tree.check_same_structure(old_tensors, new_tensors, what="incremental_update: old and new tensors")
+    check_shapes("incremental_update", old_tensors, new_tensors)
     rest = 1.0 - step_size
 
     def moved(path: str, new: Tensor, old: Tensor) -> Tensor:
@@ -51,7 +54,9 @@ def incremental_update(new_tensors: Params, old_tensors: Params, step_size: Scal
 
 
 def periodic_update(new_tensors: Params, old_tensors: Params, steps: Tensor, update_period: int | Tensor) -> Params:
-    """Return the new params when `update_period` divides `steps`, else the old ones."""
+    """Return the new params when `update_period` divides `steps`, else the old ones; errors as `incremental_update`."""
+    tree.check_same_structure(old_tensors, new_tensors, what="periodic_update: old and new tensors")
+    check_shapes("periodic_update", old_tensors, new_tensors)
     return tree.where(steps % update_period == 0, new_tensors, old_tensors)
 
 
@@ -69,7 +74,20 @@ def _is_none(updates: Updates, path: str) -> bool:
         return False
 
 
+def check_shapes(what: str, params: Params, given: Params) -> None:
+    """Raise a ValueError naming the first leaf of `given` that has not the shape of the parameter, which broadcasting
+    would make another one of."""
+    for i, (param, new) in enumerate(zip(tree.leaves(params), tree.leaves(given), strict=True)):
+        if param.shape != new.shape:
+            path = tree.paths(params)[i] or "the root"
+            raise ValueError(
+                f"{what}: {path}: expected shape {tuple(param.shape)}, as the parameter has, came {tuple(new.shape)}; "
+                "reshape it, or look for a state or a gradient of other params"
+            )
+
+
 def _add(params: Params, updates: Updates) -> Params:
+    check_shapes("apply_updates", params, updates)
     for param, update in zip(tree.leaves(params), tree.leaves(updates), strict=True):
         if update.is_floating_point() and not (param.is_floating_point() or param.is_complex()):
             _refuse(params, updates)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functrain.schedules.schedule import Count, Scalar, Schedule, steps_of, tensor_like
+from functrain.schedules.schedule import Count, Scalar, Schedule, check_number, steps_of, tensor_like
 
 
 def constant_schedule(value: Scalar) -> Schedule:
     """Hold one value."""
+    check_number("constant_schedule", value)
     return lambda count: tensor_like(value, steps_of(count))
 
 
@@ -25,6 +26,8 @@ def polynomial_schedule(
     Equals `init_value` until `transition_begin` and `end_value` from `transition_begin + transition_steps` on; with no
     steps to move in (`transition_steps <= 0`) it stays at `init_value`.
     """
+    for value in (init_value, end_value, power):
+        check_number("polynomial_schedule", value)
     if transition_steps <= 0:
         return constant_schedule(init_value)
 
@@ -69,6 +72,8 @@ def exponential_decay(
     Equals `init_value` until `transition_begin`. `staircase` rounds the exponent down. `end_value` bounds the value
     from below when it decays and from above when it grows. No steps, or a rate of zero, means no decay.
     """
+    for value in (init_value, decay_rate, 0.0 if end_value is None else end_value):
+        check_number("exponential_decay", value)
     if transition_steps <= 0:
         return constant_schedule(init_value)
 
@@ -94,6 +99,8 @@ def cosine_decay_schedule(
 
     Source: Loshchilov and Hutter 2017 (arXiv:1608.03983), equation 5.
     """
+    for value in (init_value, alpha, exponent):
+        check_number("cosine_decay_schedule", value)
     if not decay_steps > 0:
         raise ValueError(f"cosine_decay_schedule: decay_steps must be positive, came {decay_steps}")
 

@@ -25,6 +25,7 @@ from functrain.optim.transformation import (
     check_real,
 )
 from functrain.schedules import Scalar, ScalarOrSchedule
+from functrain.schedules.schedule import check_number
 from functrain.tree import Params, Tree
 
 
@@ -154,7 +155,9 @@ def _loss(value: Scalar, example: Tensor) -> Tensor:
 
 
 def _number(learning_rate: ScalarOrSchedule, count: Tensor, example: Tensor) -> Tensor:
-    return _loss(learning_rate(count) if callable(learning_rate) else learning_rate, example)
+    return _loss(
+        learning_rate(count) if callable(learning_rate) else check_number("momo: learning_rate", learning_rate), example
+    )
 
 
 def _over(numerator: Tensor, square: Tensor) -> Tensor:

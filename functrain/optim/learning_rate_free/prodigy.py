@@ -26,6 +26,7 @@ from functrain.optim.transformation import (
     check_real,
 )
 from functrain.schedules import Scalar, ScalarOrSchedule
+from functrain.schedules.schedule import check_number
 from functrain.tree import Params, Tree
 
 
@@ -148,7 +149,7 @@ def dadapt_adamw(
 
 
 def _rate(learning_rate: ScalarOrSchedule, count: Tensor, estimate: Tensor) -> Tensor:
-    rate = learning_rate(count) if callable(learning_rate) else learning_rate
+    rate = learning_rate(count) if callable(learning_rate) else check_number("prodigy: learning_rate", learning_rate)
     return estimate * (rate.to(estimate.dtype) if isinstance(rate, Tensor) else rate)
 
 

@@ -32,6 +32,7 @@ from functrain.optim.transformation import (
     with_extra_args_support,
 )
 from functrain.schedules import Scalar, ScalarOrSchedule, warmup_constant_schedule
+from functrain.schedules.schedule import check_number
 from functrain.tree import Params
 
 
@@ -78,7 +79,11 @@ def schedule_free(
         updates: Updates, state: ScheduleFreeState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, ScheduleFreeState]:
         check_params(params, "schedule_free")
-        rate = learning_rate(state.step_count - 1) if callable(learning_rate) else learning_rate
+        rate = (
+            learning_rate(state.step_count - 1)
+            if callable(learning_rate)
+            else check_number("schedule_free: learning_rate", learning_rate)
+        )
         max_lr = torch.maximum(
             state.max_lr, torch.as_tensor(rate, dtype=state.max_lr.dtype, device=state.max_lr.device)
         )

@@ -35,7 +35,8 @@ def leafwise(
     A new leaf of a state is kept in the dtype of the old one; the update is what `step` made of the uncut one. All of a
     leaf's work is done before the next leaf's, while it is in the cache.
 
-    Raises: ValueError naming the paths in which the trees differ.
+    Raises: ValueError naming the paths in which the trees differ, or a leaf that does not keep its shape, because a
+    state, update or parameter of another shape was broadcast to it.
     """
     leaves, structure = tree.flatten(updates)
     columns = [leaves]
@@ -45,8 +46,21 @@ def leafwise(
     if not leaves:
         return updates, states
     made = list(zip(*[step(*row) for row in zip(*columns, strict=True)], strict=True))
+    for column, before in zip(made, columns, strict=False):  # what is only read is not made anew
+        for at, (new, old) in enumerate(zip(column, before, strict=True)):
+            if new.shape != old.shape:
+                _refuse(updates, columns, at)
     kept = [
         [new.to(old.dtype) for new, old in zip(column, before, strict=True)]
         for column, before in zip(made[1:], columns[1 : 1 + len(states)], strict=True)
     ]
     return tree.unflatten(structure, made[0]), tuple([tree.unflatten(structure, column) for column in kept])
+
+
+def _refuse(updates: Tree, columns: list[list[Any]], at: int) -> None:
+    path, update = list(tree.items(updates))[at]
+    came = ", ".join(str(tuple(column[at].shape)) for column in columns[1:])
+    raise ValueError(
+        f"{path or 'the root'}: expected states and params that fit an update of shape {tuple(update.shape)}, "
+        f"came {came}; pass the state that the same optimizer's init made of these params"
+    )

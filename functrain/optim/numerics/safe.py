@@ -9,6 +9,7 @@ from torch import Tensor
 
 import functrain.tree as tree
 from functrain.schedules import Scalar
+from functrain.schedules.schedule import check_number
 from functrain.tree import Tree
 from functrain.tree.reductions import length, real_dtype, wide
 from functrain.tree.reductions import working_dtype as working_dtype
@@ -19,7 +20,7 @@ def like(value: Scalar, leaf: Tensor) -> Scalar:
 
     A () float32 tensor would turn a () bfloat16 leaf into float32.
     """
-    return value.to(leaf.dtype) if isinstance(value, Tensor) else value
+    return value.to(leaf.dtype) if isinstance(value, Tensor) else check_number("a hyper-parameter", value)
 
 
 def lerp(old: Tensor, new: Tensor, weight: Scalar) -> Tensor:
@@ -35,7 +36,9 @@ def plus(x: Tensor, eps: Scalar) -> Tensor:
 
 def add_scaled(x: Tensor, scale: Scalar, y: Tensor) -> Tensor:
     """Return x + scale * y."""
-    return x + like(scale, y) * y if isinstance(scale, Tensor) else torch.add(x, y, alpha=scale)
+    if isinstance(scale, Tensor):
+        return x + like(scale, y) * y
+    return torch.add(x, y, alpha=check_number("a hyper-parameter", scale))
 
 
 def clamp(x: Tensor, low: Scalar, high: Scalar) -> Tensor:
@@ -48,7 +51,7 @@ def clamp(x: Tensor, low: Scalar, high: Scalar) -> Tensor:
 
 def scalar(value: Scalar, updates: Tree) -> Scalar:
     """Return a number shared by all leaves, cast once to `working_dtype`; a float passes."""
-    return value.to(working_dtype(updates)) if isinstance(value, Tensor) else value
+    return value.to(working_dtype(updates)) if isinstance(value, Tensor) else check_number("a hyper-parameter", value)
 
 
 def device_of(params: Tree) -> torch.device:

@@ -18,6 +18,7 @@ from functrain.optim.transformation import (
     Updates,
 )
 from functrain.schedules import Scalar
+from functrain.schedules.schedule import check_number
 from functrain.tree import Params, Tree
 
 
@@ -42,6 +43,7 @@ def scale_by_rprop(
 
     Source: Riedmiller and Braun 1993; Igel and Huesken 2000, iRprop-.
     """
+    check_number("scale_by_rprop: learning_rate", learning_rate)
 
     def init(params: Params) -> ScaleByRpropState:
         return ScaleByRpropState(full_parts(params, learning_rate), zero_moments(params))

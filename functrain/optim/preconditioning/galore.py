@@ -12,7 +12,7 @@ from torch import Tensor
 import functrain.tree as tree
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
-from functrain.optim.masking import MaskOrFn
+from functrain.optim.masking import MaskOrFn, made_for
 from functrain.optim.numerics.looping import when
 from functrain.optim.numerics.safe import like, zero_count
 from functrain.optim.optimizers.adam import scale_by_adam
@@ -154,7 +154,7 @@ def _numbers(spec: GaLoreDimNumsOrFn | None, params: Params) -> list[Dims]:
     """Return the dimensions of rows and columns of each leaf: all matrices without a spec."""
     if spec is None:
         return [([0], [1]) if p.dim() == 2 else None for p in tree.leaves(params)]
-    found = spec(params) if callable(spec) else spec
+    found = made_for(spec, params)
     if isinstance(found, GaLoreDimensionNumbers):
         return [_dims(path, p, found) if p.dim() >= 2 else None for path, p in tree.items(params)]
     return [_dims(path, p, _at(found, path)) for path, p in tree.items(params)]

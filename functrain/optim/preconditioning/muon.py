@@ -12,7 +12,7 @@ from torch import Tensor
 import functrain.tree as tree
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
-from functrain.optim.masking import MaskOrFn
+from functrain.optim.masking import MaskOrFn, made_for
 from functrain.optim.numerics.leafwise import leafwise
 from functrain.optim.numerics.moments import nesterov_factors, zero_moments
 from functrain.optim.numerics.safe import (
@@ -207,7 +207,7 @@ def muon(
 
 def _numbers(spec: WeightDimNumOrFn | None, updates: Updates) -> list[MuonDimensionNumbers | None]:
     """Return the dimension numbers of each leaf: those at its path, or above it."""
-    found = spec(updates) if callable(spec) else spec
+    found = made_for(spec, updates)
     return [_numbers_at(found, path) for path in tree.paths(updates)]
 
 
