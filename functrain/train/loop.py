@@ -10,6 +10,7 @@ from torch import Tensor
 
 from functrain import data, tree
 from functrain.train.guard import Diverged
+from functrain.train.loop_checks import check_fit, check_hook, count, goes_on, is_indexed
 from functrain.train.signals import Signals
 from functrain.train.state import TrainState
 from functrain.tree import Batch
@@ -54,9 +55,14 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
     torch.distributed runs, a signal in one rank ends the same step in all; no rank may have fewer batches. When the
     program ends, the process group is destroyed if it is still there.
 
-    Raises: Interrupted; Diverged; ValueError if the state is past `steps`, or the batches are fewer, and naming a leaf
-    that requires grad.
+    Batches that are iterated anew for each epoch, as a DataLoader, are at the first one when an epoch ends. Within
+    one, a DataLoader that does not shuffle is read up to where the state is; of others nobody knows where that is.
+
+    Raises: Interrupted; Diverged; ValueError if the state is past `steps`, the batches are fewer, or where they go on
+    is not known, and naming a leaf that requires grad; TypeError for an argument of another kind.
     """
+    check_fit(step, state, batches, every)
+    steps = count("fit", "steps", steps)
     for path, leaf in tree.items(state):
         if isinstance(leaf, Tensor) and leaf.requires_grad:
             raise ValueError(
@@ -98,9 +104,10 @@ def every(n: int, fn: Hook) -> Hook:
     """Return a hook that calls `fn` when the number of steps done is a multiple of `n`; a method `save` or `go_back`
     is kept.
 
-    Raises: ValueError if `n` is not positive.
+    Raises: ValueError if `n` is not positive; TypeError for what is no int, or no hook.
     """
-    if n < 1:
+    check_hook("every", fn)
+    if count("every", "n", n) < 1:
         raise ValueError(f"every: expected n of at least 1, came {n}")
 
     def hook(t: int, state: TrainState, metrics: Metrics) -> None:
@@ -136,9 +143,9 @@ class _Reader:
     """The batches of the steps from a state on: read ahead in a thread, or of an iterator, which only goes forward."""
 
     def __init__(self, batches: Any, state: TrainState, steps: int) -> None:
-        self._indexed = hasattr(batches, "__getitem__")
-        self._batches = batches if self._indexed else iter(batches)
+        self._indexed = is_indexed(batches)
         self._position = _done(state) + _left_out(state)
+        self._batches: Any = batches if self._indexed else goes_on(batches, self._position)
         self._source: Iterator[Batch] = iter(())
         self.seek(state, steps)
 

@@ -14,6 +14,7 @@ from functrain import random, transforms, tree
 from functrain.losses import Loss
 from functrain.optim import GradientTransformation, apply_updates, with_extra_args_support
 from functrain.optim.clipping.per_example import norms as norms_of_examples
+from functrain.train import checks
 from functrain.train.state import TrainState
 from functrain.train.step import LossFn, Metrics, OptimizerStep
 from functrain.train.step import _loss as as_loss
@@ -42,7 +43,8 @@ def private_step(loss_fn: LossFn, optimizer: GradientTransformation, *, chunk_si
     """
 
     def own_mean(params: Params, example: Batch, key: Tensor) -> tuple[Tensor, Loss]:
-        loss = as_loss(loss_fn(params, example, key), False)
+        result = checks.call("private_step", loss_fn, "params, example, key", params, example, key)
+        loss = as_loss(result, False, ("loss", "weight", "gradient_norm_mean"))
         return loss.total / _divisor(loss), loss
 
     of_examples = transforms.per_example_value_and_grad(own_mean, has_aux=True, chunk_size=chunk_size)
@@ -58,7 +60,7 @@ def private_step(loss_fn: LossFn, optimizer: GradientTransformation, *, chunk_si
     def update(state: TrainState, found: _Found) -> tuple[TrainState, Metrics]:
         loss, counted, grads = found
         try:
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = checks.update("private_step", optimizer, grads, state)
         except TypeError as error:
             if "'value'" not in str(error):
                 raise
@@ -70,7 +72,7 @@ def private_step(loss_fn: LossFn, optimizer: GradientTransformation, *, chunk_si
         mean = torch.sum(torch.where(counted, norms, 0.0)) / torch.clamp(torch.sum(counted), min=1)
         return _next(state, updates, opt_state), _metrics(loss) | {"gradient_norm_mean": mean}
 
-    return OptimizerStep(gradients, update, optimizer)
+    return OptimizerStep(checks.watched("private_step", gradients), update, optimizer)
 
 
 def noise_scale_step(
@@ -91,7 +93,8 @@ def noise_scale_step(
     tx = with_extra_args_support(optimizer)
 
     def sums(params: Params, example: Batch, key: Tensor) -> tuple[Loss, Tensor]:
-        loss = as_loss(loss_fn(params, example, key), True)
+        result = checks.call("noise_scale_step", loss_fn, "params, example, key", params, example, key)
+        loss = as_loss(result, True, _MEASURED)
         return loss, (loss.weight != 0).to(torch.int64)
 
     moments_of = transforms.gradient_moments(sums, has_aux=True, chunk_size=chunk_size)
@@ -109,16 +112,17 @@ def noise_scale_step(
         grads = tree.map(lambda grad: grad * share.to(grad.dtype), found.grads)
         norm = tree.norm(grads)
         noise = transforms.gradient_noise(found.squared_norm * count * share**2, norm**2, 1, count)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss.total / loss.weight)
-        measured = {
-            "grad_norm": norm,
-            "gradient_variance": noise.variance,
-            "gradient_squared_norm": noise.squared_norm,
-            "gradient_noise_scale": noise.scale,
-        }
+        updates, opt_state = checks.update("noise_scale_step", tx, grads, state, value=loss.total / loss.weight)
+        measured = dict(zip(_MEASURED[2:], (norm, noise.variance, noise.squared_norm, noise.scale), strict=True))
         return _next(state, updates, opt_state), _metrics(loss) | measured
 
-    return OptimizerStep(gradients, update, optimizer)
+    return OptimizerStep(checks.watched("noise_scale_step", gradients), update, optimizer)
+
+
+_MEASURED = (
+    *("loss", "weight"),
+    *("grad_norm", "gradient_variance", "gradient_squared_norm", "gradient_noise_scale"),
+)
 
 
 def _next(state: TrainState, updates: Tree, opt_state: Tree) -> TrainState:

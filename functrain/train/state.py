@@ -11,6 +11,7 @@ from functrain import tree
 from functrain.compiler.half_products import warn_if_slow
 from functrain.optim import GradientTransformation
 from functrain.train.guard import Guard
+from functrain.transforms.gradient_checks import check_no_module
 from functrain.transforms.loss_scale import LossScale
 from functrain.tree import Params, Tree
 
@@ -36,7 +37,8 @@ def init_state(
 ) -> TrainState:
     """Return the state before the first step of `ft.train_step` with the same optimizer, `loss_scale` and `guard`.
 
-    `buffers` is a tree of tensors for `ft.train_step(..., buffers=True)`; they are copied.
+    `buffers` is a tree of tensors for `ft.train_step(..., buffers=True)`. Params and buffers are copied: a donated step
+    gives the state's memory away, and never the caller's.
 
     Raises: TypeError naming a leaf of params that is no floating-point tensor, or of buffers that is no tensor, and for
     an argument of another kind; ValueError for keys that make a path ambiguous, and naming a leaf that is a Parameter.
@@ -47,6 +49,7 @@ def init_state(
     if not isinstance(key, Tensor) or key.shape != (2,):
         raise TypeError(f"init_state: expected a key, as ft.random.key(0) makes it, came {type(key).__name__} {key!r}")
     for path, leaf in tree.items(params):
+        check_no_module(f"init_state: {path or 'params'}", leaf)
         if isinstance(leaf, torch.nn.Parameter) and leaf.requires_grad:
             raise ValueError(
                 f"init_state: {path}: expected a tensor, came a Parameter that requires grad, so that every step would "
@@ -54,8 +57,9 @@ def init_state(
             )
         if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
             came = f"dtype {leaf.dtype}" if isinstance(leaf, Tensor) else f"{type(leaf).__name__} {leaf!r}"
+            way_out = "keep it out of params" if isinstance(leaf, Tensor) else "make it one by torch.as_tensor"
             raise TypeError(
-                f"init_state: {path}: expected a floating-point tensor to train, came {came}; keep it out of params"
+                f"init_state: {path or 'params'}: expected a floating-point tensor to train, came {came}; {way_out}"
             )
     for path, leaf in tree.items(buffers):
         if not isinstance(leaf, Tensor):
@@ -65,10 +69,11 @@ def init_state(
             )
     for dtype in {leaf.dtype for leaf in tree.leaves(params)}:
         warn_if_slow("init_state", dtype, tree.leaves(params))
+    # copied: a state must not share a memory that a step may give away with another, or with the caller
+    params = tree.map(torch.clone, params)
     device = next((leaf.device for leaf in tree.leaves(params)), key.device)
     step = torch.zeros((), dtype=torch.int64, device=device)
     scale = None if loss_scale is None else loss_scale.init(device)
-    # copied: two states must not share a memory that one of them may give away
     buffers = tree.map(lambda leaf: leaf.detach().to(device, copy=True), buffers)
     guarded = None if guard is None else guard.init(device)
     return TrainState(step, params, optimizer.init(params), key.to(device, copy=True), scale, buffers, guarded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from functrain import random, transforms, tree
 from functrain.losses import Loss
 from functrain.optim import GradientTransformation, apply_updates, with_extra_args_support
+from functrain.train import checks
 from functrain.train.guard import Guard
 from functrain.train.state import TrainState, check_pairs
 from functrain.transforms import accumulation
@@ -81,8 +82,9 @@ def train_step(
     A batch of weight 0 has no mean: loss and gradient are NaN, in which a loss scale or a guard skips the step.
 
     Raises: TypeError for a loss that is no Loss where slices are added, since the mean of each slice would count as
-    much however few of its rows count, and for arguments or a Loss of another kind; ValueError for a state made with
-    other options.
+    much however few of its rows count, for arguments, a Loss or metrics of another kind, and for a loss that draws from
+    torch's global generator, as its first call in eager tells; ValueError for a state made with other options or by
+    another optimizer, a loss that writes into its batch, and a metric with the name of one of the step's.
     """
     if not callable(loss_fn) or not hasattr(optimizer, "update"):
         came = f"({type(loss_fn).__name__}, {type(optimizer).__name__})"
@@ -97,17 +99,22 @@ def train_step(
     accumulation.check_parts("train_step: accumulate", parts, accumulate_rows)
     looped = parts != 1
     tx = with_extra_args_support(optimizer)
+    wanted = "params, buffers, batch, key" if buffers else "params, batch, key"
+    taken = ["loss", "weight", "grad_norm"]
+    taken += [] if loss_scale is None else ["loss_scale"]
+    taken += [] if loss_scale is None and guard is None else ["skipped"]
+    taken += [] if guard is None else ["skipped_in_row", "skipped_in_all", "rolled_back"]
 
     def evaluated(params: Params, *args: Any) -> tuple[Loss, Tree]:
-        result = loss_fn(params, *args)
+        result = checks.call("train_step", loss_fn, wanted, params, *args)
         if not buffers:
-            return _loss(result, looped), None
+            return _loss(result, looped, taken), None
         if isinstance(result, Loss) or not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(
                 "train_step(buffers=True): expected loss_fn to return (loss, new_buffers), came "
                 f"{type(result).__name__}; return the buffers unchanged where nothing updates them"
             )
-        return _loss(result[0], looped), result[1]
+        return _loss(result[0], looped, taken), result[1]
 
     # one slice's gradient is that of its mean times the scale: of a size that does not depend on how many slices
     # there are, so that float16 holds it with the same scale
@@ -156,7 +163,7 @@ def train_step(
         else:
             grads = unscale(grads, state.loss_scale.scale)
         mean = loss.total / loss.weight
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=mean)
+        updates, opt_state = checks.update("train_step", tx, grads, state, value=mean)
         metrics = {name: value / loss.weight for name, value in loss.metrics.items()}
         metrics |= {"loss": mean, "weight": loss.weight, "grad_norm": tree.norm(grads)}
         new = state._replace(
@@ -183,7 +190,7 @@ def train_step(
         new = new._replace(params=kept[0], opt_state=kept[1], buffers=kept[2])
         return new, metrics | {"skipped": (~good).float()}
 
-    return OptimizerStep(gradients, update, optimizer)
+    return OptimizerStep(checks.watched("train_step", gradients), update, optimizer)
 
 
 def _divisor(loss: Loss) -> Tensor:
@@ -192,7 +199,7 @@ def _divisor(loss: Loss) -> Tensor:
     return torch.where(loss.weight == 0, 1.0, loss.weight.abs().clamp(min=1e-6))
 
 
-def _loss(result: Any, looped: bool) -> Loss:
+def _loss(result: Any, looped: bool, taken: Collection[str]) -> Loss:
     if isinstance(result, Loss):
         if not isinstance(result.weight, Tensor) or result.weight.dim() != 0:
             came = tuple(result.weight.shape) if isinstance(result.weight, Tensor) else repr(result.weight)
@@ -200,9 +207,9 @@ def _loss(result: Any, looped: bool) -> Loss:
                 f"train_step: expected a Loss whose weight is a () tensor, came {came}; write torch.sum(mask), or "
                 "total.new_tensor(count)"
             )
-        return result
+        return result._replace(metrics=checks.metrics("train_step", result.metrics, taken))
     value, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
-    if not isinstance(value, Tensor) or not isinstance(metrics, dict):
+    if not isinstance(value, Tensor):
         raise TypeError(
             f"train_step: expected loss_fn to return a Loss, a tensor, or (tensor, dict of metrics), came {result!r}"
         )
@@ -212,7 +219,7 @@ def _loss(result: Any, looped: bool) -> Loss:
             "weight nobody knows: the mean of a slice with few rows or a mask would count as much as any other; return "
             "ft.Loss(sum of the losses, how many they are, {})"
         )
-    return Loss(value, torch.ones((), device=value.device), metrics)
+    return Loss(value, torch.ones((), device=value.device), checks.metrics("train_step", metrics, taken))
 
 
 def _check_state(state: TrainState, begun: dict[str, Tree], buffers: bool) -> None:
