@@ -10,6 +10,8 @@ full, the cache starts anew from the last half of it, so a token is chosen in vi
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
+from operator import index
 from typing import Any, Protocol
 
 import torch
@@ -49,15 +51,19 @@ def generate(
     and more steps begin with the same tokens.
 
     Source: Fan et al. 2018 (arXiv:1805.04833) for top_k, Holtzman et al. 2020 (arXiv:1904.09751) for top_p.
-    Raises: ValueError for an empty prompt, a negative temperature, a top_k below 1, a top_p outside (0, 1], a key that
-    is missing or of another shape; FloatingPointError for logits that are NaN.
+    Raises: TypeError for a prompt that is no integer tensor, and for numbers of another kind; ValueError for an empty
+    prompt, negative steps, a negative temperature, a top_k below 1, a top_p outside (0, 1], a key that is missing or of
+    another shape; IndexError for a token outside of the vocabulary on the CPU; FloatingPointError for logits that are
+    NaN.
     """
-    if tokens.ndim != 2 or tokens.shape[1] < 1:
-        raise ValueError(f"generate: expected a prompt (B, T) of at least one token, came {tuple(tokens.shape)}")
+    _check_prompt(tokens)
+    steps = _count("steps", steps, 0, "")
+    top_k = None if top_k is None else _count("top_k", top_k, 1, "; None draws among all tokens")
+    for name, value in (("temperature", temperature), ("top_p", 1.0 if top_p is None else top_p)):
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"generate: expected {name} to be a number, came {type(value).__name__} {value!r}")
     if not temperature >= 0.0:
         raise ValueError(f"generate: expected a temperature of at least 0, came {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"generate: expected top_k of at least 1, came {top_k}; None draws among all tokens")
     if top_p is not None and not 0.0 < top_p <= 1.0:
         raise ValueError(f"generate: expected top_p in (0, 1], came {top_p}; None draws among all tokens")
     if temperature == 0.0:
@@ -70,9 +76,37 @@ def generate(
     return _extend(model, params, tokens, config, steps, choose)
 
 
+def _check_prompt(tokens: Any) -> None:
+    if not isinstance(tokens, Tensor):
+        raise TypeError(
+            f"generate: expected a prompt (B, T), an integer tensor, came {type(tokens).__name__}; encode a text as "
+            "torch.as_tensor(tokenizer.encode(text).astype(int))[None]"
+        )
+    if tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise TypeError(f"generate: expected a prompt of integers, came {tokens.dtype}; pass tokens.long()")
+    if tokens.ndim != 2 or tokens.shape[1] < 1:
+        way_out = "; a single one is tokens[None]" if tokens.ndim == 1 and len(tokens) else ""
+        came = tuple(tokens.shape)
+        raise ValueError(f"generate: expected a prompt (B, T) of at least one token, came {came}{way_out}")
+
+
+def _count(name: str, value: Any, least: int, way_out: str) -> int:
+    try:
+        found = index(value)
+    except TypeError:
+        found = None
+    if found is None or isinstance(value, bool):
+        raise TypeError(f"generate: expected {name} to be an int, came {type(value).__name__} {value!r}{way_out}")
+    if found < least:
+        raise ValueError(f"generate: expected {name} of at least {least}, came {found}{way_out}")
+    return found
+
+
 def _points(key: Tensor | None, batch: int, steps: int) -> Tensor:
     if key is None:
         raise ValueError("generate: drawing needs a key, came None; pass one, or temperature=0 for the likeliest")
+    if not isinstance(key, Tensor):
+        raise TypeError(f"generate: expected a key, as ft.random.key(0) makes it, came {type(key).__name__} {key!r}")
     keys = random.split(key, batch) if key.ndim == 1 else key
     if keys.shape != (batch, 2):
         raise ValueError(f"generate: expected a key (2,) or {batch} keys ({batch}, 2), came {tuple(key.shape)}")

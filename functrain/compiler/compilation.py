@@ -201,7 +201,15 @@ class _Program:
         given = list(leaves) if self.where is None else [leaves[i] for i in self.where]
         for i in self.lazy:
             given[i] = _plain(given[i])
-        return self.kernel([*given, *self.lifted])
+        try:
+            return self.kernel([*given, *self.lifted])
+        except RuntimeError as error:
+            if "index out of bounds" not in str(error):
+                raise
+            raise IndexError(
+                "ft.compile: expected each index, such as a token or a label, inside of what it indexes, came one "
+                f"outside ({str(error).rpartition(': ')[2]}); call the function without ft.compile to see which"
+            ) from error
 
     def _stored(self, old: Sequence[Tensor], result: Any) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
         if not isinstance(result, tuple) or not result:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from functrain.losses.cross_entropy import wide
+from functrain.losses.cross_entropy import gathered, wide
 
 
 def total_of_chunks(hidden: Tensor, embedding: Tensor, targets: Tensor, weights: Tensor, chunk: int) -> Tensor:
@@ -33,7 +33,7 @@ def _log_probabilities(hidden: Tensor, embedding: Tensor) -> Tensor:
 
 
 def _losses(logp: Tensor, targets: Tensor) -> Tensor:
-    return -logp.gather(0, targets[None]).squeeze(0)  # (C,)
+    return -gathered("next_token_from_hidden", logp, targets, "by mask=", dim=0)  # (C,)
 
 
 def _differentiated(x: Tensor) -> bool:

@@ -5,6 +5,8 @@ B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import re
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,21 +22,49 @@ def softmax_cross_entropy_with_integer_labels(
     """Compute the cross entropy of the softmax of `logits` along `dim` and integer labels.
 
     Equals `optax.softmax_cross_entropy_with_integer_labels`. With several dims, a label is an index into them
-    flattened. `where` keeps examples (the others lose 0) or, in the logits' shape, classes.
+    flattened. `where` keeps examples (the others lose 0, and their labels may be any integers, such as -100) or, in the
+    logits' shape, classes.
 
     Shapes: labels, and the result: the logits' without `dim`; where: the labels' or the logits'.
+    Raises: TypeError for labels that are no integers, ValueError for other shapes; IndexError for a label that is no
+    class on the CPU, a device assertion elsewhere.
     """
     if labels.is_floating_point():
-        raise TypeError(f"softmax_cross_entropy_with_integer_labels: expected integer labels, came {labels.dtype}")
+        raise TypeError(f"{_NAME}: expected integer labels, came {labels.dtype}")
     rows = _flatten_last(logits, dim)  # (..., V)
-    picked = rows.gather(-1, labels.long().unsqueeze(-1)).squeeze(-1)  # (...)
+    if labels.shape != rows.shape[:-1]:
+        raise ValueError(
+            f"{_NAME}: expected labels {tuple(rows.shape[:-1])} for logits {tuple(logits.shape)} and dim {dim}, came "
+            f"{tuple(labels.shape)}; expand or reshape them"
+        )
     if where is None:
-        return torch.logsumexp(rows, -1) - picked
+        return torch.logsumexp(rows, -1) - gathered(_NAME, rows, labels.long(), "by where=")
     kept = (_flatten_last(where, dim) if where.ndim == logits.ndim else where.unsqueeze(-1)).bool()  # (..., V or 1)
     some = kept.any(-1)  # (...)
+    picked = gathered(_NAME, rows, torch.where(some, labels, 0).long(), "by where=")  # (...)
     # a row that keeps nothing is computed whole and then dropped: the logsumexp of nothing has a NaN gradient
     normalizers = torch.logsumexp(torch.where(kept | ~some.unsqueeze(-1), rows, -torch.inf), -1)
     return torch.where(some, normalizers - picked, 0.0)
+
+
+_NAME = "softmax_cross_entropy_with_integer_labels"
+
+
+def gathered(caller: str, x: Tensor, labels: Tensor, leave_out: str, dim: int = -1) -> Tensor:
+    """Return the entry of x (..., V) that each label (...) names, (...).
+
+    Raises: IndexError for a label that is no class, on the CPU.
+    """
+    try:
+        return x.gather(dim, labels.unsqueeze(dim)).squeeze(dim)
+    except (IndexError, RuntimeError) as error:
+        found = re.search(r"index (-?\d+) is out of bounds .* with size (\d+)", str(error))
+        if found is None:
+            raise
+        raise IndexError(
+            f"{caller}: expected labels in [0, {found[2]}), came {found[1]}; leave out rows that do not count, such "
+            f"as those of -100, {leave_out}"
+        ) from error
 
 
 def _flatten_last(x: Tensor, dim: Dim) -> Tensor:
@@ -49,11 +79,12 @@ def next_token(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> L
     logits. The mask is boolean or floating-point weights; where it is zero the target may be any integer.
 
     Shapes: logits (B, T, V), targets and mask (B, T).
-    Raises: ValueError for other shapes, TypeError for targets that are no integers.
+    Raises: ValueError for other shapes, TypeError for targets that are no integers, IndexError for a target that is no
+    token where the mask is not zero, on the CPU.
     """
     check_shapes("next_token", "logits", logits, targets, mask)
     weights = weights_of(logits, targets, mask)  # (B, T)
-    losses = cross_entropy(wide(logits), legal(targets, mask))  # (B, T)
+    losses = -gathered("next_token", F.log_softmax(wide(logits), -1), legal(targets, mask), "by mask=")  # (B, T)
     return Loss(torch.sum(losses * weights), total_of(weights, mask), {})
 
 
@@ -88,8 +119,3 @@ def legal(targets: Tensor, mask: Tensor | None) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """Return x in at least float32: bfloat16 has 8 bits, and a softmax over a vocabulary would lose its tail."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross entropy along the last dim, without checks."""
-    return -F.log_softmax(logits, -1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from functrain.losses.cross_entropy import gathered
 from functrain.losses.reduction import check_integer, one_hot
 
 
@@ -43,7 +44,8 @@ def multiclass_sparsemax_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """
     check_integer("multiclass_sparsemax_loss", labels=labels)
     p = sparsemax(scores)  # (..., N)
-    above = scores - scores.gather(-1, labels.long().unsqueeze(-1))  # (..., N)
+    own = gathered("multiclass_sparsemax_loss", scores, labels.long(), "before")  # (...)
+    above = scores - own.unsqueeze(-1)  # (..., N)
     # where the probability is 0 the score may be -inf
     return torch.sum(p * torch.where(p > 0, above, 0.0), -1) + 0.5 * (1.0 - torch.sum(p * p, -1))
 

@@ -55,7 +55,10 @@ def from_module(module: torch.nn.Module) -> Functional:
     # the module that is called holds no numbers: a forgotten tensor is an error of the device, never an old value
     shell = _with(module, lambda _, old: old.to("meta"))
 
-    def apply(params: Params, buffers: Tree, key: Tensor | None, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:
+    def apply(
+        params: Params, buffers: Tree = _MISSING, key: Tensor | None = _MISSING, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Tree]:
+        _check_call(module, buffers, key)
         named: dict[str, Tensor] = {}
         _match("params", names, params, named)
         _match("buffers", buffer_names, buffers, named)
@@ -73,6 +76,22 @@ def from_module(module: torch.nn.Module) -> Functional:
         return result, tree.map(lambda name: named[name].detach() if name in writable else named[name], buffer_names)
 
     return Functional(apply, params, buffers)
+
+
+_MISSING: Any = object()  # stands for an argument that was left out, of which torch would say that the module lacks one
+
+
+def _check_call(module: torch.nn.Module, buffers: Any, key: Any) -> None:
+    came = None
+    if buffers is _MISSING or key is _MISSING or isinstance(buffers, Tensor):
+        came = "fewer arguments, or a tensor in the place of buffers"
+    elif key is not None and not (isinstance(key, Tensor) and key.shape == (2,) and not key.is_floating_point()):
+        came = f"a key of shape {tuple(key.shape)}" if isinstance(key, Tensor) else f"a key {type(key).__name__}"
+    if came is not None:
+        raise TypeError(
+            f"from_module: expected apply(params, buffers, key, *inputs of {type(module).__name__}), came {came}; pass "
+            "the field `buffers`, and a key of ft.random.key, or None where nothing is drawn"
+        )
 
 
 def to_module(module: torch.nn.Module, params: Params, buffers: Tree) -> torch.nn.Module:
@@ -158,6 +177,9 @@ def _nested_names(names: Iterable[str]) -> Tree:
 
 
 def _check(module: torch.nn.Module) -> None:
+    if not isinstance(module, torch.nn.Module):
+        came = f"the class {module.__name__}" if isinstance(module, type) else f"{type(module).__name__}"
+        raise TypeError(f"from_module: expected a torch.nn.Module, came {came}; make one of it first")
     for name, p in [*module.named_parameters(), *module.named_buffers()]:
         if torch.nn.parameter.is_lazy(p):
             raise ValueError(

@@ -18,6 +18,7 @@ from functrain.compiler import engine
 from functrain.nn import draws, recurrent
 from functrain.nn.dropout import dropout
 from functrain.nn.fused import fused_attention
+from functrain.nn.layers import tokens_inside
 from functrain.transforms import captured
 
 
@@ -48,6 +49,9 @@ class Keyed(TorchFunctionMode):
             return args[0] if func is Tensor.requires_grad_ else None
         if func in (F.embedding, F.embedding_bag):
             _check_embedding(func, args, kwargs)
+            given = inspect.signature(func).bind(*args, **kwargs).arguments
+            with tokens_inside("from_module", given["input"], given["weight"]):
+                return func(*args, **kwargs)
         name, call = getattr(func, "__name__", ""), func
         if recurrent.cuts(name) and not isinstance(args[2], Tensor):  # no packed sequence
             call = recurrent.recurrent(name)

@@ -5,6 +5,9 @@ I inputs, O outputs, D width, V vocabulary; ... any leading dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,9 +28,30 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
     """Return the rows of weight (V, D) that the tokens (...) name, (..., D).
 
-    Raises: IndexError for a token outside [0, V) on the CPU; a device assertion elsewhere.
+    Raises: TypeError for tokens that are no integers; IndexError for a token outside [0, V) on the CPU, a device
+    assertion elsewhere.
     """
-    return F.embedding(tokens, weight)
+    if tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise TypeError(f"embedding: expected integer tokens, came {tokens.dtype}; pass tokens.long()")
+    with tokens_inside("embedding", tokens, weight):
+        return F.embedding(tokens, weight)
+
+
+@contextmanager
+def tokens_inside(caller: str, tokens: Tensor, weight: Tensor) -> Iterator[None]:
+    """Say of the CPU's error about a token outside of a vocabulary which one came."""
+    try:
+        yield
+    except IndexError as error:
+        if "index out of range in self" not in str(error):
+            raise
+        outside = "one outside"
+        if not torch._C._functorch.is_functorch_wrapped_tensor(tokens):
+            outside = f"{int(tokens[(tokens < 0) | (tokens >= len(weight))].flatten()[0])}"
+        raise IndexError(
+            f"{caller}: expected tokens in [0, {len(weight)}), the rows of the table, came {outside}; look for another "
+            "tokenizer, or for padding by -100"
+        ) from error
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:

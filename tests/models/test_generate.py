@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -137,3 +139,31 @@ def test_what_cannot_be_generated_is_named() -> None:
     broken = tree.set_at(PARAMS, "blocks/1/mlp/up/bias", PARAMS["blocks"][1]["mlp"]["up"]["bias"] * torch.nan)
     with pytest.raises(FloatingPointError, match="logits are NaN"):
         generate(gpt2, broken, tokens, CONFIG, steps=1, temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"tokens": "a text"}, TypeError, r"expected a prompt \(B, T\), an integer tensor, came str; encode a text as"),
+        ({"tokens": [1, 2]}, TypeError, "an integer tensor, came list"),
+        ({"tokens": torch.zeros(1, 2)}, TypeError, "expected a prompt of integers, came torch.float32"),
+        ({"tokens": torch.zeros(2, dtype=torch.int64)}, ValueError, r"came \(2,\); a single one is tokens\[None\]"),
+        ({"tokens": torch.full((1, 2), 7)}, IndexError, r"expected tokens in \[0, 7\), .* came 7"),
+        ({"steps": -1}, ValueError, "expected steps of at least 0, came -1"),
+        ({"steps": 2.5}, TypeError, "expected steps to be an int, came float 2.5"),
+        ({"steps": None}, TypeError, "expected steps to be an int, came NoneType"),
+        ({"top_k": 2.5}, TypeError, "expected top_k to be an int, came float 2.5; None draws among all"),
+        ({"top_k": "2"}, TypeError, "expected top_k to be an int, came str"),
+        ({"top_k": True}, TypeError, "expected top_k to be an int, came bool"),
+        ({"top_p": "0.5"}, TypeError, "expected top_p to be a number, came str"),
+        ({"temperature": None}, TypeError, "expected temperature to be a number, came NoneType"),
+        ({"key": 0}, TypeError, r"expected a key, as ft.random.key\(0\) makes it, came int 0"),
+    ],
+)
+def test_arguments_of_another_kind_are_told(options: dict[str, Any], error: type[Exception], says: str) -> None:
+    config = gpt2.Config(vocab=7, context=8, layers=1, heads=1, width=4)
+    params = gpt2.init(config, random.key(0))
+    options = {"tokens": torch.zeros(1, 2, dtype=torch.int64), "key": random.key(1), "steps": 2} | options
+    tokens, key = options.pop("tokens"), options.pop("key")
+    with pytest.raises(error, match=says):
+        generate(gpt2, params, tokens, config, key, **options)
