@@ -131,6 +131,8 @@ def _ids(source: Source, tokenizer: Tokenizer | None) -> tuple[Ids, str]:
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
         came = f"{ids.shape} of {ids.dtype}" if isinstance(ids, np.ndarray) else repr(type(ids))
         raise ValueError(f"windows: expected a Corpus, Tokens or one row of integers, came {came}")
+    if ids.dtype.kind == "i" and len(ids) and ids.min() < 0:
+        raise ValueError(f"windows: expected tokens of 0 or more, came {ids.min()}; leave out what is no token")
     digest = hashlib.sha256(f"{ids.dtype.str} {len(ids)} ".encode())
     digest.update(np.ascontiguousarray(ids).data)
     return ids, digest.hexdigest()

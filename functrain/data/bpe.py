@@ -19,9 +19,16 @@ from functrain.data.tokenizer import Bytes, Characters, Ids, Tokenizer, checked_
 
 
 class BPE:
-    """A `tokenizers.Tokenizer` given as the text of its `tokenizer.json`."""
+    """A `tokenizers.Tokenizer` given as the text of its `tokenizer.json`, without its truncation and padding.
+
+    Those are of the batches that a published tokenizer was used for: a text would end after some hundred tokens.
+    """
 
     def __init__(self, definition: str) -> None:
+        content = json.loads(definition)
+        if content.get("truncation") or content.get("padding"):
+            # taken out of the text itself, so that the fingerprint is of what decides `encode`
+            definition = json.dumps(content | {"truncation": None, "padding": None}, ensure_ascii=False)
         self.definition = definition
         self._tokenizer = _library().Tokenizer.from_str(definition)
 
