@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +70,8 @@ def from_state_dict(
     """Return the tree of a module's state dict: nested dicts by the parts of its names, or the containers of `like`.
 
     With `like`, whose leaves may be on the meta device, names and shapes must be its own; dtypes and devices are those
-    of the state. Leaves are the state's own tensors, transposed ones copies; `Parameter`s become plain tensors.
+    of the state. What torch.compile and DataParallel put into names, `_orig_mod.` and `module.`, is passed over. Leaves
+    are the state's own tensors, transposed ones copies; `Parameter`s become plain tensors.
     Raises: MismatchError with all missing, extra and misshapen names at once; TypeError for an entry that is no tensor.
     """
     names = names or Names()
@@ -82,8 +84,19 @@ def from_state_dict(
             raise ValueError(f"{where}: expected like= beside names=, came None; pass a tree such as init makes")
         return _nested(state, where)
     rows = [(names.of(path), path, leaf.shape, turned) for path, leaf, turned in _leaves(like, names)]
+    state = _unwrapped(state, {name for name, *_ in rows})
     _check(state, rows, where)
     return tree.unflatten(tree.structure(like), [_plain(state[name], turned) for name, _, _, turned in rows])
+
+
+def _unwrapped(state: Mapping[str, Tensor], wanted: Set[str]) -> Mapping[str, Tensor]:
+    """Return the state with the names that it has inside of torch's wrappers, where that makes them those wanted."""
+    found = state
+    for pattern in (r"\b_orig_mod\.", r"^module\.", r"^module\.|\b_orig_mod\.", r"\b(_orig_mod|module)\."):
+        bare = {re.sub(pattern, "", name): value for name, value in state.items()}
+        if len(bare) == len(state) and len(bare.keys() & wanted) > len(found.keys() & wanted):
+            found = bare
+    return found
 
 
 def _leaves(tree_: Tree, names: Names) -> list[tuple[str, Any, bool]]:

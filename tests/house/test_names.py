@@ -162,3 +162,21 @@ def test_a_folder_of_any_division_gives_its_tensors_back(sizes: list[int], most:
         }
         assert all(sum(t.nbytes for t in load_file(f).values()) <= most or len(load_file(f)) == 1 for f in files)
     assert set(read) == set(tensors) and all(torch.equal(read[name], tensors[name]) for name in tensors)
+
+
+def test_names_of_wrapped_modules_are_passed_over() -> None:
+    theirs = module()
+    plain = models.from_state_dict(theirs.state_dict(), like=LIKE, names=MLP)
+    inside = nn.Sequential(torch.compile(theirs[0]), theirs[1], theirs[2])  # a part alone
+    wrapped = [torch.compile(theirs), nn.DataParallel(theirs), nn.DataParallel(torch.compile(theirs)), inside]
+    for wrapper in (*wrapped, torch.compile(nn.DataParallel(theirs))):
+        found = models.from_state_dict(wrapper.state_dict(), like=LIKE, names=MLP)
+        assert all(torch.equal(a, b) for a, b in zip(tree.leaves(found), tree.leaves(plain), strict=True))
+
+
+def test_a_part_that_is_called_module_keeps_its_name() -> None:
+    like = {"module": {"weight": torch.empty(2)}, "weight": torch.empty(2)}
+    state = {"module.weight": torch.ones(2), "weight": torch.zeros(2)}
+    assert torch.equal(models.from_state_dict(state, like=like)["module"]["weight"], torch.ones(2))
+    with pytest.raises(checkpoint.MismatchError, match="'module.other'"):
+        models.from_state_dict({"module.other": torch.ones(2)}, like=like)
