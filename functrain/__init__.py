@@ -3,6 +3,7 @@
 import functrain as ft
 """
 
+import sys
 from importlib import import_module
 from types import ModuleType
 
@@ -40,14 +41,26 @@ from functrain.transforms import (
     value_and_grad,
     vmap,
 )
+from functrain.tree import elsewhere
 
 __version__ = "0.1.0"
+
+
+_ROOMS = {
+    "": sys.modules[__name__], "optim": optim, "schedules": schedules, "losses": losses, "tree": tree, "random": random,
+    "nn": nn, "transforms": transforms, "train": train, "checkpoint": checkpoint, "data": data, "models": models,
+    "curvature": curvature,
+}  # fmt: skip
+_missing = elsewhere.asks(_ROOMS[""], _ROOMS)
+for _name, _room in _ROOMS.items():
+    if _name:  # put there from here, as a room below knows nothing of the others
+        vars(_room)["__getattr__"] = elsewhere.asks(_room, _ROOMS)
 
 
 def __getattr__(name: str) -> ModuleType:
     # ft.testing, the side tower, is built when somebody looks into it
     if name != "testing":
-        raise AttributeError(f"module 'functrain' has no attribute {name!r}")
+        _missing(name)
     return import_module("functrain.testing")
 
 

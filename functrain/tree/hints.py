@@ -14,17 +14,18 @@ def listed(names: Sequence[str], others: Sequence[str] = ()) -> str:
     """Return the first names, each with the one of `others` that it may be a slip for."""
     shown = []
     for name in names[:_SHOWN]:
-        near = _nearest(name, others)
+        near = nearest(name, others)
         shown.append(f"{name!r} (did you mean {near[0]!r}?)" if near else repr(name))
     return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def instead(name: str, names: Sequence[str]) -> str:
     """Return what there is instead of `name`: the likeliest of `names`, or the first ones when none is near."""
-    return listed(_nearest(name, names) or names) if names else "nothing, this node is empty"
+    return listed(nearest(name, names) or names) if names else "nothing, this node is empty"
 
 
-def _nearest(name: str, others: Sequence[str]) -> list[str]:
+def nearest(name: str, others: Sequence[str]) -> list[str]:
+    """Return the one of `others` that a name may be a slip for, if any."""
     if torch.compiler.is_dynamo_compiling():  # Dynamo cannot trace difflib, and would say that instead of our error
         return []
     return difflib.get_close_matches(name, others, n=1, cutoff=0.75)
