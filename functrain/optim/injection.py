@@ -23,6 +23,7 @@ from functrain.optim.transformation import (
     GradientTransformationExtraArgs,
     OptState,
     Updates,
+    check_kind,
     with_extra_args_support,
 )
 from functrain.schedules import Scalar, Schedule
@@ -126,6 +127,7 @@ def inject_hyperparams(
         def update(
             updates: Updates, state: InjectStatefulHyperparamsState, params: Params | None = None, **extra_args: Any
         ) -> tuple[Updates, InjectStatefulHyperparamsState]:
+            check_kind("inject_hyperparams", state, InjectStatefulHyperparamsState)
             hyperparams = dict(state.hyperparams)
             for name, schedule in schedules.items():
                 old = hyperparams[name]

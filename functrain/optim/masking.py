@@ -11,6 +11,7 @@ from functrain.optim.transformation import (
     GradientTransformationExtraArgs,
     OptState,
     Updates,
+    check_kind,
     set_to_zero,
     with_extra_args_support,
 )
@@ -53,6 +54,7 @@ def masked(
     def update(
         updates: Updates, state: MaskedState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, MaskedState]:
+        check_kind("masked", state, MaskedState)
         keep = full_mask(mask, updates)
         if mask_compatible_extra_args:
             same = tree.structure(updates)

@@ -12,6 +12,7 @@ from functrain.optim.transformation import (
     GradientTransformationExtraArgs,
     OptState,
     Updates,
+    check_kind,
     set_to_zero,
     with_extra_args_support,
 )
@@ -56,6 +57,7 @@ def partition(
     def update(
         updates: Updates, state: PartitionState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, PartitionState]:
+        check_kind("partition", state, PartitionState)
         labels = made_for(param_labels, updates)
         states = {}
         for label in groups:

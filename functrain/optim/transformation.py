@@ -138,6 +138,15 @@ def _is_trainable(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
+def check_kind(what: str, state: OptState, kind: type) -> None:
+    """Raise a ValueError for a state that another transformation made."""
+    if not isinstance(state, kind):
+        raise ValueError(
+            f"{what}: expected a {kind.__name__}, came a state of type {type(state).__name__}; pass the state that the "
+            "same optimizer's init made of these params"
+        )
+
+
 def check_own_state(what: str, state: OptState, own: OptState) -> None:
     """Raise a ValueError unless a state has the structure and shapes of `own`, which the transformation itself made."""
     (leaves, structure), (own_leaves, own_structure) = tree.flatten(state), tree.flatten(own)

@@ -58,6 +58,22 @@ def test_a_state_of_another_optimizer_is_told_as_one(tx: Any, other: Any) -> Non
         tx.update(params, other.init(params), params, value=ONES(()), grad=params, value_fn=tree.sum)
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optim.muon(0.1),
+        optim.masked(optim.adam(0.1), {"w": True}),
+        optim.schedule_free_sgd(0.1),
+        optim.inject_hyperparams(optim.adam)(0.1),
+    ],
+)
+def test_a_wrapper_tells_a_state_of_another_kind(tx: Any) -> None:
+    params = {"w": ONES(3, 3)}
+    with pytest.raises(ValueError, match="came a state of type tuple; pass the state that the same optimizer's init"):
+        tx.update(params, optim.sgd(0.1, 0.9).init(params), params)
+    tx.update(params, tx.init(params), params)
+
+
 @tree.dataclass
 class Net:
     w: Any

@@ -27,6 +27,7 @@ from functrain.optim.transformation import (
     GradientTransformationExtraArgs,
     OptState,
     Updates,
+    check_kind,
     check_params,
     check_trainable,
     with_extra_args_support,
@@ -78,6 +79,7 @@ def schedule_free(
     def update(
         updates: Updates, state: ScheduleFreeState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, ScheduleFreeState]:
+        check_kind("schedule_free", state, ScheduleFreeState)
         check_params(params, "schedule_free")
         rate = (
             learning_rate(state.step_count - 1)
