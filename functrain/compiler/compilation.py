@@ -207,8 +207,8 @@ class _Program:
             if "index out of bounds" not in str(error):
                 raise
             raise IndexError(
-                "ft.compile: expected each index, such as a token or a label, inside of what it indexes, came one "
-                f"outside ({str(error).rpartition(': ')[2]}); call the function without ft.compile to see which"
+                "ft.compile: expected each index, such as a token or a label, inside of what it indexes, came one out "
+                f"of bounds ({str(error).rpartition(': ')[2]}); call the function without ft.compile to see which"
             ) from error
 
     def _stored(self, old: Sequence[Tensor], result: Any) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
