@@ -192,3 +192,41 @@ def test_lbfgs_with_a_unit_step_equals_that_of_torch() -> None:
         params = ours.apply_updates(params, updates)
     # six steps of quotients of differences
     torch.testing.assert_close(params, theirs.detach(), rtol=1e-9, atol=1e-9)
+
+
+def quadratic(x: torch.Tensor) -> torch.Tensor:
+    return torch.sum(torch.arange(1, 4).to(x.dtype) * x**2)
+
+
+def quartic(x: torch.Tensor) -> torch.Tensor:
+    return torch.sum(torch.arange(1, 4).to(x.dtype) * x**4)
+
+
+def separable(x: torch.Tensor) -> torch.Tensor:
+    rows = ft.random.normal(ft.random.key(1), (8, 3)).to(x.dtype)
+    return torch.mean(torch.nn.functional.softplus(-torch.abs(rows @ x)))
+
+
+@pytest.mark.parametrize(
+    ("fn", "size", "dtype", "ours_at"),
+    [
+        (quadratic, 1.0, torch.float32, 1e-30),
+        (quadratic, 1e30, torch.float32, 1e-10),  # the square of a gradient is infinite
+        (quadratic, 1.0, torch.float64, 1e-200),
+        (quartic, 1.0, torch.float32, 1e-35),
+        (separable, 1.0, torch.float32, 1e-30),
+    ],
+)
+def test_lbfgs_stays_where_it_has_converged(fn: Any, size: float, dtype: torch.dtype, ours_at: float) -> None:
+    tx, params = ours.lbfgs(memory_size=2), torch.ones(3, dtype=dtype)
+    state = tx.init(params)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return size * fn(x)
+
+    for _ in range(300):
+        value, grad = ft.value_and_grad(loss)(params)
+        updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+        params = ours.apply_updates(params, updates)
+        assert params.isfinite().all() and state[0].weights_memory.isfinite().all()
+    assert float(loss(params)) <= ours_at

@@ -36,8 +36,8 @@ class ScaleByLBFGSState(NamedTuple):
 def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> GradientTransformation:
     """Multiply gradients by the inverse Hessian that the last `memory_size` differences of them and of params make.
 
-    `scale_init_precond` starts from the identity times the last curvature, at the first step times min(1, 1 / norm of
-    the gradient). Equals `optax.scale_by_lbfgs`.
+    `scale_init_precond` starts from the identity times the last curvature, at the first step, and where there is none,
+    times min(1, 1 / norm of the gradient). Equals `optax.scale_by_lbfgs`.
 
     Source: Nocedal and Wright 1999, algorithms 7.4 and 7.5.
 
@@ -63,7 +63,10 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
         dp = _or_zero(later, tree.sub(params, state.params))
         du = _or_zero(later, tree.sub(updates, state.updates))
         curvature = tree.vdot(du, dp).real
-        weight = torch.where(curvature == 0, 0.0, 1 / torch.where(curvature == 0, 1.0, curvature))
+        # below the smallest normal number its inverse is infinite: what has converged has no curvature
+        none = torch.abs(curvature) < torch.finfo(curvature.dtype).tiny
+        curvature = torch.where(none, 0.0, curvature)
+        weight = torch.where(none, 0.0, 1 / torch.where(none, 1.0, curvature))
         slot = (state.count - 1) % memory_size
         here = torch.arange(memory_size, device=slot.device) == slot  # (memory_size,)
         dps, dus = (
@@ -79,9 +82,13 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
     def _first_scale(updates: Updates, du: Tree, curvature: Tensor, later: Tensor) -> Tensor:
         if not scale_init_precond:
             return torch.ones_like(curvature)
-        square = tree.vdot(du, du).real
-        known = torch.where(square > 0, curvature / torch.where(square > 0, square, 1.0), 1.0)
-        return torch.where(later, known, torch.clamp(1 / tree.norm(tree.map(torch.detach, updates)), max=1.0))
+        square, size = tree.vdot(du, du).real, tree.norm(du)
+        normal = torch.isfinite(square) & (square >= torch.finfo(square.dtype).tiny)
+        by_square = curvature / torch.where(normal, square, 1.0)
+        by_size = curvature / torch.where(size > 0, size, 1.0) / torch.where(size > 0, size, 1.0)
+        known = later & (curvature != 0)
+        first = torch.clamp(1 / tree.norm(tree.map(torch.detach, updates)), max=1.0)
+        return torch.where(known, torch.where(normal, by_square, by_size), first)
 
     return GradientTransformation(init, update)
 
@@ -117,14 +124,19 @@ def _precondition(
     rows = [(_pick(weights, i), _pick_tree(dps, i), _pick_tree(dus, i)) for i in order]
     alphas = []
     for weight, dp, du in reversed(rows):
-        alpha = weight * tree.vdot(dp, updates).real
+        alpha = _times(weight, tree.vdot(dp, updates).real)
         updates = tree.add_scale(updates, -alpha, du)
         alphas.append(alpha)
     updates = tree.scale(first_scale, updates)
     for (weight, dp, du), alpha in zip(rows, reversed(alphas), strict=True):
-        beta = weight * tree.vdot(du, updates).real
+        beta = _times(weight, tree.vdot(du, updates).real)
         updates = tree.add_scale(updates, alpha - beta, dp)
     return updates
+
+
+def _times(weight: Tensor, product: Tensor) -> Tensor:
+    # a difference that does not count may have an infinite product
+    return torch.where(weight == 0, 0.0, weight * product)
 
 
 def _pick(memory: Tensor, index: Tensor) -> Tensor:
