@@ -11,7 +11,7 @@ import functrain.tree as tree
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import leafwise_squares
 from functrain.optim.numerics.moments import full_moments, zero_moments
 from functrain.optim.numerics.safe import (
     like,
@@ -63,7 +63,7 @@ def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8) -> GradientTransfo
             return start - p + total / bound * (largest + reward), total, largest, sizes, reward
 
         states = (state.cumulative_gradients, state.scale, state.subgradients, state.reward)
-        new, (total, largest, sizes, reward) = leafwise(step, updates, states, params, state.init_particles)
+        new, (total, largest, sizes, reward) = leafwise_squares(step, updates, states, params, state.init_particles)
         return new, COCOBState(state.init_particles, total, largest, sizes, reward)
 
     return GradientTransformation(init, update)

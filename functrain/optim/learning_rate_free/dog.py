@@ -12,8 +12,17 @@ from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn
 from functrain.optim.numerics.leafwise import leafwise
-from functrain.optim.numerics.moments import accumulator_dtype
-from functrain.optim.numerics.safe import abs_sq, device_of, like, plus, safe_norm, working_dtype
+from functrain.optim.numerics.moments import accumulator_dtype, moment_dtype
+from functrain.optim.numerics.safe import (
+    abs_sq,
+    device_of,
+    largest_squared,
+    like,
+    plus,
+    scaled,
+    shrunk,
+    working_dtype,
+)
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import (
     GradientTransformation,
@@ -25,6 +34,7 @@ from functrain.optim.transformation import (
 )
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.tree import Params, Tree
+from functrain.tree.reductions import length
 
 
 class ScaleByDistanceOverGradientsState(NamedTuple):
@@ -51,7 +61,7 @@ def scale_by_distance_over_gradients(
         # float32 at least: a sum of squares in bfloat16 soon stops growing
         wide = tree.map(lambda p: p.new_zeros(1, dtype=torch.promote_types(p.dtype, torch.float32).to_real()), params)
         return ScaleByDistanceOverGradientsState(
-            tree.map(lambda p: like(reps_rel, p) * (1 + _length(p)), params),
+            tree.map(lambda p: (like(reps_rel, p) * (1 + length(p))).to(moment_dtype(p).to_real()), params),
             wide,
             tree.map(lambda p: p.to(accumulator_dtype(p, param_dtype), copy=True), params),
         )
@@ -62,7 +72,8 @@ def scale_by_distance_over_gradients(
         check_params(params, "scale_by_distance_over_gradients")
 
         def step(g: Tensor, farthest: Tensor, squares: Tensor, p: Tensor, start: Tensor) -> tuple[Tensor, ...]:
-            farthest = torch.maximum(farthest, _length(p - start))
+            farthest = torch.maximum(farthest, length(p - start))
+            g = shrunk(g, length(g))
             squares = squares + torch.sum(abs_sq(g))
             rate = like(global_scale, squares) * (farthest / torch.sqrt(plus(squares, eps)))
             return rate.reshape(()).to(g.dtype) * g, farthest, squares
@@ -114,11 +125,13 @@ def scale_by_dog(init_step: InitStep, eps: Scalar = 1e-8) -> GradientTransformat
     def update(updates: Updates, state: DoGState, params: Params | None = None) -> tuple[Updates, DoGState]:
         check_params(params, "scale_by_dog")
         farthest = torch.maximum(state.max_dist, tree.norm(tree.sub(state.init_params, params)))
-        squares = state.sum_sq_norm_grads + tree.norm(updates) ** 2
+        norm = tree.norm(updates)
+        updates = tree.map(lambda g: shrunk(g, norm), updates)
+        squares = state.sum_sq_norm_grads + torch.clamp(norm, max=largest_squared(norm)) ** 2
         rate = farthest / torch.sqrt(plus(squares, eps))
         if how == "learning_rate":
             rate = torch.where(state.is_init_step, value, rate)
-        new = tree.map(lambda g: like(rate, g) * g, updates)
+        new = tree.map(lambda g: scaled(g, rate), updates)
         return new, DoGState(torch.zeros_like(state.is_init_step), state.init_params, farthest, squares)
 
     return GradientTransformation(init, update)
@@ -153,10 +166,14 @@ def scale_by_dowg(init_estim_sq_dist: Scalar | None = None, eps: Scalar = 1e-4) 
 
     def update(updates: Updates, state: DoWGState, params: Params | None = None) -> tuple[Updates, DoWGState]:
         check_params(params, "scale_by_dowg")
-        square = torch.maximum(state.estim_sq_dist, tree.norm(tree.sub(state.init_params, params)) ** 2)
-        weighted = square * tree.norm(updates) ** 2 + state.weighted_sq_norm_grads
+        way, norm = tree.norm(tree.sub(state.init_params, params)), tree.norm(updates)
+        updates = tree.map(lambda g: shrunk(g, norm), updates)
+        most = largest_squared(norm)
+        square = torch.maximum(state.estim_sq_dist, torch.clamp(way, max=most) ** 2)
+        weighted = square * torch.clamp(norm, max=most) ** 2 + state.weighted_sq_norm_grads
+        weighted = torch.clamp(weighted, max=most**2)
         rate = square / plus(torch.sqrt(weighted), eps)
-        return tree.map(lambda g: like(rate, g) * g, updates), DoWGState(state.init_params, weighted, square)
+        return tree.map(lambda g: scaled(g, rate), updates), DoWGState(state.init_params, weighted, square)
 
     return GradientTransformation(init, update)
 
@@ -171,7 +188,3 @@ def dowg(
     """DoWG: weight decay into the gradient, `scale_by_dowg`, then minus the learning rate."""
     decay = identity() if weight_decay is None else add_decayed_weights(weight_decay, mask)
     return chain(decay, scale_by_dowg(init_estim_sq_dist, eps), scale_by_learning_rate(learning_rate))
-
-
-def _length(x: Tensor) -> Tensor:
-    return safe_norm(x, 0.0)

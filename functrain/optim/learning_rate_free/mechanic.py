@@ -12,6 +12,7 @@ from functrain.optim.clipping.norms import global_norm
 from functrain.optim.numerics.safe import (
     add_scaled,
     device_of,
+    largest_squared,
     like,
     plus,
     working_dtype,
@@ -27,6 +28,7 @@ from functrain.optim.transformation import (
 )
 from functrain.schedules import Scalar
 from functrain.tree import Params
+from functrain.tree.reductions import wide
 
 
 class MechanicState(NamedTuple):
@@ -69,10 +71,13 @@ def mechanize(
         start = tree.where(state.count == 0, params, state.x0)
         total = state.s.sum()
         decay = weight_decay * total * global_norm(updates) / plus(tree.norm(params), eps)
-        decayed = tree.map(lambda g, p: add_scaled(g, decay, p), updates, params)
+        decayed = tree.map(lambda g, p: add_scaled(wide(g), decay, wide(p)), updates, params)
         width = plus(total, eps)
-        way = tree.map(lambda x0, p: (x0 - p) / like(width, p), start, params)  # minus the base optimizer's way
+        # minus the base optimizer's way
+        way = tree.map(lambda x0, p: (wide(x0) - wide(p)) / like(width, wide(p)), start, params)
         product = tree.vdot(decayed, way).real.to(state.m.dtype)
+        largest = largest_squared(product)
+        product = torch.clamp(product, -largest, largest)
         powers = torch.arange(1, num_betas + 1, device=state.s.device)
         betas = 1.0 - 0.1 ** powers.to(state.s.dtype)
         m = torch.maximum(betas * state.m, plus(product.abs(), eps))
@@ -83,7 +88,7 @@ def mechanize(
         factor = s.sum()
 
         def step(x0: Tensor, w: Tensor, u: Tensor, p: Tensor) -> Tensor:
-            return x0 - like(factor, p) * (w - u) - p
+            return (wide(x0) - like(factor, w) * (w - wide(u)) - wide(p)).to(p.dtype)
 
         new = tree.map(step, start, way, moves, params)
         return new, MechanicState(base_state, state.count + 1, r, m, v, s, start)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import leafwise, leafwise_squares
 from functrain.optim.numerics.moments import debias, zero_moments
 from functrain.optim.numerics.safe import (
+    above_zero,
     device_of,
     lerp,
     like,
@@ -27,6 +28,7 @@ from functrain.optim.transformation import (
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.schedules.schedule import check_number
 from functrain.tree import Params, Tree
+from functrain.tree.reductions import wide
 
 
 class MomoState(NamedTuple):
@@ -70,10 +72,11 @@ def momo(
     ) -> tuple[Updates, MomoState]:
         check_params(params, "momo")
         weight = 1 - beta * (state.count > 0).to(working_dtype(updates))  # 1 at the first update
-        mean = tree.map(lambda g, m: lerp(m, g, weight), updates, state.exp_avg)
+        _, (mean,) = leafwise(lambda g, m: (g, lerp(m, g, weight)), updates, (state.exp_avg,))
         barf = lerp(state.barf, _loss(value, state.barf), weight)
         gamma = lerp(state.gamma, tree.vdot(updates, params), weight)
-        square, product = tree.norm(mean) ** 2, tree.vdot(mean, params)
+        size, product = tree.norm(mean), tree.vdot(mean, params)
+        square = size**2
         rate = _number(learning_rate, state.count, barf)
         shrink = 1 + rate * weight_decay
         bound = state.lb
@@ -82,13 +85,16 @@ def momo(
             bound = torch.where(
                 cap < shrink * bound, torch.clamp(cap / (2 * shrink), min=like(lower_bound, cap)), bound
             )
-        length = _over(torch.clamp(shrink * (barf - bound - gamma) + product, min=0.0), square)
+        gap = torch.clamp(shrink * (barf - bound - gamma) + product, min=0.0)
+        # a square that is infinite is no step of 0
+        length = torch.where(torch.isinf(square), gap / size / size, _over(gap, square))
         length = torch.minimum(rate, length)
         decay = rate * weight_decay / shrink
-        new = tree.map(lambda m, p: -like(decay, p) * p - like(length, m) * m, mean, params)
+        new = tree.map(lambda m, p: _down(p, decay, m, length), mean, params)
         lb = state.lb
         if adapt_lower_bound:
-            lb = torch.clamp(barf + product - gamma - 0.5 * length * square, min=like(lower_bound, cap))
+            half = torch.where(torch.isinf(square), 0.5 * length * size * size, 0.5 * length * square)
+            lb = torch.clamp(barf + product - gamma - half, min=like(lower_bound, cap))
         return new, MomoState(mean, barf, gamma, lb, state.count + 1)
 
     return GradientTransformationExtraArgs(init, update)
@@ -125,9 +131,9 @@ def momo_adam(
 
         def step(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             m, v = lerp(m, g, 1 - b1), lerp(v, g * g, 1 - b2)
-            return m / plus(torch.sqrt(like(v_factor, v) * v), eps), m, v
+            return m / plus(torch.sqrt(above_zero(like(v_factor, v) * v)), eps), m, v
 
-        rescaled, (m, v) = leafwise(step, updates, (state.exp_avg, state.exp_avg_sq))
+        rescaled, (m, v) = leafwise_squares(step, updates, (state.exp_avg, state.exp_avg_sq))
         barf = lerp(state.barf, _loss(value, state.barf), 1 - b1)
         gamma = lerp(state.gamma, tree.vdot(updates, params), 1 - b1)
         square, product = tree.vdot(m, rescaled), tree.vdot(m, params)
@@ -141,7 +147,7 @@ def momo_adam(
         length = _over(torch.clamp(shrink * (barf - bound / m_factor - gamma) + product, min=0.0), square)
         length = torch.minimum(rate * m_factor, length)
         decay = rate * weight_decay / shrink
-        new = tree.map(lambda r, p: -like(decay, p) * p - like(length, r) * r, rescaled, params)
+        new = tree.map(lambda r, p: _down(p, decay, r, length), rescaled, params)
         lb = state.lb
         if adapt_lower_bound:
             lb = torch.clamp((barf + product - gamma - 0.5 * length * square) * m_factor, min=like(lower_bound, cap))
@@ -158,6 +164,11 @@ def _number(learning_rate: ScalarOrSchedule, count: Tensor, example: Tensor) -> 
     return _loss(
         learning_rate(count) if callable(learning_rate) else check_number("momo: learning_rate", learning_rate), example
     )
+
+
+def _down(p: Tensor, decay: Tensor, direction: Tensor, length: Tensor) -> Tensor:
+    full, way = wide(p), wide(direction)
+    return (-like(decay, full) * full - like(length, way) * way).to(p.dtype)
 
 
 def _over(numerator: Tensor, square: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import functrain.tree as tree
 from functrain.optim.clipping.norms import global_norm
 from functrain.optim.combining import chain
 from functrain.optim.numerics.safe import (
-    like,
     plus,
+    scaled,
 )
 from functrain.optim.optimizers.sgd import sgd
 from functrain.optim.transformation import (
@@ -38,14 +38,17 @@ def scale_by_polyak(
     def update(
         updates: Updates, state: EmptyState, params: Params | None = None, *, value: Scalar, **extra_args: object
     ) -> tuple[Updates, EmptyState]:
-        square = global_norm(updates) ** 2
+        norm = global_norm(updates)
+        square = norm**2
         gap = torch.as_tensor(value - f_min, dtype=square.dtype, device=square.device)
         gap = torch.clamp(gap, min=0.0) if variant == "sps+" else gap
         below = plus(square, eps)
         tiny = below <= torch.finfo(torch.float64).eps
         ratio = gap / torch.where(tiny, 1.0, below)
+        # a square that is infinite is no step of 0
+        ratio = torch.where(torch.isinf(square), gap / norm / norm, ratio)
         factor = torch.where(tiny, 0.0, torch.clamp(ratio, max=max_learning_rate))
-        return tree.map(lambda g: like(factor, g) * g, updates), state
+        return tree.map(lambda g: scaled(g, factor), updates), state
 
     return GradientTransformationExtraArgs(init_empty_state, update)
 

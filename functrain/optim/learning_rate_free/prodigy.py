@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import leafwise_squares
 from functrain.optim.numerics.moments import debias, zero_moments
 from functrain.optim.numerics.safe import (
+    above_zero,
     add_scaled,
     device_of,
     lerp,
@@ -28,6 +29,7 @@ from functrain.optim.transformation import (
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.schedules.schedule import check_number
 from functrain.tree import Params, Tree
+from functrain.tree.reductions import wide
 
 
 class ProdigyState(NamedTuple):
@@ -86,7 +88,7 @@ def prodigy(
         way = tree.vdot(updates, tree.sub(state.params0, params))
         numerator = decay * state.numerator_weighted + estimate / first * rate * way
         weight = (estimate if safeguard_warmup else rate) / first * estimate
-        total = tree.map(lambda g, t: add_scaled(like(b3, t) * t, weight, g), updates, state.grad_sum)
+        total = tree.map(lambda g, t: _added(t, b3, wide(g), weight), updates, state.grad_sum)
         found = _over_size(like(estim_lr_coef, estimate) * numerator, total)
         new_estimate = torch.maximum(estimate, found)
         least = new_estimate * like(eps, estimate)
@@ -94,9 +96,9 @@ def prodigy(
         def step(g: Tensor, m: Tensor, v: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             g = like(estimate, g) * g
             m, v = lerp(m, g, 1 - b1), lerp(v, g * g, 1 - b2)
-            return -like(rate, p) * (like(weight_decay, p) * p + m / (torch.sqrt(v) + like(least, v))), m, v
+            return -like(rate, p) * (like(weight_decay, p) * p + m / (torch.sqrt(above_zero(v)) + like(least, v))), m, v
 
-        new, (m, v) = leafwise(step, updates, (state.exp_avg, state.exp_avg_sq), params)
+        new, (m, v) = leafwise_squares(step, updates, (state.exp_avg, state.exp_avg_sq), params)
         return new, ProdigyState(m, v, total, state.params0, new_estimate, numerator, count)
 
     return GradientTransformationExtraArgs(init, update)
@@ -130,7 +132,8 @@ def dadapt_adamw(
         check_params(params, "dadapt_adamw")
         count, decay = state.count + 1, like(sb2, state.estim_lr)
         rate = _rate(learning_rate, state.count, state.estim_lr) * _corrections(b1, b2, count, updates)
-        weighted = tree.map(lambda t, v: t / plus(torch.sqrt(v), eps), state.grad_sum, state.exp_avg_sq)
+        roots = tree.map(lambda v: torch.sqrt(above_zero(wide(v))), state.exp_avg_sq)
+        weighted = tree.map(lambda t, root: wide(t) / plus(root, eps), state.grad_sum, roots)
         numerator = decay * state.numerator_weighted + (1 - decay) * rate * tree.vdot(updates, weighted)
         share = (1 - decay) * rate
 
@@ -138,10 +141,10 @@ def dadapt_adamw(
             m = lerp(m, like(rate, g) * g, 1 - b1)
             v = lerp(v, g * g, 1 - b2)
             total = add_scaled(like(sb2, total) * total, share, g)
-            return -like(weight_decay * rate, p) * p - m / plus(torch.sqrt(v), eps), m, v, total
+            return -like(weight_decay * rate, p) * p - m / plus(torch.sqrt(above_zero(v)), eps), m, v, total
 
         states = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
-        new, (m, v, total) = leafwise(step, updates, states, params)
+        new, (m, v, total) = leafwise_squares(step, updates, states, params)
         estimate = torch.maximum(state.estim_lr, _over_size(numerator / (1 - decay), total))
         return new, DAdaptAdamWState(m, v, total, estimate, numerator, count)
 
@@ -155,6 +158,11 @@ def _rate(learning_rate: ScalarOrSchedule, count: Tensor, estimate: Tensor) -> T
 
 def _corrections(b1: Scalar, b2: Scalar, count: Tensor, updates: Updates) -> Tensor:
     return debias(b1, count, updates) / torch.sqrt(debias(b2, count, updates))
+
+
+def _added(total: Tensor, decay: Scalar, g: Tensor, weight: Tensor) -> Tensor:
+    full = wide(total)
+    return add_scaled(like(decay, full) * full, weight, g).to(total.dtype)
 
 
 def _over_size(numerator: Tensor, values: Tree) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import functrain.tree as tree
+from functrain.optim.numerics.safe import squarable, within
 from functrain.tree import Tree
 
 
@@ -32,8 +33,10 @@ def leafwise(
 ) -> tuple[Tree, tuple[Tree, ...]]:
     """Run `step` on each leaf: (update, *leaves of states, *leaves of read) to (update, *new leaves of states).
 
-    A new leaf of a state is kept in the dtype of the old one; the update is what `step` made of the uncut one. All of a
-    leaf's work is done before the next leaf's, while it is in the cache.
+    `step` sees half precision as float32: in float16 the square of 1e-4 is 0 and that of 300 infinite, and so is an eps
+    of 1e-8 0. The update of a half-precision leaf is rounded to its dtype, to the largest number of float16 where it is
+    larger; a new leaf of a state is kept in the dtype of the old one. All of a leaf's work is done before the next
+    leaf's, while it is in the cache.
 
     Raises: ValueError naming the paths in which the trees differ, or a leaf that does not keep its shape, because a
     state, update or parameter of another shape was broadcast to it.
@@ -45,16 +48,37 @@ def leafwise(
         columns.append(tree.leaves(other))
     if not leaves:
         return updates, states
-    made = list(zip(*[step(*row) for row in zip(*columns, strict=True)], strict=True))
+    made = list(zip(*[step(*map(_wide, row)) for row in zip(*columns, strict=True)], strict=True))
     for column, before in zip(made, columns, strict=False):  # what is only read is not made anew
         for at, (new, old) in enumerate(zip(column, before, strict=True)):
             if new.shape != old.shape:
                 _refuse(updates, columns, at)
+    new_updates = [_narrow(new, old) for new, old in zip(made[0], leaves, strict=True)]
     kept = [
         [new.to(old.dtype) for new, old in zip(column, before, strict=True)]
         for column, before in zip(made[1:], columns[1 : 1 + len(states)], strict=True)
     ]
-    return tree.unflatten(structure, made[0]), tuple([tree.unflatten(structure, column) for column in kept])
+    return tree.unflatten(structure, new_updates), tuple([tree.unflatten(structure, column) for column in kept])
+
+
+def leafwise_squares(
+    step: Callable[..., tuple[Any, ...]], updates: Tree, states: tuple[Tree, ...], *read: Tree
+) -> tuple[Tree, tuple[Tree, ...]]:
+    """Do what `leafwise` does, for a step that squares the elements of updates: none is too large for it.
+
+    A moment that was infinite once would stay so, and its leaf where it is.
+    """
+    return leafwise(lambda g, *rest: step(squarable(g), *rest), updates, states, *read)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _narrow(update: Tensor, leaf: Tensor) -> Tensor:
+    if leaf.dtype == torch.float16:
+        return within(update, torch.finfo(torch.float16).max).to(torch.float16)
+    return update.to(leaf.dtype) if leaf.dtype == torch.bfloat16 else update
 
 
 def _refuse(updates: Tree, columns: list[list[Any]], at: int) -> None:

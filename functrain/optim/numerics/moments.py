@@ -10,10 +10,11 @@ from functrain.optim.numerics.safe import abs_sq, lerp, like, working_dtype
 from functrain.optim.transformation import Updates, check_trainable
 from functrain.schedules import Scalar
 from functrain.tree import Params, Tree
+from functrain.tree.reductions import wide
 
 
 def zero_moments(params: Params, dtype: torch.dtype | None = None) -> Tree:
-    """Return zeros like params, in `accumulator_dtype` of each and `dtype`.
+    """Return zeros like params, in `accumulator_dtype` of each and `dtype`: of float16 params in float32.
 
     Raises: TypeError naming the leaf that is no floating-point tensor.
     """
@@ -29,7 +30,16 @@ def accumulator_dtype(param: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """
     if dtype is not None and (param.is_complex() or param.dtype == torch.float64):
         return torch.promote_types(param.dtype, dtype)
-    return dtype or param.dtype
+    return dtype or moment_dtype(param)
+
+
+def moment_dtype(leaf: Tensor) -> torch.dtype:
+    """Return the dtype in which a moment of this leaf is kept: the leaf's own, for float16 float32.
+
+    A second moment of float16 would be 0 for gradients below 1e-4 and infinite for those above 256. bfloat16 has the
+    range of float32, and half of its memory.
+    """
+    return torch.float32 if leaf.dtype == torch.float16 else leaf.dtype
 
 
 def full_moments(params: Params, value: Scalar) -> Tree:
@@ -46,7 +56,7 @@ def full_parts(params: Params, value: Scalar) -> Tree:
 
 def update_moment(updates: Updates, moments: Tree, decay: Scalar, order: int) -> Tree:
     """Return (1 - decay) * updates ** order + decay * moments."""
-    return tree.map(lambda g, t: lerp(t, _power(g, order), 1 - decay), updates, moments)
+    return tree.map(lambda g, t: _moved(t, _power(wide(g), order), 1 - decay, g), updates, moments)
 
 
 def update_moment_per_elem_norm(updates: Updates, moments: Tree, decay: Scalar, order: int) -> Tree:
@@ -54,7 +64,7 @@ def update_moment_per_elem_norm(updates: Updates, moments: Tree, decay: Scalar, 
 
     Equals `update_moment` where updates are real.
     """
-    return tree.map(lambda g, t: lerp(t, _power(abs_sq(g), order // 2), 1 - decay), updates, moments)
+    return tree.map(lambda g, t: _moved(t, _power(abs_sq(wide(g)), order // 2), 1 - decay, g), updates, moments)
 
 
 def update_infinity_moment(updates: Updates, moments: Tree, decay: Scalar, eps: Scalar) -> Tree:
@@ -84,6 +94,11 @@ def nesterov_factors(b1: Scalar, count: Tensor, updates: Updates, nesterov: bool
     """
     now = debias(b1, count, updates)
     return (b1 * debias(b1, count + 1, updates), (1 - b1) * now) if nesterov else (now, 0.0)
+
+
+def _moved(moment: Tensor, power: Tensor, weight: Scalar, g: Tensor) -> Tensor:
+    new = lerp(moment, power, weight)
+    return new.to(moment.dtype) if g.dtype == moment.dtype else new
 
 
 def _power(x: Tensor, order: int) -> Tensor:

@@ -70,6 +70,45 @@ def safe_increment(count: Tensor) -> Tensor:
     return torch.where(count < info.max, count + 1, count)
 
 
+# Of no larger numbers 65,000 squares can be added, or one be multiplied by as much.
+_LARGEST_SQUARED = {torch.float32: 2.0**56, torch.float64: 2.0**504}
+
+
+def largest_squared(x: Tensor) -> float:
+    """Return the largest number of a real tensor's dtype that is squared: 2**56 in float32."""
+    return _LARGEST_SQUARED[x.dtype]
+
+
+def squarable(x: Tensor) -> Tensor:
+    """Return x with no element larger than has a square: one of 1e20 in float32 becomes 2**56, as a clip would do.
+
+    What is not finite becomes NaN, to be seen.
+    """
+    if x.is_complex():
+        return torch.complex(squarable(x.real), squarable(x.imag))
+    return within(x, largest_squared(x))
+
+
+def shrunk(x: Tensor, norm: Tensor) -> Tensor:
+    """Return x, or x scaled down as far as makes the square of `norm`, its own or that of its tree, a number."""
+    largest = largest_squared(norm)
+    # bits stay: times 1 where there is nothing to do
+    return x * torch.where(norm > largest, largest / norm, 1.0).to(x.dtype)
+
+
+def within(x: Tensor, largest: float) -> Tensor:
+    """Return real x clipped to +-largest; what is not finite becomes NaN, to be seen."""
+    return torch.add(torch.clamp(x, -largest, largest), x, alpha=0)  # 0 * inf is NaN
+
+
+def above_zero(x: Tensor) -> Tensor:
+    """Return max(x, the smallest normal number): roots and inverses are finite there, and so are their derivatives.
+
+    The derivative where x is less is 0: a moment of a unit whose gradients are all 0 moves nothing.
+    """
+    return x if x.is_complex() else torch.clamp(x, min=torch.finfo(x.dtype).tiny)
+
+
 def abs_sq(x: Tensor) -> Tensor:
     """Return |x|², real also where x is complex."""
     return x.real * x.real + x.imag * x.imag if x.is_complex() else x * x

@@ -8,9 +8,10 @@ from torch import Tensor
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import leafwise_squares
 from functrain.optim.numerics.moments import debias, zero_moments
 from functrain.optim.numerics.safe import (
+    above_zero,
     abs_sq,
     lerp,
     like,
@@ -50,9 +51,9 @@ def scale_by_acprop(
         def step(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             nu_hat = torch.where(first, 1.0, like(factor, v) * v)
             new_v = plus(lerp(v, abs_sq(g - m), 1 - b2), eps_root)
-            return g / plus(torch.sqrt(nu_hat), eps), lerp(m, g, 1 - b1), new_v
+            return g / plus(torch.sqrt(above_zero(nu_hat)), eps), lerp(m, g, 1 - b1), new_v
 
-        updates, (mu, nu) = leafwise(step, updates, (state.mu, state.nu))
+        updates, (mu, nu) = leafwise_squares(step, updates, (state.mu, state.nu))
         return updates, ScaleByBeliefState(state.count + 1, mu, nu)
 
     return GradientTransformation(init, update)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from functrain.optim.combining import chain
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import leafwise_squares
 from functrain.optim.numerics.moments import debias, nesterov_factors, zero_moments
 from functrain.optim.numerics.safe import (
+    above_zero,
     abs_sq,
     add_scaled,
     lerp,
@@ -64,9 +65,9 @@ def scale_by_belief(
             v = plus(lerp(v, abs_sq(g - m), 1 - b2), eps_root)
             mu_hat = like(mu_factor, m) * m
             mu_hat = add_scaled(mu_hat, now_factor, g) if nesterov else mu_hat
-            return mu_hat / plus(torch.sqrt(like(nu_factor, v) * v), eps), m, v
+            return mu_hat / plus(torch.sqrt(above_zero(like(nu_factor, v) * v)), eps), m, v
 
-        updates, (mu, nu) = leafwise(step, updates, (state.mu, state.nu))
+        updates, (mu, nu) = leafwise_squares(step, updates, (state.mu, state.nu))
         return updates, ScaleByBeliefState(count, mu, nu)
 
     return GradientTransformation(init, update)

@@ -10,7 +10,7 @@ from torch import Tensor
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn
-from functrain.optim.numerics.leafwise import by_parts, leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise_squares
 from functrain.optim.numerics.moments import zero_moments
 from functrain.optim.numerics.safe import (
     lerp,
@@ -50,7 +50,7 @@ def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6) -> GradientTransfor
             u = torch.sqrt(plus(e_x, eps)) / torch.sqrt(plus(e_g, eps)) * g
             return u, e_g, lerp(e_x, u * u, 1 - rho)
 
-        updates, (e_g, e_x) = leafwise(by_parts(step), updates, (state.e_g, state.e_x))
+        updates, (e_g, e_x) = leafwise_squares(by_parts(step), updates, (state.e_g, state.e_x))
         return updates, ScaleByAdaDeltaState(e_g, e_x)
 
     return GradientTransformation(init, update)

@@ -14,8 +14,10 @@ from functrain.optim.clipping.norms import clip_by_block_rms
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import leafwise_squares
+from functrain.optim.numerics.moments import moment_dtype, zero_moments
 from functrain.optim.numerics.safe import (
+    above_zero,
     abs_sq,
     lerp,
     plus,
@@ -79,9 +81,10 @@ def scale_by_factored_rms(
         def zeros(p: Tensor, which: int) -> Tensor:
             dims = dims_of(p)
             if dims is None or which == 2:
-                return torch.zeros_like(p) if dims is None and which == 2 else p.new_zeros(1)
+                return zero_moments(p) if dims is None and which == 2 else p.new_zeros(1, dtype=moment_dtype(p))
             gone = dims[1 - which]
-            return p.new_zeros([size for dim, size in enumerate(p.shape) if dim != gone])
+            kept = [size for dim, size in enumerate(p.shape) if dim != gone]
+            return p.new_zeros(kept, dtype=moment_dtype(p))
 
         row, col, full = [tree.map(lambda p, which=which: zeros(p, which), params) for which in range(3)]
         return FactoredState(zero_count(params), row, col, full)
@@ -95,14 +98,21 @@ def scale_by_factored_rms(
             square, dims = plus(abs_sq(g), epsilon), dims_of(p)
             if dims is None:
                 v = lerp(v, square, rest)
-                return g * torch.rsqrt(v), row, col, v
+                return g * torch.rsqrt(above_zero(v)), row, col, v
             d1, d0 = dims
             row = lerp(row, square.mean(d0), rest)
             col = lerp(col, square.mean(d1), rest)
             mean = row.mean(d1 - 1 if d1 > d0 else d1, keepdim=True)
-            return g * torch.rsqrt(row / mean).unsqueeze(d0) * torch.rsqrt(col).unsqueeze(d1), row, col, v
+            return (
+                g
+                * torch.rsqrt(above_zero(row / above_zero(mean))).unsqueeze(d0)
+                * torch.rsqrt(above_zero(col)).unsqueeze(d1),
+                row,
+                col,
+                v,
+            )
 
-        updates, (row, col, v) = leafwise(step, updates, (state.v_row, state.v_col, state.v), params)
+        updates, (row, col, v) = leafwise_squares(step, updates, (state.v_row, state.v_col, state.v), params)
         return updates, FactoredState(state.count + 1, row, col, v)
 
     return GradientTransformation(init, update)

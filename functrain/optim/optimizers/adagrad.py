@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from functrain.optim.combining import chain
-from functrain.optim.numerics.leafwise import by_parts, leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise_squares
 from functrain.optim.numerics.moments import full_parts
 from functrain.optim.numerics.safe import (
+    above_zero,
     abs_sq,
     plus,
 )
@@ -42,10 +43,10 @@ def scale_by_rss(initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7) ->
     ) -> tuple[Updates, ScaleByRssState]:
         def step(g: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
             total = abs_sq(g) + total
-            inverse = torch.where(total != 0, torch.rsqrt(plus(total, eps)), 0.0)
+            inverse = torch.where(total != 0, torch.rsqrt(above_zero(plus(total, eps))), 0.0)
             return inverse * g, total
 
-        updates, (total,) = leafwise(by_parts(step), updates, (state.sum_of_squares,))
+        updates, (total,) = leafwise_squares(by_parts(step), updates, (state.sum_of_squares,))
         return updates, ScaleByRssState(total)
 
     return GradientTransformation(init, update)

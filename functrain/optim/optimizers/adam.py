@@ -11,9 +11,9 @@ from torch import Tensor
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn
-from functrain.optim.numerics.leafwise import by_parts, leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise_squares
 from functrain.optim.numerics.moments import debias, nesterov_factors, zero_moments
-from functrain.optim.numerics.safe import abs_sq, add_scaled, lerp, like, plus, zero_count
+from functrain.optim.numerics.safe import above_zero, abs_sq, add_scaled, lerp, like, plus, zero_count
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import (
     GradientTransformation,
@@ -26,8 +26,8 @@ from functrain.tree import Params, Tree
 
 class ScaleByAdamState(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # (), int64: updates so far
-    mu: Tree  # like params, in mu_dtype if given: first moment
-    nu: Tree  # like params: second moment
+    mu: Tree  # like params, of float16 float32, in mu_dtype if given: first moment
+    nu: Tree  # like params, of float16 float32: second moment
 
 
 def scale_by_adam(
@@ -41,8 +41,9 @@ def scale_by_adam(
 ) -> GradientTransformation:
     """Rescale updates to mu / (sqrt(nu + eps_root) + eps), both moments corrected for their start at zero.
 
-    A positive `eps_root` keeps the derivative of the root finite where a gradient is zero: set it to differentiate
-    through the update. `nesterov` looks one step ahead in mu.
+    Where a gradient was always zero, the derivative of the root counts as 0; a positive `eps_root` makes it small near
+    zero too. `nesterov` looks one step ahead in mu. An element of a gradient above 2**56 (in float64 2**504) counts as
+    that.
 
     A complex leaf is taken for two real ones, as `torch.optim` does.
 
@@ -65,9 +66,9 @@ def scale_by_adam(
             mu_hat = like(mu_factor, m) * m
             mu_hat = add_scaled(mu_hat, now_factor, g) if nesterov else mu_hat
             nu_hat = like(nu_factor, v) * v
-            return mu_hat / plus(torch.sqrt(plus(nu_hat, eps_root)), eps), m, v
+            return mu_hat / plus(torch.sqrt(above_zero(plus(nu_hat, eps_root))), eps), m, v
 
-        updates, (mu, nu) = leafwise(by_parts(step), updates, (state.mu, state.nu))
+        updates, (mu, nu) = leafwise_squares(by_parts(step), updates, (state.mu, state.nu))
         return updates, ScaleByAdamState(count, mu, nu)
 
     return GradientTransformation(init, update)

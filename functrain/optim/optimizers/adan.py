@@ -10,9 +10,10 @@ from torch import Tensor
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import leafwise_squares
 from functrain.optim.numerics.moments import debias, zero_moments
 from functrain.optim.numerics.safe import (
+    above_zero,
     abs_sq,
     add_scaled,
     lerp,
@@ -65,9 +66,9 @@ def scale_by_adan(
             n = lerp(n, abs_sq(add_scaled(g, 1 - b2, change)), 1 - b3)
             ahead = add_scaled(like(m_factor, m) * m, 1 - b2, like(v_factor, v) * v)
             # a copy of g: the caller may use the memory of a gradient again
-            return ahead / plus(torch.sqrt(plus(like(n_factor, n) * n, eps_root)), eps), m, v, n, g.clone()
+            return ahead / plus(torch.sqrt(above_zero(plus(like(n_factor, n) * n, eps_root))), eps), m, v, n, g.clone()
 
-        updates, (m, v, n, g) = leafwise(step, updates, (state.m, state.v, state.n, state.g))
+        updates, (m, v, n, g) = leafwise_squares(step, updates, (state.m, state.v, state.n, state.g))
         return updates, ScaleByAdanState(m, v, n, g, count)
 
     return GradientTransformation(init, update)

@@ -10,9 +10,10 @@ from torch import Tensor
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn
-from functrain.optim.numerics.leafwise import by_parts, leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise_squares
 from functrain.optim.numerics.moments import debias, zero_moments
 from functrain.optim.numerics.safe import (
+    above_zero,
     abs_sq,
     add_scaled,
     lerp,
@@ -78,9 +79,9 @@ def scale_by_ademamix(
             m2 = lerp(m2, g, 1 - slow)
             v = lerp(v, abs_sq(g), 1 - b2)
             mixed = add_scaled(like(m1_factor, m1) * m1, share, m2)
-            return mixed / plus(torch.sqrt(plus(like(nu_factor, v) * v, eps_root)), eps), m1, m2, v
+            return mixed / plus(torch.sqrt(above_zero(plus(like(nu_factor, v) * v, eps_root))), eps), m1, m2, v
 
-        updates, (m1, m2, nu) = leafwise(step, updates, (state.m1, state.m2, state.nu))
+        updates, (m1, m2, nu) = leafwise_squares(step, updates, (state.m1, state.m2, state.nu))
         return updates, ScaleByAdemamixState(count, state.count_m2 + 1, m1, m2, nu)
 
     return GradientTransformation(init, update)
@@ -133,9 +134,13 @@ def scale_by_simplified_ademamix(
         def step(g: Tensor, m: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             m = add_scaled(g, b1, m)
             n = lerp(n, g * g, 1 - b2)
-            return add_scaled(m, share, g) / plus(torch.sqrt(plus(like(factor, n) * n, eps_root)), eps), m, n
+            return (
+                add_scaled(m, share, g) / plus(torch.sqrt(above_zero(plus(like(factor, n) * n, eps_root))), eps),
+                m,
+                n,
+            )
 
-        updates, (m, n) = leafwise(by_parts(step), updates, (state.m, state.n))
+        updates, (m, n) = leafwise_squares(by_parts(step), updates, (state.m, state.n))
         return updates, ScaleBySimplifiedAdEMAMixState(count, m, n)
 
     return GradientTransformation(init, update)

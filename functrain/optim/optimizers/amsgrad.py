@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from functrain.optim.combining import chain
-from functrain.optim.numerics.leafwise import by_parts, leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise_squares
 from functrain.optim.numerics.moments import debias, zero_moments
 from functrain.optim.numerics.safe import (
+    above_zero,
     abs_sq,
     lerp,
     like,
@@ -65,9 +66,9 @@ def scale_by_amsgrad(
             m = lerp(m, g, 1 - b1)
             v = lerp(v, abs_sq(g), 1 - b2)
             largest = torch.maximum(largest, like(nu_factor, v) * v)
-            return like(mu_factor, m) * m / plus(torch.sqrt(plus(largest, eps_root)), eps), m, v, largest
+            return like(mu_factor, m) * m / plus(torch.sqrt(above_zero(plus(largest, eps_root))), eps), m, v, largest
 
-        updates, (mu, nu, nu_max) = leafwise(by_parts(step), updates, (state.mu, state.nu, state.nu_max))
+        updates, (mu, nu, nu_max) = leafwise_squares(by_parts(step), updates, (state.mu, state.nu, state.nu_max))
         return updates, ScaleByAmsgradState(count, mu, nu, nu_max)
 
     return GradientTransformation(init, update)

@@ -10,7 +10,7 @@ from torch import Tensor
 import functrain.tree as tree
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
-from functrain.optim.numerics.leafwise import by_parts, leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise_squares
 from functrain.optim.numerics.moments import zero_moments
 from functrain.optim.numerics.safe import (
     add_scaled,
@@ -60,10 +60,14 @@ def scale_by_madgrad(
         def step(g: Tensor, squares: Tensor, total: Tensor, p: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             squares = add_scaled(squares, weight, g * g)
             total = add_scaled(total, weight, g)
-            target = start - total / plus(squares ** (1 / 3), eps)
+            none = squares == 0  # where the root has no derivative
+            root = torch.where(none, 0.0, torch.where(none, 1.0, squares) ** (1 / 3))
+            target = start - total / plus(root, eps)
             return like(1 - momentum, p) * (target - p), squares, total
 
-        updates, (squares, total) = leafwise(by_parts(step), updates, (state.grad_sum_sq, state.s), params, state.x0)
+        updates, (squares, total) = leafwise_squares(
+            by_parts(step), updates, (state.grad_sum_sq, state.s), params, state.x0
+        )
         return updates, MadgradState(state.count + 1, squares, total, state.x0)
 
     return GradientTransformation(init, update)

@@ -10,12 +10,14 @@ from torch import Tensor
 import functrain.tree as tree
 from functrain.optim.combining import chain
 from functrain.optim.numerics.leafwise import leafwise
-from functrain.optim.numerics.moments import zero_moments
+from functrain.optim.numerics.moments import moment_dtype, zero_moments
 from functrain.optim.numerics.safe import (
+    above_zero,
     abs_sq,
     add_scaled,
     lerp,
     plus,
+    shrunk,
     zero_count,
 )
 from functrain.optim.scaling import scale_by_learning_rate
@@ -27,6 +29,7 @@ from functrain.optim.transformation import (
 )
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.tree import Params, Tree
+from functrain.tree.reductions import length
 
 
 class ScaleByNovogradState(NamedTuple):
@@ -54,7 +57,9 @@ def scale_by_novograd(
 
     def init(params: Params) -> ScaleByNovogradState:
         mu = zero_moments(params, mu_dtype)
-        return ScaleByNovogradState(zero_count(params), mu, tree.map(lambda p: p.new_zeros(()), params))
+        return ScaleByNovogradState(
+            zero_count(params), mu, tree.map(lambda p: p.new_zeros((), dtype=moment_dtype(p)), params)
+        )
 
     def update(
         updates: Updates, state: ScaleByNovogradState, params: Params | None = None
@@ -63,9 +68,10 @@ def scale_by_novograd(
         first = state.count == 0
 
         def step(g: Tensor, m: Tensor, v: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            g = shrunk(g, length(g))
             square = torch.sum(abs_sq(g))
             v = torch.where(first, square, lerp(v, square, 1 - b2))
-            u = add_scaled(g / plus(torch.sqrt(plus(v, eps_root)), eps), weight_decay, p)
+            u = add_scaled(g / plus(torch.sqrt(above_zero(plus(v, eps_root))), eps), weight_decay, p)
             m = torch.where(first, u, add_scaled(u, b1, m))
             return m, m, v
 

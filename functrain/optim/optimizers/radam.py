@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from functrain.optim.combining import chain
-from functrain.optim.numerics.leafwise import by_parts, leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise_squares
 from functrain.optim.numerics.moments import debias, nesterov_factors, zero_moments
 from functrain.optim.numerics.safe import (
+    above_zero,
     abs_sq,
     add_scaled,
     lerp,
@@ -63,10 +64,10 @@ def scale_by_radam(
             v = lerp(v, abs_sq(g), 1 - b2)
             mu_hat = like(mu_factor, m) * m
             mu_hat = add_scaled(mu_hat, now_factor, g) if nesterov else mu_hat
-            root = plus(torch.sqrt(plus(like(nu_factor, v) * v, eps_root)), eps)
+            root = plus(torch.sqrt(above_zero(plus(like(nu_factor, v) * v, eps_root))), eps)
             return torch.where(trusted, like(rectification, v) * mu_hat / root, mu_hat), m, v
 
-        updates, (mu, nu) = leafwise(by_parts(step), updates, (state.mu, state.nu))
+        updates, (mu, nu) = leafwise_squares(by_parts(step), updates, (state.mu, state.nu))
         return updates, ScaleByAdamState(count, mu, nu)
 
     return GradientTransformation(init, update)

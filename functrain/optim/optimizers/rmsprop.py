@@ -9,9 +9,10 @@ from torch import Tensor
 
 from functrain.optim.averaging import trace
 from functrain.optim.combining import chain
-from functrain.optim.numerics.leafwise import by_parts, leafwise
+from functrain.optim.numerics.leafwise import by_parts, leafwise_squares
 from functrain.optim.numerics.moments import debias, full_parts, zero_moments
 from functrain.optim.numerics.safe import (
+    above_zero,
     abs_sq,
     lerp,
     like,
@@ -79,7 +80,7 @@ def scale_by_rms(
             nu_hat = v if count is None else like(factor, v) * v
             return _over_root(g, nu_hat, eps, eps_in_sqrt), v
 
-        updates, (nu,) = leafwise(by_parts(step), updates, (state.nu,))
+        updates, (nu,) = leafwise_squares(by_parts(step), updates, (state.nu,))
         return updates, ScaleByRmsState(nu) if count is None else ScaleByRmsWithCountState(count, nu)
 
     return GradientTransformation(init, update)
@@ -117,7 +118,7 @@ def scale_by_stddev(
             mu_hat, nu_hat = (m, v) if count is None else (like(factor, m) * m, like(factor, v) * v)
             return _over_root(g, torch.clamp(nu_hat - abs_sq(mu_hat), min=0.0), eps, eps_in_sqrt), m, v
 
-        updates, (mu, nu) = leafwise(by_parts(step), updates, (state.mu, state.nu))
+        updates, (mu, nu) = leafwise_squares(by_parts(step), updates, (state.mu, state.nu))
         new = ScaleByRStdDevState(mu, nu) if count is None else ScaleByRStdDevWithCountState(count, mu, nu)
         return updates, new
 
@@ -148,4 +149,6 @@ def rmsprop(
 
 
 def _over_root(g: Tensor, square: Tensor, eps: Scalar, eps_in_sqrt: bool) -> Tensor:
-    return g * torch.rsqrt(plus(square, eps)) if eps_in_sqrt else g / plus(torch.sqrt(square), eps)
+    return (
+        g * torch.rsqrt(above_zero(plus(square, eps))) if eps_in_sqrt else g / plus(torch.sqrt(above_zero(square)), eps)
+    )

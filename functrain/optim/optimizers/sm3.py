@@ -9,12 +9,13 @@ from torch import Tensor
 
 import functrain.tree as tree
 from functrain.optim.combining import chain
-from functrain.optim.numerics.moments import zero_moments
+from functrain.optim.numerics.moments import moment_dtype, zero_moments
 from functrain.optim.numerics.safe import (
     add_scaled,
     lerp,
     like,
     plus,
+    squarable,
 )
 from functrain.optim.scaling import scale
 from functrain.optim.transformation import (
@@ -25,6 +26,7 @@ from functrain.optim.transformation import (
 )
 from functrain.schedules import Scalar
 from functrain.tree import Params, Tree
+from functrain.tree.reductions import wide
 
 
 class ScaleBySM3State(NamedTuple):
@@ -44,7 +46,10 @@ def scale_by_sm3(b1: Scalar = 0.9, b2: Scalar = 1.0, eps: Scalar = 1e-8) -> Grad
 
     def init(params: Params) -> ScaleBySM3State:
         check_real(params, "scale_by_sm3")
-        mu = tree.map(lambda p: [p.new_zeros(size) for size in p.shape] or [p.new_zeros(())], params)
+        mu = tree.map(
+            lambda p: [p.new_zeros(size, dtype=moment_dtype(p)) for size in p.shape or [()]],
+            params,
+        )
         return ScaleBySM3State(mu, zero_moments(params))
 
     def update(
@@ -54,15 +59,17 @@ def scale_by_sm3(b1: Scalar = 0.9, b2: Scalar = 1.0, eps: Scalar = 1e-8) -> Grad
         new_weight = 1 - b2 if isinstance(b2, Tensor) or b2 != 1.0 else 1.0
         leaves, structure = tree.flatten(updates)
         covers = iter(tree.leaves(state.mu))
-        moments, new_covers = [], []
+        new, moments, new_covers = [], [], []
         for g, m in zip(leaves, tree.leaves(state.nu), strict=True):
+            dtype, g = g.dtype, squarable(wide(g))
             cover = [next(covers) for _ in range(max(g.dim(), 1))]
             total = add_scaled(like(b2, g) * _smallest(cover, g), new_weight, g * g)
             root = torch.where(total > 0, torch.rsqrt(plus(total, eps)), 0.0)
             moments.append(lerp(m, g * root, 1 - b1).to(m.dtype))
+            new.append(moments[-1].to(dtype))
             new_covers.append([_largest(total, dim).to(v.dtype) for dim, v in enumerate(cover)])
         nu = tree.unflatten(structure, moments)
-        return nu, ScaleBySM3State(tree.unflatten(structure, new_covers), nu)
+        return tree.unflatten(structure, new), ScaleBySM3State(tree.unflatten(structure, new_covers), nu)
 
     return GradientTransformation(init, update)
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-import functrain.tree as tree
 from functrain.optim.averaging import trace
 from functrain.optim.combining import chain
 from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn, masked
+from functrain.optim.numerics.leafwise import leafwise
 from functrain.optim.numerics.safe import (
     like,
     plus,
@@ -130,6 +130,7 @@ def fromage(learning_rate: ScalarOrSchedule, min_norm: Scalar = 1e-6) -> Gradien
 def _with_params(name: str, rescale: Callable[[Tensor, Tensor], Tensor]) -> GradientTransformation:
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         check_params(params, name)
-        return tree.map(rescale, updates, params), state
+        new, _ = leafwise(lambda u, p: (rescale(u, p),), updates, (), params)
+        return new, state
 
     return GradientTransformation(init_empty_state, update)

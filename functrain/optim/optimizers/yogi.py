@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from functrain.optim.combining import chain
-from functrain.optim.numerics.leafwise import leafwise
+from functrain.optim.numerics.leafwise import leafwise_squares
 from functrain.optim.numerics.moments import debias, full_moments
 from functrain.optim.numerics.safe import (
+    above_zero,
     abs_sq,
     lerp,
     like,
@@ -54,9 +55,13 @@ def scale_by_yogi(
             square = abs_sq(g)
             m = lerp(m, g, 1 - b1)
             v = v - like(1 - b2, v) * torch.sgn(v - square) * square
-            return like(mu_factor, m) * m / plus(torch.sqrt(plus(like(nu_factor, v) * v, eps_root)), eps), m, v
+            return (
+                like(mu_factor, m) * m / plus(torch.sqrt(above_zero(plus(like(nu_factor, v) * v, eps_root))), eps),
+                m,
+                v,
+            )
 
-        updates, (mu, nu) = leafwise(step, updates, (state.mu, state.nu))
+        updates, (mu, nu) = leafwise_squares(step, updates, (state.mu, state.nu))
         return updates, ScaleByAdamState(count, mu, nu)
 
     return GradientTransformation(init, update)

@@ -17,12 +17,13 @@ from functrain.optim.masking import MaskOrFn
 from functrain.optim.numerics.looping import when
 from functrain.optim.numerics.moments import bias_correction, update_moment, zero_moments
 from functrain.optim.numerics.random_trees import random_like
-from functrain.optim.numerics.safe import device_of, like, zero_count
+from functrain.optim.numerics.safe import device_of, like, shrunk, zero_count
 from functrain.optim.preconditioning.factors import gram, group, multiply, precise, unfold
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import GradientTransformation, GradientTransformationExtraArgs, Updates, check_real
 from functrain.schedules import Scalar, ScalarOrSchedule, exponential_decay
 from functrain.tree import Params, Tree
+from functrain.tree.reductions import length
 
 # always for 500 updates, then ever more seldom, in the end at 3 of 100: what the authors' code does
 _LESS_OFTEN = exponential_decay(1.0, 1, math.exp(-0.001), 500, end_value=0.03)
@@ -172,6 +173,7 @@ def _learned(x: Tensor, v: Tensor, factors: list[Tensor], lr: Scalar) -> list[Te
     a, b = x, v  # to be Q x and Q⁻ᵀ v
     for dim, q in enumerate(factors):
         a, b = multiply(q, a, dim), _divided(b, q, dim)
+    a, b = shrunk(a, length(a)), shrunk(b, length(b))
     new = [_descended(q, a, b, dim, lr) for dim, q in enumerate(factors)]
     # P does not change by it, but no factor may run away from the others
     sizes = torch.stack([q.abs().amax() for q in new])
@@ -197,6 +199,6 @@ def _descended(q: Tensor, a: Tensor, b: Tensor, dim: int, lr: Scalar) -> Tensor:
 
 def _norm_bound(matrix: Tensor) -> Tensor:
     """Return a lower bound of the largest eigenvalue of a positive matrix: two iterations from the largest column."""
-    x = matrix.index_select(1, torch.sum(matrix * matrix, 0).argmax(keepdim=True)).squeeze(1)
-    y = matrix @ (x / torch.linalg.vector_norm(x))
-    return torch.linalg.vector_norm(matrix @ (y / torch.linalg.vector_norm(y)))
+    x = matrix.index_select(1, length(matrix, lambda squares: torch.sum(squares, 0)).argmax(keepdim=True)).squeeze(1)
+    y = matrix @ (x / length(x))
+    return length(matrix @ (y / length(y)))

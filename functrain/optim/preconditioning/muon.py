@@ -20,6 +20,7 @@ from functrain.optim.numerics.safe import (
     device_of,
     lerp,
     like,
+    scaled,
     working_dtype,
     zero_count,
 )
@@ -41,6 +42,7 @@ from functrain.optim.transformation import (
 )
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.tree import Params, Tree
+from functrain.tree.reductions import wide
 
 # MuonDimensionNumbers for all leaves, a tree of them with None where Muon is not to be used, or what makes such a tree
 WeightDimNumOrFn: TypeAlias = MuonDimensionNumbers | Tree | Callable[[Params], Tree]
@@ -106,7 +108,9 @@ def scale_by_muon(
         numbers = _numbers(weight_dimension_numbers, averages)
         new = orthogonalize_all(leaves, numbers, state.ns_coeffs, ns_steps, preconditioning, eps)
         if adaptive:
-            new = [torch.sum(old.conj() * leaf) * leaf for old, leaf in zip(leaves, new, strict=True)]
+            new = [
+                scaled(leaf, torch.sum(wide(old).conj() * wide(leaf))) for old, leaf in zip(leaves, new, strict=True)
+            ]
         return tree.unflatten(structure, new), MuonState(count, mu, state.ns_coeffs)
 
     return GradientTransformation(init, update)

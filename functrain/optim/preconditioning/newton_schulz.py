@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from functrain.optim.numerics.safe import plus
+from functrain.optim.numerics.safe import plus, shrunk
 from functrain.schedules import Scalar
+from functrain.tree.reductions import length, wide
 
 Preconditioning: TypeAlias = Literal["frobenius", "spectral", "aol", "schatten"]
 
@@ -98,20 +99,30 @@ class _Matrices:
 
 
 def _newton_schulz(x: Tensor, coefficients: Tensor, steps: int, preconditioning: str, eps: Scalar) -> Tensor:
-    if preconditioning in ("frobenius", "spectral"):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # torch has no norm of a bfloat16 matrix
-        size = torch.linalg.matrix_norm(wide, "fro" if preconditioning == "frobenius" else 2, keepdim=True)
-        x = x / plus(size, eps).to(x.dtype)
+    full = wide(x)  # torch has no norm of a bfloat16 matrix, and 1e-8 is 0 in float16
+    if preconditioning == "frobenius":
+        full = full / plus(_norm(full), eps)
+    elif preconditioning == "spectral":
+        full = full / plus(torch.linalg.matrix_norm(full, 2, keepdim=True), eps)
+    else:
+        full = shrunk(full, _norm(full))
+    x = full.to(x.dtype)
     rows = coefficients.unbind() if coefficients.dim() == 2 else [coefficients] * steps
     for i, (a, b, c) in enumerate(row.unbind() for row in rows):
-        gram = x @ x.mT.conj()  # (B, n, n)
-        if i == 0 and preconditioning in ("aol", "schatten"):
+        bounding = i == 0 and preconditioning in ("aol", "schatten")
+        factor = full if bounding else x
+        gram = factor @ factor.mT.conj()  # (B, n, n)
+        if bounding:
             aol = preconditioning == "aol"
-            size = gram.abs().sum(-1, keepdim=True) if aol else torch.linalg.matrix_norm(gram, keepdim=True)
+            size = gram.abs().sum(-1, keepdim=True) if aol else _norm(gram)
             root = torch.rsqrt(torch.clamp(size, min=eps))  # (B, n, 1) or (B, 1, 1)
-            x, gram = x * root, gram * root * root.mT
+            x, gram = (full * root).to(x.dtype), (gram * root * root.mT).to(x.dtype)
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     return x
+
+
+def _norm(matrices: Tensor) -> Tensor:
+    return length(matrices, lambda squares: torch.sum(squares, (-2, -1), keepdim=True))  # (B, 1, 1)
 
 
 def dims_of(x: Tensor, numbers: MuonDimensionNumbers) -> tuple[list[int], list[int]]:

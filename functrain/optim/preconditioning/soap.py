@@ -14,12 +14,13 @@ from functrain.optim.masking import MaskOrFn
 from functrain.optim.numerics.leafwise import leafwise
 from functrain.optim.numerics.looping import when
 from functrain.optim.numerics.moments import debias, zero_moments
-from functrain.optim.numerics.safe import abs_sq, lerp, like, plus, working_dtype, zero_count
+from functrain.optim.numerics.safe import above_zero, abs_sq, lerp, like, plus, shrunk, working_dtype, zero_count
 from functrain.optim.preconditioning.factors import gram, group, multiply, precise
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import GradientTransformation, GradientTransformationExtraArgs, Updates, check_real
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.tree import Params, Tree
+from functrain.tree.reductions import length
 
 
 class ScaleBySoapState(NamedTuple):
@@ -78,17 +79,18 @@ def scale_by_soap(
         rows = iter(bases)
 
         def step(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            basis = next(rows)
+            basis, g = next(rows), shrunk(g, length(g))
             m = lerp(m, g, started * (1 - b1))
             v = lerp(v, abs_sq(_rotated(g, basis)), started * (1 - b2))
             mu_hat, nu_hat = like(mu_factor, m) * _rotated(m, basis), like(nu_factor, v) * v + like(unstarted, v)
-            new = _rotated_back(mu_hat / plus(torch.sqrt(nu_hat), eps), basis)
-            return new.to(g.dtype), m, v
+            new = _rotated_back(mu_hat / plus(torch.sqrt(above_zero(nu_hat)), eps), basis)
+            return new, m, v
 
         new, (mu, nu) = leafwise(step, updates, (state.mu, state.nu))
+        grads = [shrunk(g, length(g)) for g in map(precise, tree.leaves(updates))]
         covariances = [
-            [lerp(c, gram(precise(g), dim), 1 - covariance_decay) if len(c) else c for dim, c in enumerate(row)]
-            for g, row in zip(tree.leaves(updates), group(tree.leaves(state.covariance), updates), strict=True)
+            [lerp(c, gram(g, dim), 1 - covariance_decay) if len(c) else c for dim, c in enumerate(row)]
+            for g, row in zip(grads, group(tree.leaves(state.covariance), updates), strict=True)
         ]
         basis = [q for row in bases for q in row]
         flat = [c for row in covariances for c in row]
