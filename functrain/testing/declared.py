@@ -53,17 +53,18 @@ def descends(subject: Subject, trial: Trial) -> None:
 
 
 def differentiable(subject: Subject, trial: Trial) -> None:
-    """The derivative through a trajectory is the quotient of differences, in float64: by the gradients, and by the
-    hyper-parameter (declared)."""
+    """The derivative through a trajectory is the quotient of differences, in float64: by the gradients, of which some
+    are exactly 0, and by the hyper-parameter (declared)."""
     params = tree.cast(tree.map(torch.clone, trial.params), torch.float64)
     start, along = [_dense(params, 2 * trial.seed + i) for i in range(2)]
+    alive = _alive(params, trial.seed)
     weights = _dense(params, 2 * trial.seed + 2)
 
     def after(x: Tensor, rate: Tensor) -> Tensor:
         tx = subject.build() if subject.of_rate is None else subject.of_rate(rate)
         state, new = tx.init(params), params
         for step in range(3):
-            grads = tree.map(lambda g, v, step=step: torch.cos(g * (step + 1)) + x * v, start, along)
+            grads = tree.map(lambda g, v, a, step=step: a * (torch.cos(g * (step + 1)) + x * v), start, along, alive)
             updates, state = subject.update(tx, grads, state, new, step)
             new = apply_updates(new, updates)
         return tree.vdot(weights, tree.sub(new, params)).double()
@@ -86,6 +87,12 @@ def _dense(params: Tree, seed: int) -> Tree:
     return tree.map(lambda p: 0.5 + torch.rand(p.shape, generator=generator, dtype=torch.float64), params)
 
 
+def _alive(params: Tree, seed: int) -> Tree:
+    # a quarter of the units are dead: their gradients are 0 at every step and along every way
+    generator = torch.Generator().manual_seed(seed)
+    return tree.map(lambda p: (torch.rand(p.shape, generator=generator) > 0.25).double(), params)
+
+
 def _roundings(leaf: Tensor) -> float:
     return max(1.0, torch.finfo(leaf.dtype).eps / torch.finfo(torch.float32).eps)
 
@@ -93,4 +100,7 @@ def _roundings(leaf: Tensor) -> float:
 BOUNDED = Law(bounded, "scale by bound / measure where the measure is above the bound, and by 1 elsewhere")
 DEBIASED = Law(debiased, "divide an average that starts at zero by 1 - decay ** count, count from 1")
 DESCENDS = Law(descends, "end with scale_by_learning_rate, which turns the sign")
-DIFFERENTIABLE = Law(differentiable, "detach nothing, and keep roots and quotients off zero (eps_root)")
+DIFFERENTIABLE = Law(
+    differentiable,
+    "detach nothing, and give roots and norms a derivative at 0: torch.sqrt(torch.clamp(x, min=tiny)), ft.tree.norm",
+)

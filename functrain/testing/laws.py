@@ -9,7 +9,7 @@ import torch
 
 from functrain import tree
 from functrain.optim import GradientTransformation, Updates
-from functrain.testing import algebra, declared, execution, purity, steps, strategies
+from functrain.testing import algebra, declared, edges, execution, purity, steps, strategies
 from functrain.testing.law import RATE, Law, LawError, Subject, Trial, error_of, shown
 from functrain.testing.searching import SearchStrategy, exists, trials_on
 from functrain.train import TrainState
@@ -23,6 +23,7 @@ LAWS: dict[str, Law] = {
         *purity.LAWS,
         *algebra.LAWS,
         *execution.LAWS,
+        *edges.LAWS,
         execution.RATE_LAW,
         algebra.LEAFWISE,
         declared.BOUNDED,

@@ -75,7 +75,10 @@ OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "selective_transform": (
         ours.selective_transform(ours.adam(0.1), freeze_mask={"w": True, "b": False}), {"params": MATRIX}
     ),
-    "skip_large_updates": (ours.MultiSteps(ours.adam(0.1), 2, should_skip_update_fn=SKIP_LARGE), {}),
+    # its state tells the square of a norm, which may be infinite
+    "skip_large_updates": (
+        ours.MultiSteps(ours.adam(0.1), 2, should_skip_update_fn=SKIP_LARGE), {"without": ["finite_at_edges"]}
+    ),
     "skip_not_finite": (ours.MultiSteps(ours.adam(0.1), 2, should_skip_update_fn=ours.skip_not_finite), {}),
     "snapshot": (ours.snapshot("norm", tree.norm), {}),
     # without a leaf its loss depends on nothing, which is an error

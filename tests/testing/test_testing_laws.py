@@ -106,7 +106,7 @@ def test_a_sound_transformation_passes_every_law_that_it_is_asked_for() -> None:
 
 COMMON = [
     "pure", "kept", "deterministic", "owned", "unordered", "neutral", "associative", "masked_everywhere",
-    "masked_nowhere", "partitioned", "uncounted", "vmapped", "saved",
+    "masked_nowhere", "partitioned", "uncounted", "vmapped", "saved", "finite_at_edges",
 ]  # fmt: skip
 
 

@@ -267,6 +267,30 @@ def digits_are_lost_in_short_floats() -> GradientTransformation:
     return each(lambda g: (g + 1000.0) - 1000.0)
 
 
+# ---- edges ----------------------------------------------------------------------------------------------------------
+
+
+def divides_by_the_norm_of_each_leaf() -> GradientTransformation:
+    return each(lambda g: (g / torch.linalg.vector_norm(g.double())).to(g.dtype))
+
+
+def squares_in_the_dtype_of_the_leaf() -> GradientTransformation:
+    def step(g: Tensor, mean: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        mean = 0.9 * mean + 0.1 * g * g
+        return g / (torch.sqrt(mean) + 1e-3), mean
+
+    return averaging(step)
+
+
+def refuses_float16_in_words_of_torch() -> GradientTransformation:
+    def update(g: Tensor) -> Tensor:
+        if g.dtype == torch.float16:
+            raise RuntimeError("not implemented for 'Half'")
+        return g
+
+    return each(update)
+
+
 # ---- declared -------------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +315,10 @@ def clips_less() -> GradientTransformation:
         return tree.scale(torch.clamp(1 / torch.sqrt(tree.norm(updates)), max=1.0), updates)
 
     return whole(update)
+
+
+def takes_a_root_of_zero(rate: Any) -> GradientTransformation:
+    return each(lambda g: (-rate * g / (torch.sqrt(g * g) + 1e-3)).to(g.dtype))
 
 
 def detaches(rate: Any) -> GradientTransformation:
@@ -328,6 +356,9 @@ MUTANTS: list[tuple[str, Any, dict[str, Any]]] = [
     ("vmapped_rate", the_rate_becomes_a_float, {}),
     ("saved", a_number_beside_the_fields(), {}),
     ("saved", pulls_towards_params_that_init_saw, {}),
+    ("finite_at_edges", divides_by_the_norm_of_each_leaf(), {}),
+    ("finite_at_edges", squares_in_the_dtype_of_the_leaf(), {}),
+    ("finite_at_edges", refuses_float16_in_words_of_torch(), {}),
     ("traced", looks_at_a_value(), {"without": ["vmapped"]}),
     ("traced_once", a_python_count(), {}),
     ("traced_once", turns_its_matrices(), {"params": {"w": torch.ones(2, 3)}}),
@@ -338,6 +369,7 @@ MUTANTS: list[tuple[str, Any, dict[str, Any]]] = [
     ("debiased", corrected_by_the_count_before(), {"debiased": True}),
     ("descends", wrong_sign(), {"descends": True}),
     ("differentiable", detaches, {"differentiable": True}),
+    ("differentiable", takes_a_root_of_zero, {"differentiable": True, "without": ["finite_at_edges"]}),
 ]  # fmt: skip
 
 
