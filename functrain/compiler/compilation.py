@@ -22,26 +22,9 @@ from torch import Tensor, fx
 
 from functrain import tree
 from functrain.compiler import donation, engine
+from functrain.compiler.cxx import CompilerNotFoundError, no_compiler
 
 _PIECEWISE_BYTES = 2**20
-
-
-class CompilerNotFoundError(RuntimeError):
-    """There is no C++ compiler on this machine, and compiling for the CPU needs one."""
-
-
-_NO_COMPILER = (
-    "ft.compile: no C++ compiler found, and compiling for the CPU needs one; install g++ or clang++ "
-    "(or set CXX to one), or leave out ft.compile: the step runs in eager as it is"
-)
-
-
-def check_compiler() -> None:
-    """Raise CompilerNotFoundError where a function of tensors on the CPU would at its first call."""
-    from functrain.compiler.inductor import lowering
-
-    if not lowering.has_cxx_compiler():
-        raise CompilerNotFoundError(_NO_COMPILER)
 
 
 def compile(fn: Callable[..., Any], *, donate: bool = False, cache: str | os.PathLike[str] | None = None) -> Compiled:
@@ -295,12 +278,11 @@ def _or_explain(fn: Callable[..., Any], *args: Any) -> Any:
         return fn(*args)
     except Exception as error:
         from functrain.compiler import untraceable
-        from functrain.compiler.inductor import lowering
 
         reading = untraceable.reading(error)
         if reading:
             # the way to the user's line, and not the page between it and here
             raise TypeError(f"ft.compile: {reading}").with_traceback(untraceable.users_own(error)) from None
-        if lowering.no_cxx_compiler(error):
-            raise CompilerNotFoundError(_NO_COMPILER) from error
+        if no_compiler(error):
+            raise CompilerNotFoundError from error
         raise

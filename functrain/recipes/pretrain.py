@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 import functrain as ft
-from functrain.compiler.compilation import check_compiler
+from functrain.compiler.cxx import check_compiler
 from functrain.models import gpt2
 from functrain.recipes import folder, precision, toml
 from functrain.recipes import texts as texts_of

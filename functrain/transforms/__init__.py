@@ -1,6 +1,7 @@
 """Functions that take a function and return one."""
 
-from functrain.compiler.compilation import CompilerNotFoundError, compile
+from functrain.compiler.compilation import compile
+from functrain.compiler.cxx import CompilerNotFoundError
 from functrain.compiler.donation import ConsumedError
 from functrain.transforms import loss_scale
 from functrain.transforms.accumulation import accumulate

@@ -81,9 +81,9 @@ def test_a_new_run_that_is_refused_leaves_nothing(
 def test_without_a_compiler_nothing_is_begun(
     copy: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from functrain.compiler.inductor import lowering
+    from functrain.compiler.inductor import cxx
 
-    monkeypatch.setattr(lowering, "has_cxx_compiler", lambda: False)
+    monkeypatch.setattr(cxx, "is_there", lambda: False)
     before = files(copy)
     for words in (["--accept-changes", "--seed", "5"], ["--sweep", "b1=0.8,0.9"]):
         assert train(copy, run.parent / "text.txt", *words, "--compile") == 2

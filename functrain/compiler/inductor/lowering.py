@@ -22,9 +22,7 @@ from torch._guards import TracingContext, tracing
 from torch._inductor import config
 from torch._inductor.codegen.cpp import CppScheduling
 from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
-from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-from torch._inductor.exc import InvalidCxxCompiler
 from torch._inductor.fx_passes import joint_graph
 from torch._inductor.lowering import make_fallback
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -239,26 +237,6 @@ def _writes_in_order() -> Iterator[None]:
         yield
     finally:
         scheduling._can_fuse_nodes_with_compatible_ranges = compatible
-
-
-def has_cxx_compiler() -> bool:
-    """Tell whether kernels for the CPU can be compiled."""
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return False
-    return True
-
-
-def no_cxx_compiler(error: BaseException | None) -> bool:
-    """Tell whether an error, or one that caused it, says that there is no C++ compiler."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        if isinstance(error, InvalidCxxCompiler):
-            return True
-        seen.append(error)
-        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
-    return False
 
 
 class _Products(CustomGraphPass):

@@ -34,7 +34,7 @@ from functrain.optim.transformation import (
 )
 from functrain.schedules import Scalar, ScalarOrSchedule
 from functrain.tree import Params, Tree
-from functrain.tree.reductions import length
+from functrain.tree.reductions import length, real_dtype
 
 
 class ScaleByDistanceOverGradientsState(NamedTuple):
@@ -59,9 +59,9 @@ def scale_by_distance_over_gradients(
     def init(params: Params) -> ScaleByDistanceOverGradientsState:
         check_trainable(params)
         # float32 at least: a sum of squares in bfloat16 soon stops growing
-        wide = tree.map(lambda p: p.new_zeros(1, dtype=torch.promote_types(p.dtype, torch.float32).to_real()), params)
+        wide = tree.map(lambda p: p.new_zeros(1, dtype=real_dtype(torch.promote_types(p.dtype, torch.float32))), params)
         return ScaleByDistanceOverGradientsState(
-            tree.map(lambda p: (like(reps_rel, p) * (1 + length(p))).to(moment_dtype(p).to_real()), params),
+            tree.map(lambda p: (like(reps_rel, p) * (1 + length(p))).to(real_dtype(moment_dtype(p))), params),
             wide,
             tree.map(lambda p: p.to(accumulator_dtype(p, param_dtype), copy=True), params),
         )
