@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+import functrain as ft
 from functrain.compiler import half_products
+from functrain.compiler.compilation import Compiled
+from functrain.models import gpt2
 from functrain.recipes import folder, precision, pretrain, sweep
 from functrain.recipes.config import PRESETS, Config
 
@@ -93,3 +96,23 @@ def test_a_sweep_decides_for_all_lanes_and_keeps_it(
     _factor(monkeypatch, 0.4)
     found, _ = sweep.main(config, over, run, Shown())
     assert found.precision == "float32" and folder.read_config(run / "sweep").precision == "float32"
+
+
+@pytest.mark.parametrize(("factor", "compiled"), [(190.0, True), (0.4, False)])
+def test_an_evaluation_in_bfloat16_is_compiled_where_eager_would_take_hours(
+    factor: float, compiled: bool, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _factor(monkeypatch, factor)
+    pretrain.evaluation_of.cache_clear()
+    model = gpt2.Config(vocab=11, context=8, layers=1, heads=1, width=8)
+    half = dataclasses.replace(config, precision="bfloat16", compile=True)
+    loss_fn = pretrain.evaluation_of(half, model)
+    assert isinstance(loss_fn, Compiled) == compiled and pretrain.evaluation_of(half, model) is loss_fn
+    tokens = torch.arange(8)[None] % 11
+    batch = {"tokens": tokens, "targets": tokens, "mask": torch.ones(1, 8)}
+    params = gpt2.init(model, ft.random.key(0))
+    plain = pretrain.loss_of(dataclasses.replace(half, precision="float32"), model)
+    torch.testing.assert_close(
+        loss_fn(params, batch, None).total, plain(params, batch, None).total, rtol=2e-2, atol=0.0
+    )
+    assert not isinstance(pretrain.evaluation_of(dataclasses.replace(half, compile=False), model), Compiled)
