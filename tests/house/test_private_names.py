@@ -53,6 +53,7 @@ WHY = {
     "torch._inductor.config": "options of one compilation, scoped",
     "torch._inductor.cpp_builder.CppBuilder": "the command that compiles a C++ kernel",
     "torch._inductor.cpp_builder.CppTorchDeviceOptions": "see CppBuilder",
+    "torch._inductor.cpp_builder.get_cpp_compiler": "whether there is a C++ compiler, before a run writes anything",
     "torch._inductor.cpu_vec_isa.VecISA": "the check of a kind of vectors that torch itself was built for, left out",
     "torch._inductor.cpu_vec_isa.pick_vec_isa": "see CppBuilder",
     "torch._inductor.cpu_vec_isa.supported_vec_isa_list": "the checks of the CPU, run beside the tracing",
