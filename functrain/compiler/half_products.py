@@ -40,7 +40,7 @@ def _measured(dtype: torch.dtype) -> float:
     ratio = 0.0
     for size in (128, 512):
         ratio = _seconds(size, dtype) / _seconds(size, torch.float32)
-        if ratio > 5 * _SLOW:  # a larger one would take long
+        if ratio > 2 * _SLOW:  # a larger one would take seconds
             break
     return ratio
 
