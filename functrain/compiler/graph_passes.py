@@ -166,7 +166,8 @@ def compute_numbers_once(graph: fx.Graph) -> None:
 
     Inductor writes the operations of a () tensor into the loop of every kernel that reads it. With the powers of a
     bias correction and the cosine of a schedule there, AdamW over 7 million parameters takes 40 ms instead of 9. It
-    never writes out a reduction there; 16 copies are enough for it to stay one.
+    never writes out a reduction there; 16 copies are enough for it to stay one. So does a number that many operations
+    lead to, and which several read: a guard's verdict, in a graph of many numbers, takes half a minute to compile else.
     """
     costly: set[fx.Node] = set()
     for node in list(graph.nodes):
@@ -175,19 +176,33 @@ def compute_numbers_once(graph: fx.Graph) -> None:
         if node.target not in _CHEAP or any(arg in costly for arg in node.all_input_nodes):
             costly.add(node)
     for node in costly:
-        readers = [user for user in node.users if user.op == "call_function" and dim_of(user)]
-        value = node.meta["val"]
-        if not readers or value.is_complex():  # of complex numbers torch's compiler writes no loops
+        _compute_once(graph, node, [user for user in node.users if user.op == "call_function" and dim_of(user)])
+    written: dict[fx.Node, int] = {}  # how many operations stand where a number is read
+    for node in list(graph.nodes):
+        if node.op != "call_function" or dim_of(node):
             continue
-        reduction = aten.any.default if value.dtype == torch.bool else aten.amax.default
-        with graph.inserting_after(node):
-            copies = graph.call_function(aten.expand.default, (node, [16]))
-        with graph.inserting_after(copies):
-            number = graph.call_function(reduction, (copies,))
-        copies.meta["val"], number.meta["val"] = value.expand(16), value
-        for user in readers:
-            user.replace_input_with(node, number)
+        inside = [arg for arg in node.all_input_nodes if not dim_of(arg)]
+        written[node] = 1 + sum(written.get(arg, 1) for arg in inside)
+        if written[node] > _LONG and len(node.users) > 1:
+            _compute_once(graph, node, [user for user in node.users if user.op == "call_function"])
+            written[node] = 1
 
+
+def _compute_once(graph: fx.Graph, node: fx.Node, readers: list[fx.Node]) -> None:
+    value = node.meta["val"]
+    if not readers or value.is_complex():  # of complex numbers torch's compiler writes no loops
+        return
+    reduction = aten.any.default if value.dtype == torch.bool else aten.amax.default
+    with graph.inserting_after(node):
+        copies = graph.call_function(aten.expand.default, (node, [16]))
+    with graph.inserting_after(copies):
+        number = graph.call_function(reduction, (copies,))
+    copies.meta["val"], number.meta["val"] = value.expand(16), value
+    for user in readers:
+        user.replace_input_with(node, number)
+
+
+_LONG = 50  # operations, counted as often as they are written
 
 _REDUCTIONS = {aten.sum.default, aten.sum.dim_IntList, aten.amax.default, aten.max.default, aten.min.default,
                aten.any.default, aten.all.default, aten.mean.default, aten.mm.default, aten.dot.default}  # fmt: skip

@@ -145,5 +145,5 @@ def test_another_process_compiles_nothing(tmp_path: Path) -> None:
         return result, said.read_text().count("-shared")
 
     first, libraries = run("first")
-    assert libraries > 1  # the kernel, and what the processor is asked with
+    assert libraries >= 1  # the kernel, and what a processor is asked with that can do more than torch was built for
     assert run("second") == (first, 0)

@@ -116,6 +116,31 @@ def test_a_plain_function_without_matrix_products_is_compiled_leaf_by_leaf(
 COMPLEX = pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 
 
+def test_a_number_of_many_operations_is_written_once() -> None:
+    """As a guard's verdict, which every number of a state is kept or left by."""
+
+    def fn(numbers: list[Tensor]) -> list[Tensor]:
+        new = [torch.sin(x) * 0.9 + torch.exp(-x) for x in numbers]
+        good = torch.stack([torch.sum(torch.isfinite(x)) for x in new]).sum() == len(new)
+        return [torch.where(good, a, b) for a, b in zip(new, numbers, strict=True)]
+
+    numbers = [torch.tensor(float(i)) for i in range(40)]
+    found = traced(lambda *xs: fn(list(xs)), numbers)
+    module = fx.GraphModule({}, found.graph)
+    graph_passes.unstack_sums(module.graph)
+    graph_passes.compute_numbers_once(module.graph)
+    module.graph.lint()
+    seen: dict[fx.Node, int] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            seen[node] = 1 + sum(seen.get(arg, 0) for arg in node.all_input_nodes if not graph_passes.dim_of(arg))
+    chosen = module.graph.find_nodes(op="call_function", target=torch.ops.aten.where.self)
+    assert len(chosen) == 40 and all(seen[node] < 60 for node in chosen)
+    module.recompile()
+    for a, b in zip(module(*numbers), fn(numbers), strict=True):
+        assert torch.equal(a, b)
+
+
 @COMPLEX
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16, torch.float64, torch.complex64])
 def test_a_number_of_any_dtype_is_computed_once(dtype: torch.dtype) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import functrain as ft
 from functrain import tree
-from functrain.compiler import compilation
+from functrain.compiler import compilation, half_products
 from functrain.transforms import accumulation
 from functrain.transforms.gradient import add_gradients
 
@@ -199,8 +199,10 @@ def test_gradients_of_a_part_never_lie_all_beside_their_sum(way: str, dtype: tor
     peak = peak_bytes(lambda: gradients(params, batch, KEY) if way == "eager" else run(new, batch))
     size = layers * (width + 1) * width * 4  # of the sum, float32
     # the sum, the gradients of a layer, the rows; all gradients beside their sum are 1.5 in bfloat16 and 2 in float32.
-    # Compiled, a product is added as it is computed, or rounded to bfloat16 before
-    most = 1.4 if way == "eager" else 1.05 if dtype == torch.float32 else 1.2
+    # Compiled, a product is added as it is computed, or rounded to bfloat16 before; on a CPU without products in
+    # bfloat16 it lies there in float32, and so do the weights that it is of
+    half = 1.3 if half_products.are_slow(dtype) else 1.2
+    most = 1.4 if way == "eager" else 1.05 if dtype == torch.float32 else half
     assert size < peak < most * size
 
 
