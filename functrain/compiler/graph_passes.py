@@ -137,7 +137,12 @@ def is_own(node: Any, like: Tensor) -> bool:
     value, target = node.meta["val"], node.target
     if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
         return False
+    if target in _CASTS and node.all_input_nodes[0].meta["val"].dtype == value.dtype:
+        return False  # torch's compiler makes nothing of it
     return value.shape == like.shape and value.dtype == like.dtype and value.stride() == like.stride()
+
+
+_CASTS = {torch.ops.prims.convert_element_type.default, aten._to_copy.default}
 
 
 def addition(node: fx.Node) -> tuple[Any, fx.Node, fx.Node] | None:

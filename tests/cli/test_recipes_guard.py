@@ -11,28 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from shown import Shown
 
 import functrain as ft
 from functrain import checkpoint, tree
 from functrain.recipes import folder, pretrain, record, texts, toml
 from functrain.recipes.config import PRESETS, Config
 from functrain.train import Diverged, Interrupted
-
-
-class Shown:
-    def __init__(self) -> None:
-        self.notes = list[str]()
-
-    def begin(self, done: int, steps: int) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def row(self, row: Any) -> None: ...
-
-    def evaluating(self, done: int, batches: int) -> None: ...
-
-    def end(self) -> None: ...
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from shown import Shown
 
 import functrain as ft
 from functrain.compiler import half_products
@@ -17,22 +17,6 @@ from functrain.recipes import folder, precision, pretrain, sweep
 from functrain.recipes.config import PRESETS, Config
 
 CPU = torch.device("cpu")
-
-
-class Shown:
-    def __init__(self) -> None:
-        self.notes = list[str]()
-
-    def begin(self, done: int, steps: int) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def row(self, row: Any) -> None: ...
-
-    def evaluating(self, done: int, batches: int) -> None: ...
-
-    def end(self) -> None: ...
 
 
 @pytest.fixture

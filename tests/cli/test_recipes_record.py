@@ -8,25 +8,9 @@ import os
 
 import pytest
 import torch
+from shown import Shown
 
 from functrain.recipes.record import Record, keep, rows
-
-
-class Shown:
-    def __init__(self):
-        self.notes, self.rows = [], []
-
-    def begin(self, done, steps):
-        pass
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def end(self):
-        pass
-
-    def row(self, row):
-        self.rows.append(row)
 
 
 def record_in(run, done=0, *, every=2, show=None):

@@ -9,32 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from shown import Shown
 
 import functrain as ft
 from functrain import cli
 from functrain.recipes import folder, pretrain, record, sweep
 from functrain.recipes.config import PRESETS, Config
-
-
-class Quiet:
-    def __init__(self) -> None:
-        self.rows: list[Any] = []
-
-    def begin(self, done: int, steps: int) -> None:
-        self.done = done
-
-    def note(self, text: str) -> None:
-        pass
-
-    def row(self, row: Any) -> None:
-        self.rows.append(row)
-
-    def evaluating(self, done: int, batches: int) -> None:
-        self.evaluated = (done, batches)
-
-    def end(self) -> None:
-        pass
-
 
 OVER = {"learning_rate": [1e-3, 1e-2, 1e30], "weight_decay": [0.0, 0.1]}
 
@@ -50,8 +30,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 @pytest.fixture(scope="module")
-def swept(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config, Any, Quiet]:
-    run, show = tmp_path_factory.mktemp("sweep") / "run", Quiet()
+def swept(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config, Any, Shown]:
+    run, show = tmp_path_factory.mktemp("sweep") / "run", Shown()
     best, result = sweep.main(config, OVER, run, show)
     return run, best, result, show
 
@@ -59,7 +39,7 @@ def swept(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 def test_the_best_lane_is_the_solo_run_with_its_numbers(swept: Any, tmp_path: Path) -> None:
     run, best, result, _ = swept
     assert best.optimizer.learning_rate == 1e-2
-    alone = pretrain.main(best, tmp_path / "alone", Quiet())
+    alone = pretrain.main(best, tmp_path / "alone", Shown())
     ft.tree.check_same_structure(alone.state, result.state)
     # float32: other orders of sums, over eight steps of Adam
     assert result.validation_loss == pytest.approx(alone.validation_loss, rel=1e-4)
@@ -90,14 +70,14 @@ def test_the_folder_is_that_of_the_best_lane_and_trains_on(swept: Any) -> None:
         assert len(rows) == 8 and rows[-1]["learning_rate"] <= said["lanes"][i]["learning_rate"]
     assert [row["step"] for row in show.rows] == [1, 2, 4, 6, 8]
     assert show.evaluated[0] == show.evaluated[1] > 6
-    again = pretrain.main(best, run, Quiet())  # from the lane's checkpoint, at its last step
+    again = pretrain.main(best, run, Shown())  # from the lane's checkpoint, at its last step
     assert again.validation_loss == result.validation_loss
 
 
 def test_a_stopped_sweep_goes_on_to_the_same_end(
     swept: Any, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, show = tmp_path / "run", Quiet()
+    run, show = tmp_path / "run", Shown()
     fit = ft.fit
 
     def stopped(step: Any, states: Any, batches: Any, *, steps: int, every: Any) -> Any:
@@ -123,18 +103,18 @@ def test_a_stopped_sweep_goes_on_to_the_same_end(
 def test_another_sweep_or_run_in_the_folder_is_refused(swept: Any, config: Config, tmp_path: Path) -> None:
     run = swept[0]
     with pytest.raises(ValueError, match="holds a sweep over .* choose another --run, or sweep the same again"):
-        sweep.main(config, {"learning_rate": [1e-3]}, run, Quiet())
+        sweep.main(config, {"learning_rate": [1e-3]}, run, Shown())
     with pytest.raises(ValueError, match="was started with another config"):
-        sweep.main(dataclasses.replace(config, steps=9), OVER, run, Quiet())
-    pretrain.main(config, tmp_path / "solo", Quiet())
+        sweep.main(dataclasses.replace(config, steps=9), OVER, run, Shown())
+    pretrain.main(config, tmp_path / "solo", Shown())
     with pytest.raises(ValueError, match="expected a folder for a sweep, and it holds another run"):
-        sweep.main(config, OVER, tmp_path / "solo", Quiet())
+        sweep.main(config, OVER, tmp_path / "solo", Shown())
 
 
 def test_a_sweep_whose_lanes_all_skip_a_row_of_steps_stops(config: Config, tmp_path: Path) -> None:
     config = dataclasses.replace(config, stop_after_nonfinite=3)
     with pytest.raises(ft.train.Diverged, match="step 6: 4 steps in a row were skipped"):
-        sweep.main(config, {"learning_rate": [1e30, 1e31]}, tmp_path, Quiet())
+        sweep.main(config, {"learning_rate": [1e30, 1e31]}, tmp_path, Shown())
 
 
 def test_a_sweep_that_ends_as_nan_is_no_wrong_option(

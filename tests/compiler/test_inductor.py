@@ -382,6 +382,30 @@ def test_the_gradient_of_an_embedding_comes_last() -> None:
         assert torch.equal(a, b)
 
 
+def test_a_gradient_of_an_embedding_lies_beside_nothing_that_is_kept() -> None:
+    def backward(tokens: Tensor, table: Tensor, w: Tensor, tangent: Tensor) -> list[Tensor]:
+        scattered = torch.ops.aten.embedding_dense_backward(tangent, tokens, 8192, -1, False)
+        for _ in range(3):
+            tangent = torch.tanh(tangent @ w) @ w.mT
+        return [scattered, tangent]
+
+    tokens = torch.arange(64)
+    args = [tokens, torch.zeros(8192, 16), torch.linspace(-1.0, 1.0, 16 * 2048).view(16, 2048), torch.ones(64, 16)]
+    found = traced(backward, args)
+    program, _ = lowering.lower(fx.GraphModule({}, found.graph), found.mode, "backward")
+    for a, b in zip(program([*args]), backward(*args), strict=True):
+        torch.testing.assert_close(a, b)
+    table, hidden = 8192 * 16 * 4, 64 * 2048 * 4
+    assert peak_bytes(lambda: program([*args])) < table + hidden
+
+
+def test_a_cast_that_changes_nothing_has_no_memory_of_its_own() -> None:
+    cast = torch.ops.prims.convert_element_type
+    graph = traced(lambda x: [cast(x, torch.float32) + 1, cast(x, torch.float64) + 1], [torch.ones(3)]).graph
+    own = [graph_passes.is_own(n, n.meta["val"]) for n in graph.find_nodes(op="call_function", target=cast.default)]
+    assert own == [False, True]
+
+
 @pytest.mark.parametrize("kind", ["alone", "read before", "a result", "read after", "too small"])
 def test_a_product_is_added_in_the_memory_of_what_nobody_else_reads(kind: str) -> None:
     size = 16 if kind == "too small" else 300

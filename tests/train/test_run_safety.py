@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_crashes import forked
+from shown import Shown
 
 import functrain as ft
 from functrain import checkpoint, data, tree
@@ -129,18 +130,6 @@ def test_a_signal_within_the_compilation_ends_after_the_first_step_which_is_save
     assert same(compiled(start(), batches()[0])[0], stopped.value.state)
 
 
-class Quiet:
-    def begin(self, done: int, steps: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def row(self, row: Any) -> None: ...
-
-    def evaluating(self, done: int, batches: int) -> None: ...
-
-    def end(self) -> None: ...
-
-
 def test_evaluating_logging_and_saving_change_no_bit_of_training(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the cat\n" * 40)
     plain = dataclasses.replace(
@@ -154,7 +143,7 @@ def test_evaluating_logging_and_saving_change_no_bit_of_training(tmp_path: Path)
     often = dataclasses.replace(plain, evaluate_every=1, evaluate_batches=3, log_every=1, checkpoint_every=1)
     before = torch.random.get_rng_state()
     ends = [
-        pretrain.main(config, tmp_path / name, Quiet()).state for name, config in (("rare", rare), ("often", often))
+        pretrain.main(config, tmp_path / name, Shown()).state for name, config in (("rare", rare), ("often", often))
     ]
     assert same(*ends)
     assert torch.equal(torch.random.get_rng_state(), before), "nothing reads the global generator"
