@@ -55,6 +55,9 @@ def main() -> None:
         factor = half_products.factor(dtype)
         took = time.perf_counter() - start
         print(f"{dtype}: a product takes {factor:.2g} times as long as in float32, found in {took:.3f} s")
+        for size in (128, 256, 512):
+            ratio = half_products._seconds(size, dtype) / half_products._seconds(size, torch.float32)
+            print(f"{dtype}, {size}x{size}: {ratio:.3g} times")
     policies = {"float32": "full", "bfloat16": "bf16", "float16": "fp16"}
     runs = {name: run_of(policy, True) for name, policy in policies.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
