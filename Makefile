@@ -11,7 +11,7 @@ ROOM ?=
 # Compiled kernels outlive a run: the second run starts in seconds.
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-.PHONY: train test lint types clean
+.PHONY: train test lint types docs clean
 
 train: $(VENV)/.installed-cli
 	$(BIN)/functrain train tiny --run $(RUN) $(ARGS)
@@ -26,6 +26,10 @@ lint: $(VENV)/.installed-all
 types: $(VENV)/.installed-all
 	$(BIN)/mypy
 
+# The documentation site, in docs/_build/html; a warning is an error.
+docs: $(VENV)/.installed-all
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -35,7 +39,7 @@ $(VENV)/.installed-cli: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-all: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e '.[cli,test,peers,privacy]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[cli,test,peers,privacy,docs]'
 	touch $@ $(VENV)/.installed-cli
 
 clean:

