@@ -7,9 +7,8 @@ Inside another transform, or when the caller differentiates the arguments, `torc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import wraps
-from typing import Any
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -18,11 +17,29 @@ from functrain import tree
 from functrain.compiler import donation, engine
 from functrain.losses import Loss
 from functrain.transforms import gradient_checks
+from functrain.transforms.differentiation import any_differentiated, by_autograd, by_functorch, detach
 from functrain.transforms.loss_scale import wide, wide_dtype
 
 Argnums = int | Sequence[int]
+P = ParamSpec("P")
+Argument = TypeVar("Argument")  # a tree of tensors; its gradient is a tree like it
+Value = TypeVar("Value", bound=Tensor | Loss)
+Aux = TypeVar("Aux")
+Result = TypeVar("Result")
 
 
+@overload
+def value_and_grad(
+    fn: Callable[Concatenate[Argument, P], Value], *, has_aux: Literal[False] = False
+) -> Callable[Concatenate[Argument, P], tuple[Value, Argument]]: ...
+@overload
+def value_and_grad(
+    fn: Callable[Concatenate[Argument, P], tuple[Value, Aux]], *, has_aux: Literal[True]
+) -> Callable[Concatenate[Argument, P], tuple[tuple[Value, Aux], Argument]]: ...
+@overload
+def value_and_grad(
+    fn: Callable[P, Result], *, argnums: Argnums, has_aux: bool = False
+) -> Callable[P, tuple[Result, Any]]: ...
 def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
     """Make a function that returns `(fn's result, gradients)`, the gradients a tree like the argument.
 
@@ -42,15 +59,15 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
         chosen = tuple(args[i] for i in positions)
         leaves, structure = tree.flatten(chosen)
         gradient_checks.check_leaves(chosen, leaves)
-        if engine.nested() or (torch.is_grad_enabled() and _any_differentiated(args, kwargs)):
-            result, grads = _by_functorch(fn, positions, has_aux, args, kwargs, leaves, structure)
+        if engine.nested() or (torch.is_grad_enabled() and any_differentiated(args, kwargs)):
+            result, grads = by_functorch(fn, positions, has_aux, args, kwargs, leaves, structure)
         else:
-            if _any_differentiated(args, kwargs):  # under no_grad, where nobody asks for their gradients
-                args, kwargs = tree.map(_detach, (args, kwargs))
+            if any_differentiated(args, kwargs):  # under no_grad, where nobody asks for their gradients
+                args, kwargs = tree.map(detach, (args, kwargs))
 
             def run(args: Any, kwargs: Any, tangent: Any = None) -> Any:
                 leaves, structure = tree.flatten(tuple(args[i] for i in positions))
-                result, found = _by_autograd(fn, positions, has_aux, args, kwargs, leaves, structure, tangent=tangent)
+                result, found = by_autograd(fn, positions, has_aux, args, kwargs, leaves, structure, tangent=tangent)
                 return result, tree.unflatten(structure, found)
 
             if engine.cuts_losses():
@@ -79,7 +96,7 @@ def add_gradients(
     `value_and_grad` and an addition; half-precision gradients are added in float32, and multiplied there by the ()
     tensor `factor_of(fn's result)`, which is not 0.
     """
-    both = value_and_grad(fn, has_aux=has_aux)
+    both: Callable[..., Any] = value_and_grad(fn, argnums=0, has_aux=has_aux)
 
     def giving(params: Any, total: Any, *args: Any) -> Any:
         return fn(tree.map(lambda p, t: donation.give_gradient(p, t) if _is_large(p) else p, params, total), *args)
@@ -87,18 +104,18 @@ def add_gradients(
     def run(params: Any, total: Any, args: Any) -> Any:
         leaves, structure = tree.flatten((params,))
         tangent = engine.here.cutter.tangent
-        result, grads = _by_autograd(fn, (0,), has_aux, (params, *args), {}, leaves, structure, tangent=tangent)
+        result, grads = by_autograd(fn, (0,), has_aux, (params, *args), {}, leaves, structure, tangent=tangent)
         factor = None if factor_of is None else factor_of(result)
         wider = [wide(g) if factor is None else wide(g) * factor.to(wide_dtype(g.dtype)) for g in grads]
         return result, [t + g for t, g in zip(total, wider, strict=True)]
 
     def added(total: list[Tensor], params: Any, *args: Any) -> Any:
-        differentiated = _any_differentiated(params, args)
+        differentiated = any_differentiated(params, args)
         if engine.cuts_losses() and not engine.nested():
             if not total:
                 half = [wide_dtype(leaf.dtype) != leaf.dtype for leaf in tree.leaves(params)]
                 total.extend(engine.here.cutter.zeros(tree.leaves(params), half))
-            params, args = tree.map(_detach, (params, args))
+            params, args = tree.map(detach, (params, args))
             result, total[:] = engine.here.cutter.call(added, run, (params, list(total), args), _sums, _value)
             return result
         if engine.nested() or engine.here.tracing or (torch.is_grad_enabled() and differentiated):
@@ -113,7 +130,7 @@ def add_gradients(
         if not total:
             total.extend([torch.zeros_like(leaf, dtype=wide_dtype(leaf.dtype)) for leaf in leaves])
         if differentiated:
-            params, args = tree.map(_detach, (params, args))
+            params, args = tree.map(detach, (params, args))
         everything = (params, tree.unflatten(tree.structure(params), total), *args)
         factors: list[Tensor] = []
 
@@ -123,7 +140,7 @@ def add_gradients(
                 factors.append(factor_of(result))
                 donation.multiply(total, 1 / factors[0])
 
-        result, grads = _by_autograd(giving, (0,), has_aux, everything, {}, leaves, structure, divide, zeros=False)
+        result, grads = by_autograd(giving, (0,), has_aux, everything, {}, leaves, structure, divide, zeros=False)
         for leaf, grad, into in zip(leaves, grads, total, strict=True):
             if grad is not None and not _is_large(leaf):
                 donation.add(into, grad)
@@ -158,12 +175,22 @@ def _sums(inputs: Any, result: Any) -> list[tuple[Tensor, Tensor]]:
     return list(zip(inputs[1], result[1], strict=True))
 
 
+@overload
+def grad(
+    fn: Callable[Concatenate[Argument, P], Tensor | Loss], *, has_aux: Literal[False] = False
+) -> Callable[Concatenate[Argument, P], Argument]: ...
+@overload
+def grad(
+    fn: Callable[Concatenate[Argument, P], tuple[Tensor | Loss, Aux]], *, has_aux: Literal[True]
+) -> Callable[Concatenate[Argument, P], tuple[Argument, Aux]]: ...
+@overload
+def grad(fn: Callable[P, Any], *, argnums: Argnums, has_aux: bool = False) -> Callable[P, Any]: ...
 def grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
     """Make a function that returns the gradients, or `(gradients, aux)` with `has_aux`; see `value_and_grad`.
 
     Equals `jax.grad`.
     """
-    both = value_and_grad(fn, argnums=argnums, has_aux=has_aux)
+    both: Callable[..., Any] = value_and_grad(fn, argnums=argnums, has_aux=has_aux)
 
     @wraps(fn)
     def grad_of(*args: Any, **kwargs: Any) -> Any:
@@ -173,7 +200,9 @@ def grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: bool = False)
     return grad_of
 
 
-def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, *, chunk_size: int | None = None) -> Any:
+def vmap(
+    fn: Callable[P, Result], in_dims: Any = 0, out_dims: Any = 0, *, chunk_size: int | None = None
+) -> Callable[P, Result]:
     """Make a function that maps `fn` over dimension `in_dims` of its arguments; equals `torch.func.vmap`, and lets
     `value_and_grad` inside know. Random numbers come from keys, so global randomness inside is an error.
 
@@ -181,7 +210,7 @@ def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, *, chunk_s
     """
 
     @wraps(fn)
-    def deeper(*args: Any, **kwargs: Any) -> Any:
+    def deeper(*args: P.args, **kwargs: P.kwargs) -> Result:
         try:
             with engine.deeper():
                 return fn(*args, **kwargs)
@@ -194,96 +223,3 @@ def vmap(fn: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, *, chunk_s
             raise TypeError(f"ft.vmap: {reason}") from error
 
     return torch.func.vmap(deeper, in_dims=in_dims, out_dims=out_dims, randomness="error", chunk_size=chunk_size)
-
-
-def _by_autograd(
-    fn: Callable[..., Any],
-    positions: Sequence[int],
-    has_aux: bool,
-    args: Any,
-    kwargs: Any,
-    leaves: Any,
-    structure: Any,
-    forward_done: Callable[[Any], None] = lambda result: None,
-    zeros: bool = True,
-    tangent: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Any, Sequence[Any]]:
-    with engine.deeper():
-        with torch.enable_grad(), engine.differentiating():
-            inputs = [engine.start_of_gradient(leaf) for leaf in leaves]
-            seen = not torch.compiler.is_dynamo_compiling()
-            versions = gradient_checks.versions(inputs) if seen else []
-            given = _replace(args, positions, tree.unflatten(structure, inputs))
-            with gradient_checks.explained():
-                result = fn(*given, **kwargs)
-            value = _scalar(result, has_aux)
-            if seen:
-                gradient_checks.check_unwritten(inputs, versions, structure)
-                gradient_checks.check_reaches(value, inputs, structure)
-        forward_done(result)
-        along = None if tangent is None else tangent(value)
-        with gradient_checks.explained():
-            grads = torch.autograd.grad(value, inputs, along, allow_unused=True, materialize_grads=zeros)
-        gradient_checks.check_dense(grads, structure)
-    return tree.map(_detach, result), grads
-
-
-def _by_functorch(
-    fn: Callable[..., Any], positions: Sequence[int], has_aux: bool, args: Any, kwargs: Any, leaves: Any, structure: Any
-) -> tuple[Any, Any]:
-    found: list[Any] = []
-
-    # flat lists of tensors in and out, because torch.func walks trees by torch's own registry, not by ours
-    def scalar_of(leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        result = fn(*_replace(args, positions, tree.unflatten(structure, leaves)), **kwargs)
-        value = _scalar(result, has_aux)
-        if not torch.compiler.is_dynamo_compiling() and not value.requires_grad:
-            raise gradient_checks.unreached()
-        found.extend(tree.flatten(result))
-        return value, [leaf for leaf in found[0] if isinstance(leaf, Tensor)]
-
-    outside = torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling()
-    again = outside and any(map(_by_caller, leaves))
-    with engine.deeper(), engine.differentiating() if again else nullcontext():
-        grads, tensors = torch.func.grad(scalar_of, has_aux=True)(leaves)
-    unwrapped = iter(tensors)
-    result = [next(unwrapped) if isinstance(leaf, Tensor) else leaf for leaf in found[0]]
-    return tree.unflatten(found[1], result), tree.unflatten(structure, grads)
-
-
-def _replace(args: tuple[Any, ...], positions: Sequence[int], chosen: Sequence[Any]) -> tuple[Any, ...]:
-    new = list(args)
-    for position, value in zip(positions, chosen, strict=True):
-        new[position] = value
-    return tuple(new)
-
-
-def _detach(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
-
-
-def _scalar(result: Any, has_aux: bool) -> Tensor:
-    value = result.total if isinstance(result, Loss) else result
-    if has_aux:
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(f"value_and_grad(has_aux=True): expected fn to return (value, aux), came {type(result)}")
-        value = result[0].total if isinstance(result[0], Loss) else result[0]
-    if not isinstance(value, Tensor) or value.shape != () or not value.is_floating_point():
-        came = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(type(value))
-        hint = "; pass has_aux=True for (value, aux)" if isinstance(value, tuple) else "; take its sum or mean"
-        raise TypeError(
-            f"value_and_grad: expected a floating-point tensor of shape () to differentiate, came {came}"
-            f"{hint if isinstance(value, (tuple, Tensor)) else ''}"
-        )
-    return value
-
-
-def _by_caller(leaf: Tensor) -> bool:
-    """Tell whether torch.autograd will differentiate what is made of the leaf, a lane's tensor included."""
-    while torch._C._functorch.is_batchedtensor(leaf):
-        leaf = torch._C._functorch.get_unwrapped(leaf)
-    return leaf.requires_grad
-
-
-def _any_differentiated(*trees: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.requires_grad for t in trees for leaf in tree.leaves(t))
