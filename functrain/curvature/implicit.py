@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,23 +11,25 @@ from torch import Tensor
 from functrain import tree
 from functrain.compiler import engine
 from functrain.curvature.krylov import conjugate_gradients
-from functrain.curvature.products import LossFn, hvp, mean_of, tensor_of, times, total_of, zero
+from functrain.curvature.products import Batch, LossFn, Params, hvp, mean_of, tensor_of, times, total_of, zero
 from functrain.curvature.vectors import check_floating, check_vector
-from functrain.losses import Loss
+from functrain.losses import Loss, LossResult
 from functrain.transforms.gradient import grad
 from functrain.transforms.per_example import chunks, per_example_grad
-from functrain.tree import Batch, Params, Tree
+from functrain.tree import Tree
+
+Argument = TypeVar("Argument")
 
 
 def implicit_grad(
-    loss: Callable[[Params, Any], Any],
+    loss: Callable[[Params, Argument], LossResult],
     params: Params,
-    argument: Tree,
-    cotangent: Tree,
+    argument: Argument,
+    cotangent: Params,
     *,
     steps: int,
     damping: float | Tensor = 0.0,
-) -> Tree:
+) -> Argument:
     """Return the gradient in `argument` of a function of params, the optimum of `loss(params, argument)`.
 
     `cotangent` is that function's gradient at params. By the implicit function theorem the result is minus its product
@@ -50,10 +52,10 @@ def implicit_grad(
 
 
 def influence(
-    loss_fn: LossFn,
+    loss_fn: LossFn[Params, Batch],
     params: Params,
     batch: Batch,
-    test_grad: Tree,
+    test_grad: Params,
     *,
     steps: int,
     damping: float | Tensor = 0.0,

@@ -7,22 +7,26 @@ The loss is the one that trains, `loss_fn(params, batch, key)`: a `Loss`, of whi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from functrain import tree
 from functrain.curvature.vectors import check_vector
-from functrain.losses import Loss
+from functrain.losses import Loss, LossResult
 from functrain.transforms.gradient import grad
 from functrain.transforms.per_example import per_example_grad
-from functrain.tree import Batch, Params, Tree
+from functrain.tree import Tree
 
-LossFn = Callable[..., Any]
+Params = TypeVar("Params")  # a tree; a vector over the parameters is a tree like them
+Batch = TypeVar("Batch")
+LossFn: TypeAlias = Callable[[Params, Batch, Any], LossResult]  # (params, batch, key)
 
 
-def hvp(loss_fn: LossFn, params: Params, batch: Batch, v: Tree, *, key: Tensor | None = None) -> Tree:
+def hvp(
+    loss_fn: LossFn[Params, Batch], params: Params, batch: Batch, v: Params, *, key: Tensor | None = None
+) -> Params:
     """Return the product of the mean loss's Hessian and v. Equals `jax.hessian` times v.
 
     Raises: ValueError naming the paths where v is not like params.
@@ -34,14 +38,14 @@ def hvp(loss_fn: LossFn, params: Params, batch: Batch, v: Tree, *, key: Tensor |
 
 
 def ggnvp(
-    outputs_fn: Callable[..., Tensor],
-    loss_of_outputs: Callable[[Tensor, Batch], Any],
+    outputs_fn: Callable[[Params, Batch, Any], Tensor],
+    loss_of_outputs: Callable[[Tensor, Batch], LossResult],
     params: Params,
     batch: Batch,
-    v: Tree,
+    v: Params,
     *,
     key: Tensor | None = None,
-) -> Tree:
+) -> Params:
     """Return the product of the mean loss's generalized Gauss-Newton matrix and v.
 
     The matrix is J' H J, J of `outputs_fn(params, batch, key)` and H the Hessian of `loss_of_outputs(outputs, batch)`,
@@ -62,14 +66,14 @@ def ggnvp(
 
 
 def fisher_vp(
-    loss_fn: LossFn,
+    loss_fn: LossFn[Params, Batch],
     params: Params,
     batch: Batch,
-    v: Tree,
+    v: Params,
     *,
     key: Tensor | None = None,
     chunk_size: int | None = None,
-) -> Tree:
+) -> Params:
     """Return the product of the empirical Fisher matrix and v: the mean of g (g . v) over the examples' gradients g.
 
     The loss is one for each example, as `per_example_grad` has it; the gradients are those of the totals. An example of
@@ -96,7 +100,7 @@ def fisher_vp(
     return tree.map(weighed, grads)
 
 
-def mean_of(loss_fn: LossFn) -> Callable[..., Tensor]:
+def mean_of(loss_fn: Callable[..., Any]) -> Callable[..., Tensor]:
     """Make the function that returns the mean loss, of a `Loss`, a tensor or `(tensor, metrics)`."""
 
     def mean(*args: Any) -> Tensor:
@@ -106,7 +110,7 @@ def mean_of(loss_fn: LossFn) -> Callable[..., Tensor]:
     return mean
 
 
-def total_of(loss_fn: LossFn) -> Callable[..., Tensor]:
+def total_of(loss_fn: Callable[..., Any]) -> Callable[..., Tensor]:
     """Make the function that returns the sum of the losses; of a tensor, which is a mean, for a batch of one only."""
 
     def total(*args: Any) -> Tensor:

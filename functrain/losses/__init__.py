@@ -22,7 +22,7 @@ from functrain.losses.divergences import (
 )
 from functrain.losses.embeddings import ntxent, triplet_margin_loss
 from functrain.losses.fenchel_young import make_fenchel_young_loss
-from functrain.losses.loss import Loss
+from functrain.losses.loss import Loss, LossResult
 from functrain.losses.multiclass import (
     multiclass_hinge_loss,
     multiclass_perceptron_loss,
@@ -47,8 +47,8 @@ from functrain.losses.soft_labels import (
 )
 
 __all__ = [
-    "Loss", "binary_dice_loss", "convex_kl_divergence", "cosine_distance", "cosine_similarity", "ctc_loss",
-    "ctc_loss_with_forward_probs", "dice_loss", "generalized_kl_divergence", "hinge_loss", "huber_loss",
+    "Loss", "LossResult", "binary_dice_loss", "convex_kl_divergence", "cosine_distance", "cosine_similarity",
+    "ctc_loss", "ctc_loss_with_forward_probs", "dice_loss", "generalized_kl_divergence", "hinge_loss", "huber_loss",
     "kl_divergence", "kl_divergence_with_log_targets", "l2_loss", "log_cosh", "make_fenchel_young_loss",
     "multiclass_generalized_dice_loss", "multiclass_hinge_loss", "multiclass_perceptron_loss",
     "multiclass_sparsemax_loss", "next_token", "next_token_from_hidden", "ntxent", "perceptron_loss",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -17,3 +17,7 @@ class Loss(NamedTuple):
     total: Tensor  # (), float32: sum of the weighted losses
     weight: Tensor  # (), float32: sum of the weights; total / weight is the mean
     metrics: dict[str, Tensor]  # each (): sums over the same weights
+
+
+# of a tensor, which is a mean, the weight counts as 1; metrics beside it are means too
+LossResult: TypeAlias = Loss | Tensor | tuple[Tensor, dict[str, Tensor]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 
@@ -12,7 +12,29 @@ from functrain.compiler import engine
 from functrain.transforms.gradient import add_leaves, vmap
 from functrain.transforms.loss_scale import wide
 
+Params = TypeVar("Params")
+Buffers = TypeVar("Buffers")
+Batch = TypeVar("Batch")
+Key = TypeVar("Key")
+Result = TypeVar("Result", bound=tuple[Any, Any])
 
+
+@overload
+def accumulate(
+    grad_fn: Callable[[Params, Batch, Key], Result],
+    parts: int | None = None,
+    *,
+    rows: int | None = None,
+    buffers: Literal[False] = False,
+) -> Callable[[Params, Batch, Key], Result]: ...
+@overload
+def accumulate(
+    grad_fn: Callable[[Params, Buffers, Batch, Key], Result],
+    parts: int | None = None,
+    *,
+    rows: int | None = None,
+    buffers: Literal[True],
+) -> Callable[[Params, Buffers, Batch, Key], Result]: ...
 def accumulate(
     grad_fn: Callable[..., Any], parts: int | None = None, *, rows: int | None = None, buffers: bool = False
 ) -> Callable[..., Any]:

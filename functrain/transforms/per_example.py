@@ -7,17 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
 
 from functrain import random, tree
 from functrain.compiler import engine
+from functrain.losses import Loss
 from functrain.transforms.gradient import value_and_grad, vmap
 from functrain.tree import Tree
 
+P = ParamSpec("P")
+Params = TypeVar("Params")
+Value = TypeVar("Value", bound=Tensor | Loss)
+Aux = TypeVar("Aux")
 
+
+@overload
+def per_example_value_and_grad(
+    fn: Callable[Concatenate[Params, P], Value], *, has_aux: Literal[False] = False, chunk_size: int | None = None
+) -> Callable[Concatenate[Params, P], tuple[Value, Params]]: ...
+@overload
+def per_example_value_and_grad(
+    fn: Callable[Concatenate[Params, P], tuple[Value, Aux]], *, has_aux: Literal[True], chunk_size: int | None = None
+) -> Callable[Concatenate[Params, P], tuple[tuple[Value, Aux], Params]]: ...
 def per_example_value_and_grad(
     fn: Callable[..., Any], *, has_aux: bool = False, chunk_size: int | None = None
 ) -> Callable[..., Any]:
@@ -32,6 +46,41 @@ def per_example_value_and_grad(
     Raises: ValueError naming a leaf whose first dimension is not B, for an empty batch, and for chunk_size < 1;
     TypeError for keywords, and naming a leaf of the result that is no tensor.
     """
+    return _by_example(fn, has_aux, chunk_size)
+
+
+@overload
+def per_example_grad(
+    fn: Callable[Concatenate[Params, P], Tensor | Loss],
+    *,
+    has_aux: Literal[False] = False,
+    chunk_size: int | None = None,
+) -> Callable[Concatenate[Params, P], Params]: ...
+@overload
+def per_example_grad(
+    fn: Callable[Concatenate[Params, P], tuple[Tensor | Loss, Aux]],
+    *,
+    has_aux: Literal[True],
+    chunk_size: int | None = None,
+) -> Callable[Concatenate[Params, P], tuple[Params, Aux]]: ...
+def per_example_grad(
+    fn: Callable[..., Any], *, has_aux: bool = False, chunk_size: int | None = None
+) -> Callable[..., Any]:
+    """Make a function `(params, batch, key)` that returns the gradient of fn for each example of the batch.
+
+    With `has_aux`, `(gradients, aux)`. See `per_example_value_and_grad`.
+    """
+    both = _by_example(fn, has_aux, chunk_size)
+
+    @wraps(fn)
+    def grad_of_examples(params: Any, batch: Any, *key: Any, **kwargs: Any) -> Any:
+        result, grads = both(params, batch, *key, **kwargs)
+        return (grads, result[1]) if has_aux else grads
+
+    return grad_of_examples
+
+
+def _by_example(fn: Callable[..., Any], has_aux: bool, chunk_size: int | None) -> Callable[..., Any]:
     run = _InPieces(_mapped(fn, has_aux))
     _check_chunk("per_example_grad", chunk_size)
 
@@ -45,23 +94,6 @@ def per_example_value_and_grad(
     return of_examples
 
 
-def per_example_grad(
-    fn: Callable[..., Any], *, has_aux: bool = False, chunk_size: int | None = None
-) -> Callable[..., Any]:
-    """Make a function `(params, batch, key)` that returns the gradient of fn for each example of the batch.
-
-    With `has_aux`, `(gradients, aux)`. See `per_example_value_and_grad`.
-    """
-    both = per_example_value_and_grad(fn, has_aux=has_aux, chunk_size=chunk_size)
-
-    @wraps(fn)
-    def grad_of_examples(params: Any, batch: Any, *key: Any, **kwargs: Any) -> Any:
-        result, grads = both(params, batch, *key, **kwargs)
-        return (grads, result[1]) if has_aux else grads
-
-    return grad_of_examples
-
-
 class GradientMoments(NamedTuple):
     result: Any  # what fn returned, with has_aux a pair, summed over the examples
     grads: Tree  # like params: sum of the examples' gradients
@@ -70,8 +102,8 @@ class GradientMoments(NamedTuple):
 
 
 def gradient_moments(
-    fn: Callable[..., Any], *, has_aux: bool = False, chunk_size: int | None = None
-) -> Callable[..., GradientMoments]:
+    fn: Callable[P, Any], *, has_aux: bool = False, chunk_size: int | None = None
+) -> Callable[P, GradientMoments]:
     """Make a function `(params, batch, key)` that adds the gradients of single examples, and their squared norms.
 
     Equals sums of `per_example_value_and_grad`, of which only `chunk_size` gradients exist at a time.
@@ -86,7 +118,6 @@ def gradient_moments(
     run = _InPieces(sums)
     _check_chunk("per_example_grad", chunk_size)
 
-    @wraps(fn)
     def moments(params: Any, batch: Any, *key: Any) -> GradientMoments:
         total: Any = None
         count = 0
@@ -97,7 +128,7 @@ def gradient_moments(
         result, grads, squared_norm = total
         return GradientMoments(result, grads, squared_norm, count)
 
-    return moments
+    return wraps(fn)(cast(Callable[..., GradientMoments], moments))
 
 
 class GradientNoise(NamedTuple):
@@ -142,7 +173,7 @@ class _InPieces:
 
 
 def _mapped(fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
-    both = value_and_grad(fn, has_aux=has_aux)
+    both = value_and_grad(fn, argnums=0, has_aux=has_aux)
 
     def mapped(params: Any, part: Any, index: Tensor, *key: Any) -> Any:
         rows, structure = tree.flatten(part)

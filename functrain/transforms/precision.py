@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import wraps
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from functrain import tree
 from functrain.compiler.half_products import warn_if_slow
 from functrain.tree import Params
 from functrain.tree.selection import Pattern
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ _PRESETS = {
 }
 
 
-def mixed_precision(fn: Callable[..., Any], policy: Policy | str) -> Callable[..., Any]:
+def mixed_precision(fn: Callable[P, R], policy: Policy | str) -> Callable[P, R]:
     """Make a function that casts floating-point arguments to the compute dtype and results to the output dtype.
 
     Gradients reach the arguments in the arguments' own dtypes, because a cast is differentiable: parameters kept in
@@ -120,7 +123,7 @@ def mixed_precision(fn: Callable[..., Any], policy: Policy | str) -> Callable[..
     return in_precision
 
 
-def autocast(fn: Callable[..., Any], policy: Policy | str) -> Callable[..., Any]:
+def autocast(fn: Callable[P, R], policy: Policy | str) -> Callable[P, R]:
     """Run `fn` under `torch.autocast`: torch chooses by operation what is computed in the compute dtype.
 
     Arguments are not cast, results are cast to the output dtype. Equals `fn` inside of `torch.autocast` on the device
@@ -136,7 +139,7 @@ def autocast(fn: Callable[..., Any], policy: Policy | str) -> Callable[..., Any]
         raise ValueError(f"autocast: expected to compute in bfloat16 or float16, came {chosen.compute}")
 
     @wraps(fn)
-    def autocasting(*args: Any, **kwargs: Any) -> Any:
+    def autocasting(*args: P.args, **kwargs: P.kwargs) -> R:
         tensors = [leaf for leaf in tree.leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         device = tensors[0].device.type if tensors else "cpu"
         warn_if_slow("autocast", chosen.compute, tensors)
@@ -148,11 +151,11 @@ def autocast(fn: Callable[..., Any], policy: Policy | str) -> Callable[..., Any]
     return autocasting
 
 
-def with_autocast(fn: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable[..., Any]:
+def with_autocast(fn: Callable[P, R], tensors: Sequence[Tensor]) -> Callable[P, R]:
     """Make a function that runs `fn` under the autocast in force now, or none, wherever a backward pass runs it."""
     wanted = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _kinds(tensors)}
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if all((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) == w for kind, w in wanted.items()):
             return fn(*args, **kwargs)
         with ExitStack() as stack:
@@ -164,8 +167,8 @@ def with_autocast(fn: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable
     return run
 
 
-def _without_autocast(fn: Callable[..., Any], kind: str) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
+def _without_autocast(fn: Callable[P, R], kind: str) -> Callable[P, R]:
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.autocast(kind, enabled=False):  # no ExitStack: Dynamo does not trace one
             return fn(*args, **kwargs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ from functrain.transforms.precision import with_autocast
 from functrain.transforms.rematerialized import Call, Rematerialized
 from functrain.transforms.tape import DOTS, Policy, Tape, name_value
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def recompute(
-    fn: Callable[..., Any], policy: Policy = "nothing", *, offload: int | Sequence[int] = ()
-) -> Callable[..., Any]:
+
+def recompute(fn: Callable[P, R], policy: Policy = "nothing", *, offload: int | Sequence[int] = ()) -> Callable[P, R]:
     """Make a function that keeps its arguments alone for the backward pass, which runs `fn` again.
 
     Equals `fn`, to the last bit where `fn` is differentiated once in eager. Arguments and results are any trees;
@@ -126,8 +127,8 @@ def _check_policy(policy: Any) -> None:
 
 
 def recompute_layers(
-    fn: Callable[..., Any], *, budget: float = 0.0, policy: Policy = "nothing", offload: bool = False
-) -> Callable[..., Any]:
+    fn: Callable[P, R], *, budget: float = 0.0, policy: Policy = "nothing", offload: bool = False
+) -> Callable[P, R]:
     """Make a function that runs `fn` with the layers of every `nn.stack` inside recomputed, up to a memory budget.
 
     `budget` is the part of their activation memory that stays, a twelfth of a layer's for the input that a recomputed

@@ -16,16 +16,17 @@ from functrain.compiler import engine
 from functrain.curvature.laplace.posterior import Diagonal, Full, precisions
 from functrain.curvature.products import LossFn, check_outputs, hvp, total_of
 from functrain.curvature.vectors import flat, like, wide
+from functrain.losses import LossResult
 from functrain.transforms.gradient import grad, vmap
 from functrain.transforms.per_example import chunks, per_example_value_and_grad
 from functrain.tree import Batch, Params, Tree, Where
 
-OutputsFn = Callable[..., Tensor]
+OutputsFn = Callable[[Params, Batch, Any], Tensor]  # (params, batch, key)
 
 
 def diagonal_ggn(
     outputs_fn: OutputsFn,
-    loss_of_outputs: Callable[[Tensor, Batch], Any],
+    loss_of_outputs: Callable[[Tensor, Batch], LossResult],
     params: Params,
     batches: Iterable[Batch],
     *,
@@ -59,7 +60,7 @@ def diagonal_ggn(
 
 def full_ggn(
     outputs_fn: OutputsFn,
-    loss_of_outputs: Callable[[Tensor, Batch], Any],
+    loss_of_outputs: Callable[[Tensor, Batch], LossResult],
     params: Params,
     batches: Iterable[Batch],
     *,
@@ -87,7 +88,7 @@ def full_ggn(
 
 
 def diagonal_fisher(
-    loss_fn: LossFn,
+    loss_fn: LossFn[Params, Batch],
     params: Params,
     batches: Iterable[Batch],
     *,
@@ -119,7 +120,7 @@ def jacobians(
     chosen: Tree,
     fixed: Tree,
     batch: Batch,
-    loss_of_outputs: Callable[[Tensor, Batch], Any] | None = None,
+    loss_of_outputs: Callable[[Tensor, Batch], LossResult] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return outputs (B, C), their Jacobians J (B, C, n), H J (B, C, n) of the loss's Hessian H in the outputs, and
     losses (B,); without a loss, J and zeros in the place of the last two."""
