@@ -15,19 +15,25 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, fx
 
 from functrain import tree
 from functrain.compiler import donation, engine
+from functrain.compiler.arguments import by_position
 from functrain.compiler.cxx import CompilerNotFoundError, no_compiler
 
+P = ParamSpec("P")
+R = TypeVar("R")
+# no bound: pyright would read the types of an overloaded function, such as `ft.grad`, from it
+Function = TypeVar("Function")
+Function_co = TypeVar("Function_co", covariant=True)  # a compiled step is a compiled function
 _PIECEWISE_BYTES = 2**20
 
 
-def compile(fn: Callable[..., Any], *, donate: bool = False, cache: str | os.PathLike[str] | None = None) -> Compiled:
+def compile(fn: Function, *, donate: bool = False, cache: str | os.PathLike[str] | None = None) -> Compiled[Function]:
     """Compile a pure function of trees, whole: nothing falls back to eager, and an operation that cannot be compiled
     is an error.
 
@@ -49,20 +55,19 @@ def compile(fn: Callable[..., Any], *, donate: bool = False, cache: str | os.Pat
     return Compiled(fn, donate, cache=None if cache is None else Path(cache))
 
 
-def interpret(fn: Callable[..., Any]) -> Callable[..., Any]:
+def interpret(fn: Callable[P, R]) -> Callable[P, R]:
     """Trace a function as `ft.compile` does, and run the operations that were seen one by one, without a compiler.
 
     Equals `fn` bit for bit.
     """
-    return Compiled(fn, False, interpreted=True)
+    interpreted: Compiled[Callable[P, R]] = Compiled(fn, False, interpreted=True)
+    return interpreted
 
 
-class Compiled:
-    """A function compiled for every kind of arguments that it meets."""
+class Compiled(Generic[Function_co]):
+    """A function compiled for every kind of arguments that it meets; `fn` is the function itself."""
 
-    def __init__(
-        self, fn: Callable[..., Any], donate: bool, *, interpreted: bool = False, cache: Path | None = None
-    ) -> None:
+    def __init__(self, fn: Function_co, donate: bool, *, interpreted: bool = False, cache: Path | None = None) -> None:
         self.fn, self.donate, self.interpreted, self.cache = fn, donate, interpreted, cache
         self.programs: dict[Any, _Program] = {}
         self.linked: dict[Any, Any] = {}  # what they are made of: a loss of other parts of a batch is the same loss
@@ -70,33 +75,36 @@ class Compiled:
         self.settings: Any = None  # under which the last one was made
         self.returned: list[weakref.ref[Tensor]] = []
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self: Compiled[Callable[P, R]], *args: P.args, **kwargs: P.kwargs) -> R:
         if engine.here.tracing:
-            return self.fn(*args)
-        leaves, structure = tree.flatten(args)
+            return self.fn(*args, **kwargs)
+        given: Any = by_position(self.fn, args, kwargs) if kwargs else args
+        leaves, structure = tree.flatten(given)
         _check_outermost(leaves)  # at every call: a program that is there already would lose the gradient in silence
         program, settings = self.last, _settings()
         if program is None or settings != self.settings or not self._fits_again(program, leaves, structure):
-            program = self.last = self._program(args, leaves, structure, settings)
+            program = self.last = self._program(given, leaves, structure, settings)
             self.settings = settings
         with torch.no_grad():
             results = program.run(leaves)
-        result = tree.unflatten(program.result, results)
+        result: Any = tree.unflatten(program.result, results)
         if not self.donate:
             return result
         new = donation.pass_on(leaves[: program.donated])
         self.returned = [weakref.ref(leaf) for leaf in new]
-        return (tree.unflatten(program.state, new), *result)
+        result = (tree.unflatten(program.state, new), *result)
+        return result
 
-    def describe(self, *args: Any) -> str:
+    def describe(self: Compiled[Callable[P, Any]], *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the list of calls that the function is compiled to for arguments of these kinds, a line each:
         programs, their operations, and what each keeps for the backward pass.
 
         Compiles it where it is not, and runs nothing.
         """
-        leaves, structure = tree.flatten(args)
+        given: Any = by_position(self.fn, args, kwargs) if kwargs else args
+        leaves, structure = tree.flatten(given)
         _check_outermost(leaves)
-        return "\n".join(self._program(args, leaves, structure, _settings()).describe())
+        return "\n".join(self._program(given, leaves, structure, _settings()).describe())
 
     def _fits_again(self, program: _Program, leaves: list[Any], structure: Any) -> bool:
         """Tell whether the arguments are the tensors that we returned last, and others of the same kinds."""
@@ -128,7 +136,9 @@ class Compiled:
 class _Program:
     """The compiled form of a function for one kind of arguments."""
 
-    def __init__(self, owner: Compiled, args: tuple[Any, ...], leaves: list[Any], structure: Any, kinds: Any) -> None:
+    def __init__(
+        self, owner: Compiled[Any], args: tuple[Any, ...], leaves: list[Any], structure: Any, kinds: Any
+    ) -> None:
         self.structure, self.kinds = structure, kinds
         self.state = tree.structure(args[0]) if owner.donate else None
         self.donated = len(tree.leaves(args[0])) if owner.donate else 0

@@ -202,6 +202,27 @@ def test_threads_compile_side_by_side_with_each_other_and_with_torch() -> None:
     assert failed == []
 
 
+def test_arguments_by_keyword_are_those_by_position() -> None:
+    def fn(x: Tensor, y: Tensor, scale: float = 2.0) -> Tensor:
+        return x - scale * y
+
+    compiled = ft.compile(fn)
+    x, y = torch.ones(2), torch.arange(2.0)
+    for found in (compiled(x, y, 2.0), compiled(x, y=y, scale=2.0), compiled(scale=2.0, y=y, x=x), compiled(x, y=y)):
+        assert torch.equal(found, fn(x, y))
+    assert len(compiled.programs) == 1 and compiled.describe(y=y, x=x) == compiled.describe(x, y, 2.0)
+    with pytest.raises(TypeError, match="missing a required argument: 'y'"):
+        compiled(x=x)
+
+
+def test_an_argument_without_a_position_is_told_with_a_way_out() -> None:
+    def fn(x: Tensor, *, scale: float) -> Tensor:
+        return scale * x
+
+    with pytest.raises(TypeError, match=r"came scale, which .* by keyword only; .*functools.partial\(fn, scale=...\)"):
+        ft.compile(fn)(torch.ones(2), scale=2.0)
+
+
 def test_a_value_without_a_hash_names_its_place() -> None:
     with pytest.raises(TypeError, match=r"1/x: expected a tensor, .* came ndarray"):
         ft.compile(lambda a, b: a)(torch.ones(1), {"x": torch.ones(1).numpy()})
