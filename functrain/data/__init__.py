@@ -1,25 +1,30 @@
-"""Data: corpora, tokenizers, token files, batches that are a pure function of the step."""
+"""Data: rows of your own, tables, corpora, tokenizers, token files; batches that are a pure function of the step."""
 
 from functrain.data.background import prefetch
-from functrain.data.batches import EvaluationWindows, Windows, crops, evaluation_windows, windows
 from functrain.data.bpe import BPE, load_tokenizer, train_bpe
+from functrain.data.rows import Batches, FiniteBatches, batches
 from functrain.data.sharding import Shard, shard
+from functrain.data.splitting import split
 from functrain.data.text import END, Corpus, Document, corpus
+from functrain.data.token_windows import EvaluationWindows, Windows, crops, evaluation_windows, windows
 from functrain.data.tokenizer import Bytes, Characters, Tokenizer
 from functrain.data.tokens import Tokens, open_tokens, tokenize, write_tokens
 
 __all__ = [
     "BPE",
-    "END",
+    "Batches",
     "Bytes",
     "Characters",
     "Corpus",
     "Document",
+    "END",
     "EvaluationWindows",
+    "FiniteBatches",
     "Shard",
     "Tokenizer",
     "Tokens",
     "Windows",
+    "batches",
     "corpus",
     "crops",
     "evaluation_windows",
@@ -27,6 +32,7 @@ __all__ = [
     "open_tokens",
     "prefetch",
     "shard",
+    "split",
     "tokenize",
     "train_bpe",
     "windows",

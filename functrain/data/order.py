@@ -1,15 +1,16 @@
-"""Orders of windows: the first token of each window of batch t, as a pure function of the seed and t."""
+"""Orders: which windows of tokens, or which rows, are in batch t, as pure functions of the seed and t."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from math import isqrt
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Indices: TypeAlias = NDArray[np.int64]
+Last: TypeAlias = Literal["continued", "short", "filled", "dropped"]
 
 
 class Crops(NamedTuple):
@@ -49,6 +50,52 @@ class Epochs(NamedTuple):
         return np.concatenate(starts)
 
 
+_KEPT = 2**17  # rows whose order is kept for an epoch, 1 MiB: to draw a small batch's part takes longer than its copy
+
+
+class Rows(NamedTuple):
+    """Rows, each exactly once per epoch, in an order drawn anew for each epoch or as they lie."""
+
+    rows: int
+    batch: int
+    seed: int | None  # None: as they lie
+    last: Last
+    epochs: int | None  # None: without end
+
+    def total(self) -> int | None:
+        """Give the number of batches of all epochs."""
+        if self.epochs is None:
+            return None
+        return -(-self.epochs * self.rows // self.batch) if self.last == "continued" else self.epochs * self._per_epoch
+
+    def epoch(self, t: int) -> float:
+        """Give the epochs that are over before batch t."""
+        return t * self.batch / self.rows if self.last == "continued" else t / self._per_epoch
+
+    def indices(self, t: int) -> Indices:  # (batch,), or fewer at an end
+        if self.last == "continued":
+            first = t * self.batch
+            stop = first + self.batch if self.epochs is None else min(first + self.batch, self.epochs * self.rows)
+        else:
+            epoch, number = divmod(t, self._per_epoch)
+            first = epoch * self.rows + number * self.batch
+            stop = min(first + self.batch, (epoch + 1) * self.rows)
+        found = []
+        for epoch in range(first // self.rows, (stop - 1) // self.rows + 1):
+            start = epoch * self.rows
+            begin, end = max(first - start, 0), min(stop - start, self.rows)
+            if self.seed is not None and self.rows <= _KEPT:
+                found.append(_order(self.rows, self.seed, epoch)[begin:end].copy())
+                continue
+            inside = np.arange(begin, end, dtype=np.int64)
+            found.append(inside if self.seed is None else permuted(inside, self.rows, self.seed, epoch))
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    @property
+    def _per_epoch(self) -> int:
+        return self.rows // self.batch if self.last == "dropped" else -(-self.rows // self.batch)
+
+
 def permuted(indices: Indices, count: int, seed: int, epoch: int) -> Indices:
     """Send each index to its place under a permutation of range(count) drawn from (seed, epoch).
 
@@ -62,6 +109,11 @@ def permuted(indices: Indices, count: int, seed: int, epoch: int) -> Indices:
     while (outside := placed >= count).any():
         placed[outside] = _rounds(placed[outside], moves)
     return placed
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> Indices:
+    return permuted(np.arange(count, dtype=np.int64), count, seed, epoch)
 
 
 _Moves: TypeAlias = tuple[tuple[Indices, Indices], ...]  # per round: (height,) below width, (width,) below height
