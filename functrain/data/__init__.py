@@ -2,9 +2,13 @@
 
 from functrain.data.background import prefetch
 from functrain.data.bpe import BPE, load_tokenizer, train_bpe
+from functrain.data.categories import categories
+from functrain.data.csv_files import read_csv
+from functrain.data.jsonl_files import read_jsonl
 from functrain.data.rows import Batches, FiniteBatches, batches
 from functrain.data.sharding import Shard, shard
 from functrain.data.splitting import split
+from functrain.data.tables import read_parquet
 from functrain.data.text import END, Corpus, Document, corpus
 from functrain.data.token_windows import EvaluationWindows, Windows, crops, evaluation_windows, windows
 from functrain.data.tokenizer import Bytes, Characters, Tokenizer
@@ -25,12 +29,16 @@ __all__ = [
     "Tokens",
     "Windows",
     "batches",
+    "categories",
     "corpus",
     "crops",
     "evaluation_windows",
     "load_tokenizer",
     "open_tokens",
     "prefetch",
+    "read_csv",
+    "read_jsonl",
+    "read_parquet",
     "shard",
     "split",
     "tokenize",
