@@ -5,6 +5,7 @@ from functrain.data.bpe import BPE, load_tokenizer, train_bpe
 from functrain.data.categories import categories
 from functrain.data.csv_files import read_csv
 from functrain.data.jsonl_files import read_jsonl
+from functrain.data.loading import Loader, loader
 from functrain.data.rows import Batches, FiniteBatches, batches
 from functrain.data.sharding import Shard, shard
 from functrain.data.splitting import split
@@ -24,6 +25,7 @@ __all__ = [
     "END",
     "EvaluationWindows",
     "FiniteBatches",
+    "Loader",
     "Shard",
     "Tokenizer",
     "Tokens",
@@ -34,6 +36,7 @@ __all__ = [
     "crops",
     "evaluation_windows",
     "load_tokenizer",
+    "loader",
     "open_tokens",
     "prefetch",
     "read_csv",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def _prefetch(
     def make(t: int) -> U:
         batch = batches[t]
         if device is not None and device.type == "cuda":
-            batch = tree.map(Tensor.pin_memory, batch)
+            batch = tree.map(lambda x: x.pin_memory() if _on_host(x) else x, batch)
         return batch
 
     executor = ThreadPoolExecutor(workers, thread_name_prefix="functrain-prefetch")
@@ -58,6 +58,14 @@ def _prefetch(
             if t + depth < stop:
                 ahead.append(executor.submit(make, t + depth))
             # moved by the consumer's thread, so that the copy is ordered with the consumer's own CUDA stream
-            yield batch if device is None else tree.map(lambda x: x.to(device, non_blocking=True), batch)
+            yield batch if device is None else tree.map(lambda x: _moved(x, device), batch)
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _on_host(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.device.type == "cpu"
+
+
+def _moved(leaf: Any, device: torch.device) -> Any:
+    return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf  # a name of a file stays

@@ -52,7 +52,7 @@ ROOMS = ["optim", "schedules", "losses", "tree", "random", "nn", "transforms", "
         ("nn", "Conv2d", r"ft.from_module\(torch.nn.Conv2d"),
         ("transforms", "remat", "ft.recompute"),
         ("train", "Trainer", "ft.fit"),
-        ("data", "DataLoader", "ft.data.windows"),
+        ("data", "DataLoader", "ft.data.batches"),
         ("checkpoint", "restore", "ft.checkpoint.load"),
         ("curvature", "hessian", "ft.hvp"),
         ("models", "GPT2", "ft.models.gpt2"),
