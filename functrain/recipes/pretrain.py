@@ -19,10 +19,10 @@ from functrain.models import gpt2
 from functrain.recipes import folder, precision, toml
 from functrain.recipes import texts as texts_of
 from functrain.recipes.config import Config
-from functrain.recipes.record import Record, RecordedSaves, Show, readable
+from functrain.recipes.record import Record, Show, readable
 from functrain.recipes.texts import Texts, bits_per_byte
-from functrain.train import Interrupted
-from functrain.train.loop import Hook, Step
+from functrain.train import Hook, Interrupted
+from functrain.train.loop import Step
 from functrain.train.signals import Signals
 
 
@@ -94,13 +94,13 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
         show=show,
     )
 
-    def evaluate(t: int, state: ft.TrainState, metrics: Any) -> None:
-        with record.aside():
-            loss = validation_loss(state.params, model, config, texts, batches=config.evaluate_batches)
-        record.add(t, validation_loss=loss, validation_bits_per_byte=bits_per_byte(loss, texts.validation))
+    def evaluate(t: int, state: ft.TrainState, metrics: Any) -> dict[str, float]:
+        loss = validation_loss(state.params, model, config, texts, batches=config.evaluate_batches)
+        return {"validation_loss": loss, "validation_bits_per_byte": bits_per_byte(loss, texts.validation)}
 
+    vars(evaluate)["measures"] = True
     saving = ft.train.roll_back(
-        RecordedSaves(saves, record),
+        saves,
         after=config.stop_after_nonfinite,
         times=config.roll_backs,
         skip=config.roll_back_skip,
@@ -110,10 +110,7 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
         saves(0, state)
     show.begin(done, config.steps)
     hooks: list[Hook] = [ft.train.every(config.evaluate_every, evaluate), record, saving]
-    try:
-        state = ft.fit(step, state, batches, steps=config.steps, every=hooks)
-    finally:
-        record.close()
+    state = ft.fit(step, state, batches, steps=config.steps, every=hooks)
     (loss,) = final_losses(state, [state.params], model, config, texts, show)
     result = Result(state, texts, loss, bits_per_byte(loss, texts.validation))
     folder.write(run / "summary.json", json.dumps(summary(result), indent=1) + "\n")

@@ -7,14 +7,12 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import torch
-
-from functrain import checkpoint
+from torch import Tensor
 
 Row: TypeAlias = dict[str, float]  # "step", "loss", "grad_norm", "learning_rate", ...
 _log = logging.getLogger(__name__)
@@ -59,61 +57,55 @@ class Record:
         self._run, self._path = run, run / "metrics.jsonl"
         self._first = done + 1
         self._waiting: list[tuple[int, dict[str, Any]]] = []
-        self._added: dict[int, Row] = {}
         self._bad_in_row = 0
         self._open(done)
         self._since = time.perf_counter()
 
     def __call__(self, t: int, state: Any, metrics: dict[str, Any]) -> None:
-        self._waiting.append((t, metrics))
+        self._waiting.append((t, dict(metrics)))
         # the first step of a process is read at once: it holds the compile time and shows that the run lives
         if t % self._every == 0 or t == self._first:
             self.read()
 
-    def save(self, t: int, state: Any) -> None:
+    def begin(self, t: int, steps: int, state: Any) -> None:
+        """Go on from step t: write and show what waits, then drop what came after it."""
+        self.read()
+        self._close_files()
+        self._open(t)
+        self._bad_in_row = 0
+
+    def flush(self) -> None:
         self.read()
 
-    @contextmanager
-    def aside(self) -> Generator[None]:
-        """Leave the block out of the tokens per second: an evaluation, a save."""
-        start = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - start
-
-    def add(self, t: int, **values: float) -> None:
-        """Put more numbers into the line of step t, which has not been read yet."""
-        self._added.setdefault(t, {}).update(values)
+    def aside(self, seconds: float) -> None:
+        """Leave so long out of the tokens per second: evaluations, saves."""
+        self._since += seconds
 
     def read(self) -> None:
         """Read the metrics of all steps that wait, write and show them."""
         if not self._waiting:
             return
-        names = list(self._waiting[0][1])
-        table = torch.stack([torch.stack([m[name].to(torch.float64) for name in names]) for _, m in self._waiting])
-        values = table.tolist()  # waits for the device
+        read = _read([metrics for _, metrics in self._waiting])  # waits for the device
         now = time.perf_counter()
-        tokens_per_second = float(table[:, names.index("weight")].sum()) / (now - self._since)
+        tokens_per_second = sum(numbers["weight"] for numbers in read) / (now - self._since)
         rows = []
-        for (t, _), numbers in zip(self._waiting, values, strict=True):
-            row: Row = {"step": t, **dict(zip(names, numbers, strict=True))}
+        for (t, _), numbers in zip(self._waiting, read, strict=True):
+            row: Row = {"step": t, **numbers}
             row["bits_per_byte"] = row["loss"] * self._bits_per_byte
             row["learning_rate"] = self._learning_rate(t - 1)
             row["tokens_per_second"] = tokens_per_second
-            rows.append(row | self._added.pop(t, {}))
+            rows.append(row)
         self._waiting.clear()
         self._write(rows)
         self._show.row(rows[-1])
         self._tell_bad(rows)
         self._since = time.perf_counter()
 
-    def rewind(self, done: int) -> None:
-        """Go back to step `done`: write and show what waits, then drop what came after it."""
-        self.read()
-        self.close()
-        self._open(done)
-        self._bad_in_row = 0
-
     def close(self) -> None:
+        self.read()
+        self._close_files()
+
+    def _close_files(self) -> None:
         self._file.close()
         if self._events is not None:
             self._events.close()
@@ -154,27 +146,11 @@ class Record:
             self._show.note(f"{what}: {done} ({self._bad_in_row} in a row)")
 
 
-class RecordedSaves:
-    """`checkpoint.every` beside a record: the lines up to a checkpoint are on the disk before it is."""
-
-    def __init__(self, saves: checkpoint.Every, record: Record) -> None:
-        self.n, self._saves, self._record = saves.n, saves, record
-
-    def __call__(self, t: int, state: Any, metrics: Any) -> None:
-        self._record.read()
-        with self._record.aside():
-            self._saves(t, state, metrics)
-
-    def save(self, t: int, state: Any) -> None:
-        self._record.read()
-        with self._record.aside():
-            self._saves.save(t, state)
-
-    def rewind(self, step: int) -> Path | None:
-        path = self._saves.rewind(step)
-        if path is not None:
-            self._record.rewind(checkpoint.contents(path).metadata["step"])
-        return path
+def _read(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Read () tensors and numbers; those of all steps come from the device at once."""
+    tensors = [value.to(torch.float64) for row in rows for value in row.values() if isinstance(value, Tensor)]
+    numbers = iter(torch.stack(tensors).tolist() if tensors else ())
+    return [{n: next(numbers) if isinstance(v, Tensor) else float(v) for n, v in row.items()} for row in rows]
 
 
 def keep(path: Path, done: int) -> None:

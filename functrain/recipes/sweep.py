@@ -28,7 +28,7 @@ from functrain.recipes.config import Config, Optimizer
 from functrain.recipes.pretrain import NotFinite, Result, validation_loss
 from functrain.recipes.record import Record, Row, Show, readable
 from functrain.recipes.texts import Texts, bits_per_byte
-from functrain.train.loop import Hook
+from functrain.train import Hook
 
 SWEPT = [field.name for field in dataclasses.fields(Optimizer) if field.name != "warmup"]
 
@@ -103,14 +103,12 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
         for i in range(swept.lanes):
             params = swept.lane(states, i).params
             loss = validation_loss(params, model, config, texts, batches=config.evaluate_batches)
-            lanes.add(i, t, loss, bits_per_byte(loss, texts.validation))
+            lanes.add(i, loss, bits_per_byte(loss, texts.validation))
 
     stop = ft.train.stop_after(config.stop_after_nonfinite, read_every=config.log_every)
-    hooks: list[Hook] = [ft.train.every(config.evaluate_every, evaluate), lanes, stop, _Saves(saves, lanes, config)]
-    try:
-        states = ft.fit(step, states, batches, steps=config.steps, every=hooks)
-    finally:
-        lanes.close()
+    vars(evaluate)["measures"] = True
+    hooks: list[Hook] = [ft.train.every(config.evaluate_every, evaluate), lanes, stop, saves]
+    states = ft.fit(step, states, batches, steps=config.steps, every=hooks)
     losses = pretrain.final_losses(
         states, [swept.lane(states, i).params for i in range(swept.lanes)], model, config, texts, show
     )
@@ -148,6 +146,7 @@ class _Lanes:
         self, inside: Path, done: int, configs: list[Config], texts: Texts, show: Show, swept: ft.train.Sweep
     ) -> None:
         self._show, self._swept = show, swept
+        self._added: dict[int, Row] = {}
         self._quiet = [_Last() for _ in configs]
         self._records = [
             _record(inside / f"lane-{i:02d}", done, config, texts, quiet)
@@ -156,38 +155,32 @@ class _Lanes:
 
     def __call__(self, t: int, states: ft.TrainState, metrics: dict[str, Any]) -> None:
         for i, record in enumerate(self._records):
-            record(t, states, {name: value[i] for name, value in metrics.items()})
+            record(t, states, {name: value[i] for name, value in metrics.items()} | self._added.pop(i, {}))
         rows = [quiet.row_shown for quiet in self._quiet]
         if rows[0] and rows[0]["step"] == t:
             best = min(rows, key=lambda row: (row["loss"] != row["loss"], row["loss"]))
             tokens = sum(row["tokens_per_second"] for row in rows)
             self._show.row(best | {"tokens_per_second": tokens})
 
-    def save(self, t: int, states: ft.TrainState) -> None:
+    def begin(self, t: int, steps: int, states: ft.TrainState) -> None:
         for record in self._records:
-            record.save(t, states)
+            record.begin(t, steps, states)
 
-    def add(self, lane: int, t: int, loss: float, bits: float) -> None:
-        self._records[lane].add(t, validation_loss=loss, validation_bits_per_byte=bits)
+    def flush(self) -> None:
+        for record in self._records:
+            record.flush()
+
+    def aside(self, seconds: float) -> None:
+        for record in self._records:
+            record.aside(seconds)
+
+    def add(self, lane: int, loss: float, bits: float) -> None:
+        """Put a lane's evaluation into the line of the step that comes next."""
+        self._added[lane] = {"validation_loss": loss, "validation_bits_per_byte": bits}
 
     def close(self) -> None:
         for record in self._records:
             record.close()
-
-
-class _Saves:
-    """A hook that saves all lanes when their lines up to that step are on the disk, so that a killed sweep has them."""
-
-    def __init__(self, saves: Any, lanes: _Lanes, config: Config) -> None:
-        self._saves, self._lanes, self._every = saves, lanes, config.checkpoint_every
-
-    def __call__(self, t: int, states: ft.TrainState, metrics: dict[str, Any]) -> None:
-        if t % self._every == 0:
-            self.save(t, states)
-
-    def save(self, t: int, states: ft.TrainState) -> None:
-        self._lanes.save(t, states)
-        self._saves.save(t, states)
 
 
 class _Last:

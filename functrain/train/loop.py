@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -10,14 +11,15 @@ from torch import Tensor
 
 from functrain import data, tree
 from functrain.train.guard import Diverged
-from functrain.train.loop_checks import check_fit, check_hook, count, goes_on, is_indexed
+from functrain.train.hooks import Hook, Hooks
+from functrain.train.hooks import Metrics as Metrics
+from functrain.train.loop_checks import check_fit, count, goes_on, is_indexed
 from functrain.train.signals import Signals
 from functrain.train.state import TrainState
 from functrain.tree import Batch
 
-Metrics: TypeAlias = dict[str, Any]
 Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-Hook: TypeAlias = Callable[[int, TrainState, Metrics], None]
+_log = logging.getLogger(__name__)
 
 
 class Interrupted(SystemExit):
@@ -44,10 +46,11 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
     the state's device; an iterator is advanced once a step. Only hooks read metrics: nothing else waits for a device.
     The states of an `ft.sweep` are a state here, with a step for each lane.
 
-    Where a hook has a method `save`, as that of `checkpoint.every` has, `hook.save(t, state)` is called when the loop
-    stops, after all steps or after a signal. Where one has a method `go_back`, as that of `roll_back` has, and a hook
-    raises `Diverged`, the loop goes on from the state `hook.go_back(diverged)`. Step t of a state that has left out
-    batches, as its guard says, reads `batches[t + state.guard.left_out]`.
+    A hook may add metrics to its step, end the run by returning `ft.train.Stop(reason)`, and have methods for its
+    beginning and end: see `ft.train.Hook`. After a Stop all hooks of that step still run, the state is saved as after
+    the last step, and returned: `state.step < steps` tells. Where a hook has a method `go_back`, as that of `roll_back`
+    has, and a hook raises `Diverged`, the loop goes on from the state `hook.go_back(diverged)`. Step t of a state that
+    has left out batches, as its guard says, reads `batches[t + state.guard.left_out]`.
 
     On SIGINT, SIGTERM or SIGHUP the running step ends, its hooks and `save` run, and `Interrupted` is raised. A second
     SIGINT in the same step, or while it waits for its batch, gives that step up (KeyboardInterrupt, the last checkpoint
@@ -59,7 +62,8 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
     one, a DataLoader that does not shuffle is read up to where the state is; of others nobody knows where that is.
 
     Raises: Interrupted; Diverged; ValueError if the state is past `steps`, the batches are fewer, or where they go on
-    is not known, and naming a leaf that requires grad; TypeError for an argument of another kind.
+    is not known, naming a leaf that requires grad, and for a metric that two give; TypeError for an argument, or what a
+    hook returns, of another kind.
     """
     check_fit(step, state, batches, every)
     steps = count("fit", "steps", steps)
@@ -72,8 +76,10 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
     start = t = _done(state)
     if start > steps:
         raise ValueError(f"fit: the state has done {start} steps, more than steps={steps}; ask for at least {start}")
-    with Signals() as signals, _Reader(batches, state, steps) as reader:
-        while not signals.stop(state.key.device) and t < steps:
+    hooks = Hooks(every)
+    with Signals() as signals, hooks.closing(), _Reader(batches, state, steps) as reader:
+        stop = hooks.begin(t, steps, state)
+        while not signals.stop(state.key.device, wanted=stop is not None) and t < steps:
             with signals.second_sigint_raises():
                 batch = reader.next()
                 if batch is _END:
@@ -81,43 +87,27 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
                 state, metrics = step(state, batch)
             t += 1
             try:
-                for hook in every:
-                    hook(t, state, metrics)
+                stop = hooks.after(t, state, metrics)
             except Diverged as found:
-                state = _go_back(found, every)
+                state = hooks.go_back(found)
                 reader.seek(state, steps)
                 # no step that was saved holds this state, whatever its number
                 start, t = -1, _done(state)
+                stop = hooks.begin(t, steps, state)
         if t != start:
-            for hook in every:
-                if hasattr(hook, "save"):
-                    hook.save(t, state)
-        if signals.stop(state.key.device):
-            assert signals.first is not None
+            hooks.save(t, state)
+        stopped = signals.stop(state.key.device, wanted=stop is not None)
+        if signals.first is not None:
             raise Interrupted(signals.first, state)
-    if t < steps:
-        raise ValueError(f"fit: the batches ended after step {t}, before steps={steps}; give more, or ask for fewer")
+        if stopped:
+            reason = "another rank did" if stop is None else stop.reason
+            _log.warning("stopped after step %d of %d: %s", t, steps, reason)
+        elif t < steps:
+            raise ValueError(
+                f"fit: the batches ended after step {t}, before steps={steps}; give more, or ask for fewer"
+            )
+        hooks.end(t)
     return state
-
-
-def every(n: int, fn: Hook) -> Hook:
-    """Return a hook that calls `fn` when the number of steps done is a multiple of `n`; a method `save` or `go_back`
-    is kept.
-
-    Raises: ValueError if `n` is not positive; TypeError for what is no int, or no hook.
-    """
-    check_hook("every", fn)
-    if count("every", "n", n) < 1:
-        raise ValueError(f"every: expected n of at least 1, came {n}")
-
-    def hook(t: int, state: TrainState, metrics: Metrics) -> None:
-        if t % n == 0:
-            fn(t, state, metrics)
-
-    for method in ("save", "go_back"):
-        if hasattr(fn, method):
-            setattr(hook, method, getattr(fn, method))
-    return hook
 
 
 _END = object()
@@ -129,14 +119,6 @@ def _done(state: TrainState) -> int:
 
 def _left_out(state: TrainState) -> int:
     return 0 if state.guard is None else int(state.guard.left_out.reshape(-1)[0])
-
-
-def _go_back(found: Diverged, every: Sequence[Hook]) -> TrainState:
-    for hook in every:
-        if hasattr(hook, "go_back"):
-            state: TrainState = hook.go_back(found)
-            return state
-    raise found
 
 
 class _Reader:

@@ -1,4 +1,4 @@
-"""What a step and a loop take, as types that mypy and pyright check: a loss, a hook, batches.
+"""What a step and a loop take, as types that mypy and pyright check: a loss, batches. That of a hook is in `hooks.py`.
 
 Annotate a loss's own batch, `def loss_fn(params: Params, batch: dict[str, Tensor], key: Tensor) -> ft.Loss`, and a
 checker finds a batch of another type. Where nothing is annotated, nothing is asked.
@@ -7,12 +7,11 @@ checker finds a batch of another type. Where nothing is annotated, nothing is as
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from torch import Tensor
 
 from functrain.losses import LossResult
-from functrain.train.state import TrainState
 from functrain.tree import Params, Tree
 
 Batch = TypeVar("Batch")
@@ -32,16 +31,6 @@ class LossFnWithBuffers(Protocol[Batch_contra]):
     def __call__(
         self, params: Params, buffers: Tree, batch: Batch_contra, key: Tensor, /
     ) -> tuple[LossResult, Tree]: ...
-
-
-class Hook(Protocol):
-    """A function that `ft.fit` calls after each step, with the number of steps done: a callback.
-
-    One that has a method `save(t, state)` has it called when the loop stops; one with a method `go_back(diverged)` is
-    asked for a state to go on from when a hook raises `Diverged`.
-    """
-
-    def __call__(self, t: int, state: TrainState, metrics: dict[str, Any], /) -> None: ...
 
 
 class IndexedBatches(Protocol[Batch_co]):

@@ -38,21 +38,22 @@ class Signals:
             # None stands for a handler that C code set, which Python cannot put back
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
-    def stop(self, device: torch.device) -> bool:
-        """Tell whether to stop, in every rank alike: a signal in one of them stops all after the same step.
+    def stop(self, device: torch.device, *, wanted: bool = False) -> bool:
+        """Tell whether a signal has come or a stop is wanted, in every rank alike: one in any of them stops all after
+        the same step.
 
         Where torch.distributed runs, this waits for all ranks, and for the device.
         """
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             atexit.unregister(_leave_the_group)  # so that it is there once
             atexit.register(_leave_the_group)
-            first = torch.tensor(self.first or 0, device=device)
-            distributed.all_reduce(first, op=distributed.ReduceOp.MAX)
-            agreed = int(first)
+            found = torch.tensor([self.first or 0, wanted], device=device)
+            distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+            agreed, wanted = found.tolist()
             # one that came here since is for the next time: the other ranks do not know of it
             self.first = agreed or self.first
-            return agreed != 0
-        return self.first is not None
+            return bool(agreed or wanted)
+        return wanted or self.first is not None
 
     @contextmanager
     def second_sigint_raises(self) -> Generator[None]:

@@ -32,10 +32,8 @@ def test_every_step_has_one_line_with_the_learning_rate_that_made_it(tmp_path):
     show = Shown()
     record = record_in(tmp_path, show=show)
     for t in range(1, 6):
-        if t == 4:
-            record.add(t, validation_loss=9.0)
-        record(t, None, metrics(float(t)))
-    record.save(5, None)
+        record(t, None, metrics(float(t)) | ({"validation_loss": 9.0} if t == 4 else {}))
+    record.flush()
     record.close()
     found = rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in found] == [1, 2, 3, 4, 5]
@@ -117,7 +115,7 @@ def test_each_step_is_there_once_after_a_resume_or_going_back(rewound, tmp_path)
     record = record_in(tmp_path)
     for done, stop, loss in [(0, 6, 1.0), (3, 6, 2.0)]:
         if done and rewound:
-            record.rewind(done)
+            record.begin(done, 6, None)
         elif done:
             record.close()
             record = record_in(tmp_path, done=done)

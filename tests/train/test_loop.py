@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from functrain.train.loop import Interrupted, every, fit
+from functrain.train import Interrupted, every, fit
 from functrain.train.state import TrainState
 
 LAW = settings(deadline=None, derandomize=True, max_examples=30)
