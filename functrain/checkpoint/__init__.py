@@ -1,9 +1,10 @@
 """A tree in a folder: safetensors and JSON, never pickle, whole or not there at all.
 
-`save` and `load` are inverse; `every` saves a run, `resume` goes on with it. The format is in
+`save` and `load` are inverse; `every` saves a run, `resume` goes on with it, `best` finds its best. The format is in
 docs/checkpoint-format.md.
 """
 
+from functrain.checkpoint.best import best as best
 from functrain.checkpoint.document import environment as environment
 from functrain.checkpoint.errors import ChangedError as ChangedError
 from functrain.checkpoint.errors import CheckpointError as CheckpointError

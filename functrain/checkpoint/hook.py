@@ -12,6 +12,7 @@ from typing import Any
 
 from functrain.checkpoint import document, lock, run, staging, writing
 from functrain.checkpoint.background import Background, Snapshots
+from functrain.checkpoint.best import Ranks
 from functrain.checkpoint.errors import ExistsError, StorageError
 from functrain.checkpoint.reading import contents
 from functrain.checkpoint.retention import Best, Known, Rules, retain
@@ -38,6 +39,11 @@ def every(
     but not those of steps that are multiples of `keep_every`, nor the `keep_best` by a metric, nor the newest that
     was saved as an n-th one: however often a run is stopped in between, that is where `rewind` goes.
 
+    With `keep_best=Best("validation_loss")`, a step whose metrics have this one and which is among the best so far is
+    saved too, whatever n is; `ft.checkpoint.best(run)` finds it. Steps without the metric are never best, so measure it
+    now and then: of a metric of each step, as "loss", each new best would be saved. Where it never came, `fit` raises a
+    ValueError at its end that names the metrics that did.
+
     Asynchronous, the hook copies the state and returns, and a thread saves: the state may change at once. A save that
     fails is raised by the next one, by `wait`, or ends the program with code 1; at most two copies exist, and a third
     save waits for the first.
@@ -50,7 +56,7 @@ def every(
     rules = Rules(keep_last, keep_every, keep_best)
     rules.check()
     writing.check_max(max_file_bytes)
-    ours = sorted({"step", "metrics"} & {*(metadata or ())})
+    ours = sorted({"step", "metrics", "keep_best"} & {*(metadata or ())})
     if ours:
         raise ValueError(f"checkpoint.every: expected metadata without {ours[0]!r}, which the hook writes; rename it")
     return Every(n, Path(run), rules, dict(metadata or {}), max_file_bytes, asynchronous=asynchronous)
@@ -76,12 +82,24 @@ class Every:
             raise StorageError(self._folder, expected="a folder to write", came=came, way_out=way_out) from error
         self._saved: int | None = None
         self._known = Known()
+        self._ranks = None if rules.keep_best is None else Ranks(root, rules.keep_best)
         self._background = Background() if asynchronous else None
         self._snapshots = Snapshots()
 
     def __call__(self, t: int, state: Tree, metrics: Mapping[str, Any] | None = None) -> None:
-        if t % self.n == 0:
-            self._begin(operator.index(t), state, metrics, {})
+        if self.due(t, metrics):
+            self._begin(operator.index(t), state, metrics, {} if t % self.n == 0 else {"unplanned": True})
+
+    def due(self, t: int, metrics: Mapping[str, Any] | None = None) -> bool:
+        """Tell whether the hook saves after step t: an n-th one, or one of the best so far."""
+        # not only where t is no multiple: it notes, too, which metrics there are
+        best = self._ranks is not None and self._ranks.admits(operator.index(t), metrics, self._name)
+        return best or t % self.n == 0
+
+    def end(self, t: int) -> None:
+        """Raise a ValueError where the metric of `keep_best` never came: the run is at its end."""
+        if self._ranks is not None:
+            self._ranks.check_came(self._name)
 
     def save(self, t: int, state: Tree, metrics: Mapping[str, Any] | None = None) -> Path:
         """Save the state as that of step t, whatever n is, apply retention, and return the checkpoint's path.
@@ -109,6 +127,8 @@ class Every:
             if run.step_of(path) <= step and _is_of(path, self._name) and not _is_unplanned(path):
                 self._leave_later(path)
                 self._saved = None
+                if self._ranks is not None:
+                    self._ranks.forget()
                 return path
         return None
 
@@ -132,6 +152,8 @@ class Every:
                 done()
                 raise
         self._saved = t
+        if self._ranks is not None:
+            self._ranks.add(t, metrics, self._name)
 
     def _job(self, target: Path, copy: writing.Draft, done: Callable[[], None]) -> Callable[[], None]:
         def job() -> None:

@@ -22,23 +22,27 @@ class Best:
     mode: Literal["min", "max"] = "min"
 
     def of(self, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return what a checkpoint's metadata keeps of a step's metrics.
+        """Return what a checkpoint's metadata keeps of a step's metrics: nothing where the metric is not among them.
 
-        Raises: ValueError when the metric is not among them, or is no single number.
+        Raises: ValueError when it is no single number.
         """
-        if not metrics:
+        value = self.value(metrics) if metrics else None
+        if value is None:
             return {}
+        kept = value if math.isfinite(value) else str(value)
+        return {"metrics": {self.metric: kept}, "keep_best": {"metric": self.metric, "mode": self.mode}}
+
+    def value(self, metrics: Mapping[str, Any]) -> float | None:
+        """Return the metric, or None where it is not there."""
         if self.metric not in metrics:
-            came = ", ".join(map(str, metrics))
-            raise ValueError(f"keep_best: expected a metric {self.metric!r}, came {came}; name one of these")
+            return None
         shape = tuple(getattr(metrics[self.metric], "shape", ()))
         if math.prod(shape) != 1:
             raise ValueError(
                 f"keep_best: {self.metric}: expected one number, came a tensor {shape}, as the lanes of a sweep have; "
                 "leave keep_best out, or call the hook with the metric of one lane"
             )
-        value = float(metrics[self.metric])
-        return {"metrics": {self.metric: value if math.isfinite(value) else str(value)}}
+        return float(metrics[self.metric])
 
 
 class Rules(NamedTuple):
@@ -63,6 +67,7 @@ class _Facts:
     signature: tuple[Any, ...]
     run: str | None
     metrics: Mapping[str, Any]
+    keep_best: Mapping[str, Any]
     planned: bool
     whole: bool | None = None
 
@@ -79,9 +84,9 @@ class Known:
             signature = _signature(path)
             if path not in self._facts or self._facts[path].signature != signature:
                 found = contents(path)
-                metrics = found.metadata.get("metrics")
-                metrics, planned = metrics if isinstance(metrics, dict) else {}, "unplanned" not in found.metadata
-                self._facts[path] = _Facts(signature, found.run, metrics, planned)
+                metrics, keep_best = (_table(found.metadata, name) for name in ("metrics", "keep_best"))
+                planned = "unplanned" not in found.metadata
+                self._facts[path] = _Facts(signature, found.run, metrics, keep_best, planned)
         except (CheckpointError, OSError):
             return None
         return self._facts[path]
@@ -104,6 +109,11 @@ class Known:
         if facts.whole is None:
             facts.whole = run.fault(path) is None
         return facts.whole
+
+
+def _table(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = metadata.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _signature(path: Path) -> tuple[Any, ...]:

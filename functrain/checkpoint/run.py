@@ -17,7 +17,7 @@ from functrain.checkpoint.stream import Source
 Run = str | os.PathLike[str]
 NEW = ".new"  # ends the name of a checkpoint that is about to replace that of the same step
 OWN = re.compile(r"step-\d{8,}(\.new)?|run\.json|probe")  # what only the holder of the run's lock writes
-OWN_METADATA = {"step", "metrics", "unplanned"}  # what `every` adds to that of the caller
+OWN_METADATA = {"step", "metrics", "keep_best", "unplanned"}  # what `every` adds to that of the caller
 _STEP = re.compile(rf"step-(?P<step>\d{{8,}})(?P<new>{re.escape(NEW)})?")
 _IDENTITY = "run.json"
 _log = logging.getLogger(__name__)

@@ -19,11 +19,13 @@ _log = logging.getLogger(__name__)
 class Saves(Protocol):
     """The part of `checkpoint.every` that is used here."""
 
-    n: int
-
     def __call__(self, t: int, state: Any, metrics: Any, /) -> None: ...
 
+    def due(self, t: int, metrics: Any, /) -> bool: ...
+
     def save(self, t: int, state: Any, /) -> Any: ...
+
+    def end(self, t: int, /) -> None: ...
 
     def rewind(self, step: int, /) -> Path | None: ...
 
@@ -69,8 +71,15 @@ class RollBack:
                 "stop_after"
             )
         self._stop(t, state, metrics)
-        if t % self._saves.n == 0 and not int(metrics["skipped_in_row"]):
+        if self.due(t, metrics):
             self._saves(t, state, metrics)
+
+    def due(self, t: int, metrics: Any) -> bool:
+        """Tell whether a checkpoint is saved after step t."""
+        return self._saves.due(t, metrics) and not torch.as_tensor(metrics.get("skipped_in_row", 0)).any()
+
+    def end(self, t: int) -> None:
+        self._saves.end(t)
 
     def save(self, t: int, state: TrainState) -> None:
         self._saves.save(t, state)
