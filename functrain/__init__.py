@@ -25,7 +25,7 @@ from functrain import (
 from functrain.curvature import ggnvp, hvp
 from functrain.losses import Loss
 from functrain.nn import from_module, to_module
-from functrain.train import TrainState, fit, init_state, sweep, train_step, unroll
+from functrain.train import TrainState, evaluate, fit, init_state, sweep, train_step, unroll
 from functrain.transforms import (
     Policy,
     accumulate,
@@ -66,7 +66,7 @@ def __getattr__(name: str) -> ModuleType:
 
 __all__ = [
     "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "checkpoint_name", "compile", "curvature",
-    "data", "fit", "from_module", "generate", "ggnvp", "grad", "hvp", "init_state", "loss_scale", "losses",
+    "data", "evaluate", "fit", "from_module", "generate", "ggnvp", "grad", "hvp", "init_state", "loss_scale", "losses",
     "mixed_precision", "models", "nn", "optim", "per_example_grad", "random", "recompute", "recompute_layers",
     "schedules", "sweep", "testing", "to_module", "train", "train_step", "transforms", "tree", "unroll",
     "value_and_grad", "vmap",

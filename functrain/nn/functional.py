@@ -23,6 +23,7 @@ class Functional(NamedTuple):
     apply: Callable[..., tuple[Any, Tree]]  # (params, buffers, key, *args, **kwargs) -> (result, new buffers)
     params: Params  # nested dicts by the parts of the module's names: what is trained
     buffers: Tree  # the same for the module's buffers, and its parameters that do not require a gradient
+    evaluate: Callable[..., tuple[Any, Tree]]  # apply of the module in evaluation mode, on the same params and buffers
 
 
 def from_module(module: torch.nn.Module) -> Functional:
@@ -33,6 +34,9 @@ def from_module(module: torch.nn.Module) -> Functional:
     untouched. Draw n of random numbers is from `fold_in(key, n)`: of the same distribution as in torch, other numbers;
     the key may be None where nothing is drawn. A parameter that stands at several places of the module is one leaf,
     under its first name. `train_step(..., buffers=True)` carries the buffers.
+
+    `evaluate`, with the same arguments, is the module in evaluation mode, as after `module.eval()`: no dropout, running
+    statistics as they are. A loss for training and `ft.evaluate` calls `net.evaluate if key is None else net.apply`.
 
     Results of transformers, `ModelOutput`s, are tree nodes from here on.
 
@@ -51,31 +55,37 @@ def from_module(module: torch.nn.Module) -> Functional:
     names = _nested_names(n for n, p in module.named_parameters() if p.requires_grad)
     buffer_names = _nested_names([*fixed, *(name for name, _ in module.named_buffers())])
     writable = {name for name, _ in module.named_buffers()}
-    statistics = _running_statistics(module)
     # the module that is called holds no numbers: a forgotten tensor is an error of the device, never an old value
     shell = _with(module, lambda _, old: old.to("meta"))
 
-    def apply(
-        params: Params, buffers: Tree = _MISSING, key: Tensor | None = _MISSING, *args: Any, **kwargs: Any
-    ) -> tuple[Any, Tree]:
-        _check_call(module, buffers, key)
-        named: dict[str, Tensor] = {}
-        _match("params", names, params, named)
-        _match("buffers", buffer_names, buffers, named)
-        _check_statistics(statistics, named)
-        written = [name for name in named if name in writable]
-        named.update(zip(written, _owned([named[name] for name in written], (params, args, kwargs)), strict=True))
+    # eval() moves flags alone, so both are functions of the same tensors
+    in_evaluation = copy.deepcopy(shell).eval()
 
-        def call(named: dict[str, Tensor]) -> Any:
-            with Keyed(key), Formulas() if engine.twice() else nullcontext():
-                return torch.func.functional_call(shell, named, args, kwargs)
+    def of(shell: torch.nn.Module, statistics: list[str]) -> Callable[..., tuple[Any, Tree]]:
+        def apply(
+            params: Params, buffers: Tree = _MISSING, key: Tensor | None = _MISSING, *args: Any, **kwargs: Any
+        ) -> tuple[Any, Tree]:
+            _check_call(module, buffers, key)
+            named: dict[str, Tensor] = {}
+            _match("params", names, params, named)
+            _match("buffers", buffer_names, buffers, named)
+            _check_statistics(statistics, named)
+            written = [name for name in named if name in writable]
+            named.update(zip(written, _owned([named[name] for name in written], (params, args, kwargs)), strict=True))
 
-        with check_generator(lambda: call({name: x.clone() for name, x in named.items()})), check_attributes(shell):
-            result = call(named)
-        # a module may write into a buffer or put another in its place: torch leaves both in `named`
-        return result, tree.map(lambda name: named[name].detach() if name in writable else named[name], buffer_names)
+            def call(named: dict[str, Tensor]) -> Any:
+                with Keyed(key), Formulas() if engine.twice() else nullcontext():
+                    return torch.func.functional_call(shell, named, args, kwargs)
 
-    return Functional(apply, params, buffers)
+            with check_generator(lambda: call({name: x.clone() for name, x in named.items()})), check_attributes(shell):
+                result = call(named)
+            # a module may write into a buffer or put another in its place: torch leaves both in `named`
+            new = tree.map(lambda name: named[name].detach() if name in writable else named[name], buffer_names)
+            return result, new
+
+        return apply
+
+    return Functional(of(shell, _running_statistics(module)), params, buffers, of(in_evaluation, []))
 
 
 _MISSING: Any = object()  # stands for an argument that was left out, of which torch would say that the module lacks one

@@ -1,19 +1,22 @@
 """The step, the state it steps, and the loop around it."""
 
 from functrain.train import privacy
+from functrain.train.evaluation import evaluate
 from functrain.train.guard import Diverged, Guard, skip_nonfinite, skip_spikes, stop_after
 from functrain.train.hooks import Hook, Stop, every
 from functrain.train.loop import Interrupted, fit
 from functrain.train.per_example import noise_scale_step, private_step
 from functrain.train.protocols import Batches, LossFn, LossFnWithBuffers
+from functrain.train.predictions import Metric
 from functrain.train.recovery import roll_back
 from functrain.train.state import TrainState, init_state
 from functrain.train.step import train_step
 from functrain.train.sweeping import Sweep, grid, sweep
 from functrain.train.unrolling import unroll
+from functrain.train.validation import validate
 
 __all__ = [
-    "Batches", "Diverged", "Guard", "Hook", "Interrupted", "LossFn", "LossFnWithBuffers", "Stop", "Sweep",
-    "TrainState", "every", "fit", "grid", "init_state", "noise_scale_step", "privacy", "private_step", "roll_back",
-    "skip_nonfinite", "skip_spikes", "stop_after", "sweep", "train_step", "unroll",
+    "Batches", "Diverged", "Guard", "Hook", "Interrupted", "LossFn", "LossFnWithBuffers", "Metric", "Stop", "Sweep",
+    "TrainState", "evaluate", "every", "fit", "grid", "init_state", "noise_scale_step", "privacy", "private_step",
+    "roll_back", "skip_nonfinite", "skip_spikes", "stop_after", "sweep", "train_step", "unroll", "validate",
 ]  # fmt: skip
