@@ -11,12 +11,14 @@ from functrain.train.predictions import Metric
 from functrain.train.recovery import roll_back
 from functrain.train.state import TrainState, init_state
 from functrain.train.step import train_step
+from functrain.train.stopping import early_stopping
 from functrain.train.sweeping import Sweep, grid, sweep
 from functrain.train.unrolling import unroll
 from functrain.train.validation import validate
 
 __all__ = [
     "Batches", "Diverged", "Guard", "Hook", "Interrupted", "LossFn", "LossFnWithBuffers", "Metric", "Stop", "Sweep",
-    "TrainState", "evaluate", "every", "fit", "grid", "init_state", "noise_scale_step", "privacy", "private_step",
-    "roll_back", "skip_nonfinite", "skip_spikes", "stop_after", "sweep", "train_step", "unroll", "validate",
+    "TrainState", "early_stopping", "evaluate", "every", "fit", "grid", "init_state", "noise_scale_step", "privacy",
+    "private_step", "roll_back", "skip_nonfinite", "skip_spikes", "stop_after", "sweep", "train_step", "unroll",
+    "validate",
 ]  # fmt: skip
