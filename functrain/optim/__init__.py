@@ -175,6 +175,7 @@ from functrain.optim.optimizers.trust_ratio import (
     scale_by_trust_ratio,
 )
 from functrain.optim.optimizers.yogi import scale_by_yogi, yogi
+from functrain.optim.params_averages import ParamsEmaState, ParamsMeanState, keep_ema, keep_swa
 from functrain.optim.params_in_state import tree_map_params
 from functrain.optim.partitioning import (
     MultiTransformState,

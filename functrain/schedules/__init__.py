@@ -6,6 +6,7 @@ tail of a cosine to cancellation; who uses the value casts it. Values may be flo
 over and differentiated through; numbers of steps are ints.
 """
 
+from functrain.schedules.averages import ema_warmup
 from functrain.schedules.cyclic import exp_range_schedule, triangular2_schedule, triangular_schedule
 from functrain.schedules.from_optax import (
     constant_schedule,
@@ -28,8 +29,9 @@ from functrain.schedules.stable import warmup_stable_decay_schedule
 
 __all__ = [
     "Count", "Scalar", "ScalarOrSchedule", "Schedule", "constant_schedule", "cosine_decay_schedule",
-    "cosine_onecycle_schedule", "exp_range_schedule", "exponential_decay", "join_schedules", "linear_onecycle_schedule",
-    "linear_schedule", "piecewise_constant_schedule", "piecewise_interpolate_schedule", "polynomial_schedule",
+    "cosine_onecycle_schedule", "ema_warmup", "exp_range_schedule", "exponential_decay", "join_schedules",
+    "linear_onecycle_schedule", "linear_schedule", "piecewise_constant_schedule",
+    "piecewise_interpolate_schedule", "polynomial_schedule",
     "sgdr_schedule", "triangular2_schedule", "triangular_schedule", "warmup_constant_schedule",
     "warmup_cosine_decay_schedule", "warmup_exponential_decay_schedule", "warmup_stable_decay_schedule",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from functrain.train import privacy
 from functrain.train.evaluation import evaluate
+from functrain.train.averaging import averaged
 from functrain.train.guard import Diverged, Guard, skip_nonfinite, skip_spikes, stop_after
 from functrain.train.hooks import Hook, Stop, every
 from functrain.train.loop import Interrupted, fit
@@ -18,7 +19,7 @@ from functrain.train.validation import validate
 
 __all__ = [
     "Batches", "Diverged", "Guard", "Hook", "Interrupted", "LossFn", "LossFnWithBuffers", "Metric", "Stop", "Sweep",
-    "TrainState", "early_stopping", "evaluate", "every", "fit", "grid", "init_state", "noise_scale_step", "privacy",
-    "private_step", "roll_back", "skip_nonfinite", "skip_spikes", "stop_after", "sweep", "train_step", "unroll",
-    "validate",
+    "TrainState", "averaged", "early_stopping", "evaluate", "every", "fit", "grid", "init_state", "noise_scale_step",
+    "privacy", "private_step", "roll_back", "skip_nonfinite", "skip_spikes", "stop_after", "sweep", "train_step",
+    "unroll", "validate",
 ]  # fmt: skip

@@ -394,10 +394,11 @@ def test_one_compiled_step_equals_eager_and_never_compiles_again() -> None:
 
 # what optax does not have
 BEYOND_OPTAX = {
-    "LayerwiseDecayState", "MasterCopiesState", "RoundedParamsState", "RoundedState", "ScaleByKronState",
-    "ScaleBySoapState", "SkipLossSpikesState", "from_torch_state", "keep_master_copies", "kron", "layerwise_decay",
-    "round_params_stochastically", "round_state_stochastically", "round_stochastically", "scale_by_kron",
-    "scale_by_soap", "skip_loss_spikes", "soap", "to_torch_state",
+    "LayerwiseDecayState", "MasterCopiesState", "ParamsEmaState", "ParamsMeanState", "RoundedParamsState",
+    "RoundedState", "ScaleByKronState", "ScaleBySoapState", "SkipLossSpikesState", "from_torch_state", "keep_ema",
+    "keep_master_copies", "keep_swa", "kron", "layerwise_decay", "round_params_stochastically",
+    "round_state_stochastically", "round_stochastically", "scale_by_kron", "scale_by_soap", "skip_loss_spikes",
+    "soap", "to_torch_state",
 }  # fmt: skip
 
 

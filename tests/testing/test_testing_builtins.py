@@ -60,7 +60,9 @@ OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "inject_hyperparams": (
         ours.inject_hyperparams(ours.adamw)(learning_rate=lambda count: 0.1 / (count + 1), weight_decay=0.1), {}
     ),
+    "keep_ema": (ours.keep_ema(ours.adam(0.1), 0.9), {}),
     "keep_master_copies": (ours.keep_master_copies(ours.adam(0.1)), WIDE),
+    "keep_swa": (ours.keep_swa(ours.adam(0.1), 2, 2), {}),
     "lbfgs": (ours.lbfgs(0.1, memory_size=2, linesearch=None), LONG_FLOATS),
     "measure_with_ema": (ours.monitor({"norm": ours.measure_with_ema(tree.norm, 0.9)}), {}),
     "monitor": (ours.monitor({"norm": tree.norm}), {}),
