@@ -21,7 +21,7 @@ from functrain.compiler import engine
 from functrain.optim import GradientTransformation, OptState, Updates
 from functrain.optim.transformation import check_own_state
 from functrain.transforms import captured
-from functrain.tree import Batch
+from functrain.tree import Batch, Params
 
 
 def watched(what: str, first: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch], Any]:
@@ -79,18 +79,18 @@ def call(what: str, loss_fn: Callable[..., Any], names: str, *args: Any) -> Any:
 
 
 def update(
-    what: str, tx: GradientTransformation, grads: Updates, state: Any, **extra_args: Any
+    what: str, tx: GradientTransformation, grads: Updates, state: OptState, params: Params, **extra_args: Any
 ) -> tuple[Updates, OptState]:
-    """Return what `tx` makes of the gradients and a TrainState.
+    """Return what `tx` makes of the gradients, the opt_state of a TrainState and params.
 
     Raises: ValueError for an opt_state that is another optimizer's, or that of other params.
     """
     try:
-        updates, new = tx.update(grads, state.opt_state, state.params, **extra_args)
+        updates, new = tx.update(grads, state, params, **extra_args)
     except (AttributeError, IndexError, KeyError, TypeError):
-        check_own_state(f"{what}: opt_state", state.opt_state, tx.init(state.params))
+        check_own_state(f"{what}: opt_state", state, tx.init(params))
         raise
-    check_own_state(f"{what}: opt_state", state.opt_state, new)
+    check_own_state(f"{what}: opt_state", state, new)
     return updates, new
 
 

@@ -60,7 +60,7 @@ def private_step(loss_fn: LossFn, optimizer: GradientTransformation, *, chunk_si
     def update(state: TrainState, found: _Found) -> tuple[TrainState, Metrics]:
         loss, counted, grads = found
         try:
-            updates, opt_state = checks.update("private_step", optimizer, grads, state)
+            updates, opt_state = checks.update("private_step", optimizer, grads, state.opt_state, state.params)
         except TypeError as error:
             if "'value'" not in str(error):
                 raise
@@ -112,7 +112,9 @@ def noise_scale_step(
         grads = tree.map(lambda grad: grad * share.to(grad.dtype), found.grads)
         norm = tree.norm(grads)
         noise = transforms.gradient_noise(found.squared_norm * count * share**2, norm**2, 1, count)
-        updates, opt_state = checks.update("noise_scale_step", tx, grads, state, value=loss.total / loss.weight)
+        updates, opt_state = checks.update(
+            "noise_scale_step", tx, grads, state.opt_state, state.params, value=loss.total / loss.weight
+        )
         measured = dict(zip(_MEASURED[2:], (norm, noise.variance, noise.squared_norm, noise.scale), strict=True))
         return _next(state, updates, opt_state), _metrics(loss) | measured
 
@@ -145,8 +147,9 @@ def _where(counted: Tensor, leaf: Tensor) -> Tensor:
 
 
 def _check_state(what: str, state: TrainState) -> None:
-    for name in ("loss_scale", "guard", "buffers"):
-        if tree.leaves(getattr(state, name)):
+    for name in ("loss_scale", "guard", "buffers", "trainable"):
+        given = getattr(state, name)
+        if tree.leaves(given) or (name == "trainable" and given is not None):  # which has no leaves
             raise ValueError(
                 f"{what}: expected a state without {name}, which this step does not update, came one with; make it "
                 f"with init_state without {name}, or pass state._replace({name}=None)"

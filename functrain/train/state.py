@@ -11,6 +11,7 @@ from functrain import tree
 from functrain.compiler.half_products import warn_if_slow
 from functrain.optim import GradientTransformation
 from functrain.train.guard import Guard
+from functrain.train.trainable import Trainable, marks, splitting
 from functrain.transforms.gradient_checks import check_no_module
 from functrain.transforms.loss_scale import LossScale
 from functrain.tree import Params, Tree
@@ -24,6 +25,7 @@ class TrainState(NamedTuple):
     loss_scale: Tree = None  # of ft.loss_scale; None where the loss is not scaled
     buffers: Tree = None  # what the loss updates without a gradient, such as batch-norm statistics; None without any
     guard: Tree = None  # of ft.train.skip_nonfinite or skip_spikes; None where no step is skipped by one
+    trainable: Tree = None  # like params, () where a leaf is trained, None where it is frozen; None where all are
 
 
 def init_state(
@@ -34,20 +36,27 @@ def init_state(
     loss_scale: LossScale | None = None,
     buffers: Tree = None,
     guard: Guard | None = None,
+    trainable: Trainable | None = None,
 ) -> TrainState:
-    """Return the state before the first step of `ft.train_step` with the same optimizer, `loss_scale` and `guard`.
+    """Return the state before the first step of `ft.train_step` with the same options and optimizer.
 
     `buffers` is a tree of tensors for `ft.train_step(..., buffers=True)`. Params and buffers are copied: a donated step
     gives the state's memory away, and never the caller's.
 
+    With `trainable`, patterns of paths such as `"head/**"`, the other params are frozen: the optimizer has no moments
+    for them. They may be of any dtype.
+
     Raises: TypeError naming a leaf of params that is no floating-point tensor, or of buffers that is no tensor, and for
-    an argument of another kind; ValueError for keys that make a path ambiguous, and naming a leaf that is a Parameter.
+    an argument of another kind; ValueError for keys that make a path ambiguous, naming a leaf that is a Parameter, and
+    for a `trainable` that fits nothing.
     """
     if not hasattr(optimizer, "init"):
         raise TypeError(f"init_state: expected (params, optimizer, key=...), came {type(optimizer).__name__} second")
     check_pairs("init_state", loss_scale, guard)
     if not isinstance(key, Tensor) or key.shape != (2,):
         raise TypeError(f"init_state: expected a key, as ft.random.key(0) makes it, came {type(key).__name__} {key!r}")
+    split = splitting("init_state", trainable)
+    trained = set(tree.paths(split(params)[0]))
     for path, leaf in tree.items(params):
         check_no_module(f"init_state: {path or 'params'}", leaf)
         if isinstance(leaf, torch.nn.Parameter) and leaf.requires_grad:
@@ -55,7 +64,7 @@ def init_state(
                 f"init_state: {path}: expected a tensor, came a Parameter that requires grad, so that every step would "
                 "keep the graphs of all steps before; take ft.from_module(module).params, or detach it"
             )
-        if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
+        if not isinstance(leaf, Tensor) or (path in trained and not (leaf.is_floating_point() or leaf.is_complex())):
             came = f"dtype {leaf.dtype}" if isinstance(leaf, Tensor) else f"{type(leaf).__name__} {leaf!r}"
             way_out = "keep it out of params" if isinstance(leaf, Tensor) else "make it one by torch.as_tensor"
             raise TypeError(
@@ -76,7 +85,9 @@ def init_state(
     scale = None if loss_scale is None else loss_scale.init(device)
     buffers = tree.map(lambda leaf: leaf.detach().to(device, copy=True), buffers)
     guarded = None if guard is None else guard.init(device)
-    return TrainState(step, params, optimizer.init(params), key.to(device, copy=True), scale, buffers, guarded)
+    given = split(params)[0]
+    marked = None if trainable is None else marks(params, given)
+    return TrainState(step, params, optimizer.init(given), key.to(device, copy=True), scale, buffers, guarded, marked)
 
 
 def check_pairs(what: str, loss_scale: object, guard: object) -> None:

@@ -14,6 +14,7 @@ from functrain.optim import GradientTransformation, apply_updates, with_extra_ar
 from functrain.train import checks
 from functrain.train.guard import Guard
 from functrain.train.state import TrainState, check_pairs
+from functrain.train.trainable import Trainable, check_marks, of_trained, splitting
 from functrain.transforms import accumulation
 from functrain.transforms.loss_scale import LossScale, unscale, wide
 from functrain.tree import Batch, Params, Tree
@@ -52,6 +53,7 @@ def train_step(
     loss_scale: LossScale | None = None,
     buffers: bool = False,
     guard: Guard | None = None,
+    trainable: Trainable | None = None,
 ) -> OptimizerStep:
     """Make the function `(state, batch) -> (state, metrics)` that takes one step.
 
@@ -75,6 +77,11 @@ def train_step(
     gradient or new state is not finite, `skip_spikes()` also a loss that stands out; steps that are kept keep their
     bits. `init_state` takes the same `guard`.
 
+    With `trainable`, the other params are frozen: they keep their bits, weight decay or not, and no gradient of them is
+    computed or held. It is what `tree.mask` takes, such as `"head/**"`, a list of such patterns of paths, or a
+    predicate of (path, leaf), or a tree of bools like params or a prefix. The optimizer sees the trained params alone,
+    under their paths. `init_state` takes the same `trainable`.
+
     Metrics: "loss" (total / weight), "weight", "grad_norm" (before the optimizer), and each of the loss's own divided
     by weight; with `loss_scale` also the "loss_scale" of this step; with either, "skipped", 0 or 1; with `guard`,
     "skipped_in_row", "skipped_in_all" and "rolled_back". All are () tensors, of a half-precision loss float32.
@@ -84,7 +91,8 @@ def train_step(
     Raises: TypeError for a loss that is no Loss where slices are added, since the mean of each slice would count as
     much however few of its rows count, for arguments, a Loss or metrics of another kind, and for a loss that draws from
     torch's global generator, as its first call in eager tells; ValueError for a state made with other options or by
-    another optimizer, a loss that writes into its batch, and a metric with the name of one of the step's.
+    another optimizer, a loss that writes into its batch, a metric with the name of one of the step's, and a
+    `trainable` that fits no param.
     """
     if not callable(loss_fn) or not hasattr(optimizer, "update"):
         came = f"({type(loss_fn).__name__}, {type(optimizer).__name__})"
@@ -98,7 +106,7 @@ def train_step(
     parts = None if accumulate_rows is not None and accumulate == 1 else accumulate
     accumulation.check_parts("train_step: accumulate", parts, accumulate_rows)
     looped = parts != 1
-    tx = with_extra_args_support(optimizer)
+    tx, split = with_extra_args_support(optimizer), splitting("train_step", trainable)
     wanted = "params, buffers, batch, key" if buffers else "params, batch, key"
     taken = ["loss", "weight", "grad_norm"]
     taken += [] if loss_scale is None else ["loss_scale"]
@@ -118,8 +126,9 @@ def train_step(
 
     # one slice's gradient is that of its mean times the scale: of a size that does not depend on how many slices
     # there are, so that float16 holds it with the same scale
-    def scaled(params: Params, scale: Tensor | None, *args: Any) -> tuple[Tensor, tuple[Loss, Tree]]:
+    def scaled(trained: Params, frozen: Params, scale: Tensor | None, *args: Any) -> tuple[Tensor, tuple[Loss, Tree]]:
         *others, key, step = args
+        params = trained if frozen is None else tree.combine(trained, frozen)
         loss, new = evaluated(params, *others, key if step is None else random.fold_in(key, step))
         if not looped:
             total = loss.total / loss.weight
@@ -133,53 +142,56 @@ def train_step(
     )
 
     def add_slice(
-        total: list[Tensor], params: Params, inputs: tuple[Tensor | None, Tree], batch: Batch, key: Tensor
+        total: list[Tensor], trained: Params, inputs: tuple[Params, Tensor | None, Tree], batch: Batch, key: Tensor
     ) -> Any:
-        scale, old = inputs
-        _, (loss, new) = add_gradients(total, params, scale, *((old,) if buffers else ()), batch, key, None)
-        return loss, (scale, new)
+        frozen, scale, old = inputs
+        _, (loss, new) = add_gradients(total, trained, frozen, scale, *((old,) if buffers else ()), batch, key, None)
+        return loss, (frozen, scale, new)
 
     of_slices = accumulation.sums(add_slice, parts, rows=accumulate_rows, buffers=True)
 
     def gradients(state: TrainState, batch: Batch) -> _Found:
         _check_state(state, begun, buffers)
+        trained, frozen = split(state.params)
+        check_marks("train_step", state, trained, trainable)
         scale = None if loss_scale is None else state.loss_scale.scale
         if not looped:  # the key is folded where it is compiled with the loss
             args = (*((state.buffers,) if buffers else ()), batch, state.key, state.step)
-            (_, (loss, new)), grads = gradient(state.params, scale, *args)
+            (_, (loss, new)), grads = gradient(trained, frozen, scale, *args)
             return _Found(loss, new, grads)
         key = random.fold_in(state.key, state.step)
-        (loss, (_, new)), grads = of_slices(state.params, (scale, state.buffers), batch, key)
+        (loss, (*_, new)), grads = of_slices(trained, (frozen, scale, state.buffers), batch, key)
         return _Found(loss, new, grads)
 
     def update(state: TrainState, found: _Found) -> tuple[TrainState, Metrics]:
         loss, new_buffers, grads = found
+        trained, frozen = split(state.params)
         loss = tree.map(lambda leaf: wide(leaf) if isinstance(leaf, Tensor) else leaf, loss)
         if looped:
             share = 1 / loss.weight
             grads = tree.map(lambda grad: grad * share.to(grad.dtype), grads)
         if loss_scale is None:
-            grads = tree.map(lambda grad, leaf: grad.to(leaf.dtype), grads, state.params)
+            grads = tree.map(lambda grad, leaf: grad.to(leaf.dtype), grads, trained)
         else:
             grads = unscale(grads, state.loss_scale.scale)
         mean = loss.total / loss.weight
-        updates, opt_state = checks.update("train_step", tx, grads, state, value=mean)
+        updates, opt_state = checks.update("train_step", tx, grads, state.opt_state, trained, value=mean)
         metrics = {name: value / loss.weight for name, value in loss.metrics.items()}
         metrics |= {"loss": mean, "weight": loss.weight, "grad_norm": tree.norm(grads)}
         new = state._replace(
             step=state.step + 1,
-            params=apply_updates(state.params, updates),
+            params=apply_updates(trained, updates),
             opt_state=opt_state,
             buffers=new_buffers,
         )
         if loss_scale is None and guard is None:
-            return new, metrics
+            return _whole(new, frozen), metrics
         good = finite(grads)
         if loss_scale is not None:  # a scale follows the gradients alone: no other one mends an update
             new = new._replace(loss_scale=loss_scale.update(state.loss_scale, good))
             # cloned: a donated state's scale is overwritten
             metrics["loss_scale"] = state.loss_scale.scale.clone()
-        old = state.params, state.opt_state, state.buffers
+        old = trained, state.opt_state, state.buffers
         good = good & stays_finite(old, (new.params, opt_state, new_buffers))
         if guard is not None:
             good, judged = guard.judge(state.guard, metrics["loss"], good & torch.isfinite(metrics["loss"]))
@@ -188,9 +200,15 @@ def train_step(
             metrics["rolled_back"] = judged.rolled_back.clone()
         kept = tree.where(good, (new.params, opt_state, new_buffers), old)
         new = new._replace(params=kept[0], opt_state=kept[1], buffers=kept[2])
-        return new, metrics | {"skipped": (~good).float()}
+        return _whole(new, frozen), metrics | {"skipped": (~good).float()}
 
-    return OptimizerStep(checks.watched("train_step", gradients), update, optimizer)
+    # of all params, as what begins a lane of a sweep has them
+    whole = optimizer if trainable is None else of_trained(optimizer, split)
+    return OptimizerStep(checks.watched("train_step", gradients), update, whole)
+
+
+def _whole(state: TrainState, frozen: Params) -> TrainState:
+    return state if frozen is None else state._replace(params=tree.combine(state.params, frozen))
 
 
 def _divisor(loss: Loss) -> Tensor:
