@@ -1,5 +1,6 @@
 """Layers as pure functions of tensors, and the one way to run layers after another."""
 
+from functrain.nn import init
 from functrain.nn.attention import attention, causal_mask, fused_causal_attention
 from functrain.nn.dropout import dropout
 from functrain.nn.functional import Functional, from_module, to_module
@@ -8,5 +9,5 @@ from functrain.nn.stack import stack
 
 __all__ = [
     "Functional", "attention", "causal_mask", "dropout", "embedding", "from_module", "fused_causal_attention", "gelu",
-    "layer_norm", "linear", "rms_norm", "stack", "to_module",
+    "init", "layer_norm", "linear", "rms_norm", "stack", "to_module",
 ]  # fmt: skip
