@@ -55,10 +55,7 @@ def scan_folder(
         return
     if not is_there(index):
         raise _nothing_to_read(path)
-    where = _read_index(index)
-    absent = sorted({file for file in where.values() if not is_there(path / file)})
-    if absent:
-        raise _broken(index, "the shards that it names", f"no {', '.join(absent)}", None)
+    where = _shards(path)
     _warn_of_others(path, set(where.values()))
     for file in sorted(set(where.values())):
         held = {entry.name for entry in scan(path / file, take, wanted=wanted, links=True)}
@@ -69,6 +66,19 @@ def scan_folder(
         for name, named in where.items():
             if named == file and name not in held:
                 raise _broken(path / file, "this tensor, as the index says", "none", name)
+
+
+def files(folder: Folder) -> list[Path]:
+    """List the safetensors files of a model's folder, as its index says; each is there.
+
+    Raises: MissingError, IntegrityError for an index that is broken.
+    """
+    path = Path(folder)
+    if is_there(path / SINGLE):
+        return [path / SINGLE]
+    if not is_there(path / INDEX):
+        raise _nothing_to_read(path)
+    return [path / file for file in sorted(set(_shards(path).values()))]
 
 
 def save_folder(
@@ -115,6 +125,15 @@ def load_json(path: Folder) -> dict[str, Any]:
             raise _broken(path, f"at most {_MAX_JSON_BYTES} bytes of JSON", f"{source.size_bytes}", None)
         text = source.take(source.size_bytes)
     return strict_json.loads(text, lambda expected, came, key: _broken(path, expected, came, key))
+
+
+def _shards(path: Path) -> dict[str, str]:
+    """Read a folder's index: the file of each tensor, all of which are there."""
+    where = _read_index(path / INDEX)
+    absent = sorted({file for file in where.values() if not is_there(path / file)})
+    if absent:
+        raise _broken(path / INDEX, "the shards that it names", f"no {', '.join(absent)}", None)
+    return where
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`functrain inspect`: the table of what a run, a checkpoint or a safetensors file holds."""
+"""`functrain inspect`: what a run, a checkpoint, a model's folder or a safetensors file holds."""
 
 from __future__ import annotations
 
@@ -11,33 +11,65 @@ import torch
 import tyro
 
 from functrain import checkpoint, tree
+from functrain.checkpoint import hub, manifest
 from functrain.checkpoint.description import scalar
+from functrain.checkpoint.tensors import DTYPES, scan
 from functrain.cli.options import UsageError, parse
+
+DESCRIPTION = """Show what a run, a checkpoint, a model's folder or a safetensors file holds: a summary of its parts,
+the model's parameters first, with numbers, bytes and dtypes. Tensors are not read, so a large file takes no time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN|CHECKPOINT|FILE")]
-    """A run's folder (its newest checkpoint), a checkpoint's folder, or a safetensors file."""
+    what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN|CHECKPOINT|FOLDER|FILE")]
+    """A run's folder (its newest checkpoint), a checkpoint's, a model's of safetensors, or one such file."""
+    depth: int | None = None
+    """Names of a path by which leaves are summed up: 1 is coarse; 3, or 2 without an optimizer's state, if left out."""
+    leaves: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Show a line for every tensor, with its shape, below the summary."""
 
 
 def main(words: Sequence[str]) -> None:
-    options = parse(Options, words, prog="functrain inspect", description=__doc__ or "")
-    path = Path(options.what)
+    options = parse(Options, words, prog="functrain inspect", description=DESCRIPTION)
+    if options.depth is not None and options.depth < 1:
+        raise UsageError(f"--depth: expected at least 1, came {options.depth}")
+    said, leaves = _found(Path(options.what))
+    where, trainable = str(options.what), "params/**" if any(path.startswith("params/") for path in leaves) else "**"
+    # the names of modules have dots between their parts, where a tree has slashes
+    dotted = not any("/" in path for path in leaves)
+    parts = nested({path.replace(".", "/"): leaf for path, leaf in leaves.items()} if dotted else leaves, where)
+    summed = tree.summary(parts, depth=options.depth or (3 if trainable != "**" else 2), trainable=trainable)
+    for line in said:
+        print(line)
+    print(summed)
+    if options.leaves:
+        print(f"\n{tree.format(nested(leaves, where), trainable=trainable)}")
+
+
+def _found(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """Return what is to be said of a file or folder, and its leaves by path, the tensors without their memory."""
     if path.is_file():
-        print(tree.format(nested(checkpoint.load_file(path), str(path))))
-        return
+        return [str(path)], _headers([path])
     if not path.is_dir():
         raise UsageError(f"{path}: no such file or folder")
-    folder = path if (path / "tree.json").exists() else checkpoint.latest(path)
+    if not (path / manifest.TREE).exists() and ((path / hub.SINGLE).exists() or (path / hub.INDEX).exists()):
+        return [str(path)], _headers(hub.files(path))
+    folder = path if (path / manifest.TREE).exists() else checkpoint.latest(path)
     if folder is None:
-        raise UsageError(f"{path}: expected a run or a checkpoint, and there is none in it")
+        raise UsageError(f"{path}: expected a run, a checkpoint or a model's safetensors, and there is none in it")
     said = checkpoint.contents(folder)
-    print(folder)
-    for name, value in {**said.metadata, **said.environment}.items():
-        print(f"{name}: {value}")
-    leaves = {path: _leaf(node) for path, node in said.leaves.items()}
-    print(tree.format(nested(leaves, str(folder)), trainable="params/**"))
+    about = [f"{name}: {value}" for name, value in {**said.metadata, **said.environment}.items()]
+    return [str(folder), *about], {path: _leaf(node) for path, node in said.leaves.items()}
+
+
+def _headers(files: Sequence[Path]) -> dict[str, Any]:
+    entries = [entry for file in files for entry in scan(file, lambda name, tensor: None, wanted=_none, links=True)]
+    return {entry.name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta") for entry in entries}
+
+
+def _none(name: str) -> bool:
+    return False
 
 
 def nested(leaves: Mapping[str, Any], where: str) -> Any:

@@ -15,6 +15,7 @@ from functrain.tree.nodes import Batch, Params, Tree, children
 from functrain.tree.reductions import max, min, norm, sum
 from functrain.tree.registering import dataclass, register_dataclass
 from functrain.tree.selection import Where, combine, mask, partition, select
+from functrain.tree.summary import summary
 from functrain.tree.surgery import PathError, at, set_at
 from functrain.tree.table import bytes, format, size
 
@@ -23,5 +24,5 @@ __all__ = [
     "cast", "cast_like", "check_same_structure", "children", "clip", "combine", "conj", "dataclass", "div", "dtype",
     "flatten", "format", "full_like", "get", "get_all_with_path", "items", "leaves", "map", "map_with_path", "mask",
     "max", "min", "mul", "norm", "ones_like", "partition", "paths", "real", "register_dataclass", "scale", "select",
-    "set", "set_at", "size", "structure", "sub", "sum", "to", "unflatten", "vdot", "where", "zeros_like",
+    "set", "set_at", "size", "structure", "sub", "sum", "summary", "to", "unflatten", "vdot", "where", "zeros_like",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from functrain import cli
+from functrain import checkpoint, cli
 from functrain.cli import progress
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,7 @@ def test_help_lists_the_commands_and_each_has_its_own(capsys):
         (["generate"], "RUN"),
         (["generate", "nowhere"], "nowhere: expected the folder of a run"),
         (["inspect", "nowhere"], "nowhere: no such file or folder"),
-        (["inspect", "."], "expected a run or a checkpoint"),
+        (["inspect", "."], "expected a run, a checkpoint or a model's safetensors"),
         (["inspect", "other.toml"], "expected a safetensors file"),
         (["verify", "nowhere"], "nowhere: no such file or folder"),
         (["verify", "."], "expected a run, a checkpoint or a model's safetensors"),
@@ -125,15 +125,25 @@ def test_our_own_error_keeps_its_traceback(monkeypatch):
 
 
 def test_inspect_shows_the_tree_of_a_run_a_checkpoint_and_a_file(capsys, run):
-    whole = said(capsys, "inspect", run)
-    assert "step-00000008" in whole and "step: 8" in whole
-    row = next(line for line in whole.splitlines() if line.startswith("params/wte"))
+    short = said(capsys, "inspect", run)
+    assert "step-00000008" in short and "step: 8" in short and "threads: " in short
+    rows = {line.split()[0]: line.split()[1:] for line in short.splitlines()}
+    assert rows["params/wte"] == ["4,096", "16.4", "kB", "float32", "yes"]
+    assert rows["params/blocks/0..1"][-1] == "yes" and rows["opt_state/1/0"][-1] == "no"
+    assert list(rows).index("params/wte") < list(rows).index("opt_state/1/0")
+    assert "(256, 16)" not in short and max(map(len, short[short.index("path ") :].splitlines())) <= 80
+    rows = [line.split()[0] for line in said(capsys, "inspect", run, "--depth", 1).splitlines()]
+    assert rows[rows.index("path") :][1:3] == ["params", "guard"] and rows[-2:] == ["total", "total"]
+    assert "--depth: expected at least 1, came 0" in said(capsys, "inspect", run, "--depth", 0, code=2)
+
+    whole = said(capsys, "inspect", run, "--leaves")
+    assert whole.startswith(short)
+    row = next(line for line in whole.splitlines() if line.startswith("params/wte") and "(256" in line)
     assert row.split() == ["params/wte", "(256,", "16)", "float32", "16,384", "yes"]
     assert re.search(r"^opt_state/\S+/mu/wte .* no$", whole, re.MULTILINE)
-    assert "threads: " in whole
     older = said(capsys, "inspect", run / "checkpoints" / "step-00000006")
     assert "step: 6" in older
-    table = said(capsys, "inspect", run / "checkpoints" / "step-00000008" / "tensors.safetensors")
+    table = said(capsys, "inspect", run / "checkpoints" / "step-00000008" / "tensors.safetensors", "--leaves")
     assert [line.split()[:3] for line in table.splitlines() if "wte" in line][-1] == ["params/wte", "(256,", "16)"]
 
 
@@ -141,10 +151,20 @@ def test_inspect_shows_anybodys_safetensors(capsys, tmp_path):
     file = tmp_path / "other.safetensors"
     names = ["h.0.w", "layers/2/w", "layers/10/w", "mixed/0", "mixed/b"]
     save_file({name: torch.zeros(2, 3, dtype=torch.bfloat16) for name in names}, file)
-    rows = said(capsys, "inspect", file).splitlines()
-    assert [row.split()[0] for row in rows[1:-1]] == names
+    table = said(capsys, "inspect", file, "--leaves").split("\n\n")[1].splitlines()
+    assert [row.split()[0] for row in table[1:-1]] == names
     save_file({"a": torch.zeros(1), "a/b": torch.zeros(1)}, file)
     assert "'a/b' lies below" in said(capsys, "inspect", file, code=2)
+
+
+def test_inspect_shows_a_models_folder_in_one_file_or_many(capsys, tmp_path):
+    tensors = {f"h.{i}.attn.weight": torch.zeros(4, 4) for i in range(3)} | {"wte.weight": torch.zeros(8, 4)}
+    for folder, most in (("one", 1 << 20), ("many", 100)):
+        checkpoint.save_folder(tmp_path / folder, tensors, {}, max_file_bytes=most)
+        rows = said(capsys, "inspect", tmp_path / folder).splitlines()[2:]
+        assert [row.split()[:2] for row in rows] == [["h/0..2", "48"], ["wte/weight", "32"], ["total", "80"]]
+    (tmp_path / "many" / "model-00002-of-00004.safetensors").unlink()
+    assert "no model-00002-of-00004.safetensors" in said(capsys, "inspect", tmp_path / "many", code=2)
 
 
 def test_plot_draws_one_run_into_it_and_several_where_it_is_told(capsys, run, tmp_path):
