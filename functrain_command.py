@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": "pre-train a GPT on text, or go on with a run that was stopped",
-    "generate": "let a run's model continue a prompt",
+    "generate": "let a model continue a prompt, shown as it comes",
     "verify": "read every byte of a run's checkpoints, or of a file, and say what is broken",
     "export": "write a run's model as a folder that transformers loads",
-    "inspect": "show what a run, a checkpoint or a safetensors file holds",
+    "inspect": "show what a run, a checkpoint, a model's folder or a safetensors file holds",
     "plot": "draw the learning curves of runs",
 }
 USAGE = "usage: functrain COMMAND [OPTIONS]\n\n" + "".join(f"  {n:10}{what}\n" for n, what in COMMANDS.items())

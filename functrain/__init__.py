@@ -11,7 +11,7 @@ from functrain import (
     checkpoint,
     curvature,
     data,
-    generate,
+    generation,
     losses,
     models,
     nn,
@@ -23,6 +23,7 @@ from functrain import (
     tree,
 )
 from functrain.curvature import ggnvp, hvp
+from functrain.generation import generate
 from functrain.losses import Loss
 from functrain.nn import from_module, to_module
 from functrain.train import TrainState, evaluate, fit, init_state, sweep, train_step, unroll
@@ -50,6 +51,7 @@ _ROOMS = {
     "": sys.modules[__name__], "optim": optim, "schedules": schedules, "losses": losses, "tree": tree, "random": random,
     "nn": nn, "transforms": transforms, "train": train, "checkpoint": checkpoint, "data": data, "models": models,
     "curvature": curvature,
+    "generation": generation,
 }  # fmt: skip
 _missing = elsewhere.asks(_ROOMS[""], _ROOMS)
 for _name, _room in _ROOMS.items():
@@ -66,8 +68,9 @@ def __getattr__(name: str) -> ModuleType:
 
 __all__ = [
     "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "checkpoint_name", "compile", "curvature",
-    "data", "evaluate", "fit", "from_module", "generate", "ggnvp", "grad", "hvp", "init_state", "loss_scale", "losses",
-    "mixed_precision", "models", "nn", "optim", "per_example_grad", "random", "recompute", "recompute_layers",
+    "data", "evaluate", "fit", "from_module", "generate", "generation", "ggnvp", "grad", "hvp", "init_state",
+    "loss_scale", "losses", "mixed_precision", "models", "nn", "optim", "per_example_grad", "random", "recompute",
+    "recompute_layers",
     "schedules", "sweep", "testing", "to_module", "train", "train_step", "transforms", "tree", "unroll",
     "value_and_grad", "vmap",
 ]  # fmt: skip

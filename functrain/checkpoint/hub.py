@@ -19,6 +19,7 @@ from functrain.checkpoint.collect import check_tensor
 from functrain.checkpoint.errors import CheckpointError, ExistsError, IntegrityError, MissingError, UnsupportedError
 from functrain.checkpoint.stream import Sink, Source, is_there
 from functrain.checkpoint.tensors import divide, scan, write_file
+from functrain.progress import Progress, counter
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -32,14 +33,25 @@ _log = logging.getLogger(__name__)
 Folder = str | os.PathLike[str]
 
 
-def load_folder(folder: Folder, *, wanted: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
+def load_folder(
+    folder: Folder, *, wanted: Callable[[str], bool] | None = None, progress: Progress | None = None
+) -> dict[str, Tensor]:
     """Load the tensors of a folder by name, those that are `wanted`; they own their memory.
 
     Links are followed, because hub caches are made of them, but a shard's name never leads out of the folder.
+    `progress` counts bytes of the files.
     Raises: MissingError, IntegrityError for an index that does not fit its shards, HeaderError, StorageError.
     """
     found: dict[str, Tensor] = {}
-    scan_folder(folder, found.__setitem__, wanted=wanted)
+    total = 0 if progress is None else sum(file.stat().st_size for file in files(folder))
+    add = counter(total, progress)
+
+    def take(name: str, tensor: Tensor) -> None:
+        found[name] = tensor
+        add(tensor.nbytes)
+
+    scan_folder(folder, take, wanted=wanted)
+    add(total - sum(tensor.nbytes for tensor in found.values()))  # headers, and what was not wanted
     return found
 
 
@@ -82,12 +94,17 @@ def files(folder: Folder) -> list[Path]:
 
 
 def save_folder(
-    folder: Folder, tensors: Mapping[str, Tensor], texts: Mapping[str, bytes], *, max_file_bytes: int
+    folder: Folder,
+    tensors: Mapping[str, Tensor],
+    texts: Mapping[str, bytes],
+    *,
+    max_file_bytes: int,
+    progress: Progress | None = None,
 ) -> Path:
     """Save tensors by name and texts by file name as a folder, which appears whole or not at all; return its path.
 
     Equals the tensors again under `load_folder`, and under any reader of safetensors. More than `max_file_bytes` of
-    tensors become shards and an index; a single tensor may be larger.
+    tensors become shards and an index; a single tensor may be larger. `progress` counts bytes of tensors.
     Raises: ExistsError; UnsupportedError naming a tensor; StorageError.
     """
     target = Path(folder).absolute()
@@ -100,10 +117,10 @@ def save_folder(
             raise UnsupportedError(folder, expected=expected, came=f"{file!r}", way_out="choose another name")
     need_bytes = sum(tensor.nbytes for tensor in tensors.values()) + sum(map(len, texts.values()))
     with staging.staged(target, need_bytes) as stage:
-        groups = divide(tensors, max_file_bytes)
+        groups, wrote = divide(tensors, max_file_bytes), counter(sum(t.nbytes for t in tensors.values()), progress)
         names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
         for file, part in zip(names if len(groups) > 1 else [SINGLE], groups, strict=True):
-            write_file(stage / file, part)
+            write_file(stage / file, part, wrote)
         if len(groups) > 1:
             where = {name: file for file, part in zip(names, groups, strict=True) for name in part}
             total = sum(tensor.nbytes for tensor in tensors.values())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from functrain.checkpoint.errors import MissingError
 from functrain.checkpoint.like import check, describe_like, types
 from functrain.checkpoint.reading import Folder, opened, read_tensors
 from functrain.checkpoint.registry import build
+from functrain.checkpoint.tensors import DTYPE_NAMES
+from functrain.progress import Progress, counter
 from functrain.tree import Tree
 
 Device = torch.device | str | int | None
@@ -31,6 +34,7 @@ def load(
     cast: bool = False,
     device: Device = None,
     verify: bool = True,
+    progress: Progress | None = None,
 ) -> Tree:
     """Load the tree that was saved, or the subtree `at` a path, after checking every byte against the manifest.
 
@@ -42,6 +46,7 @@ def load(
     without it the result is a dict by path. `rename` maps prefixes of saved paths to prefixes of `like`'s, `cast` gives
     floating tensors the dtype that `like` has; all three speak of paths below `at`. `device` is where tensors go, each
     as soon as it is read. Without `verify`, tensors are not hashed: sizes, names, shapes and dtypes alone are checked.
+    `progress` counts bytes of tensors.
 
     Peak memory: the result, and one tensor on its way to a device, a dtype or an order of dimensions.
     Raises: MissingError, VersionError, IntegrityError, HeaderError, StorageError, MismatchError, UnknownTypeError;
@@ -60,7 +65,7 @@ def load(
     if like is None:
         chosen = choose(only, saved, where)
         placing = Placing({p: saved[p] for p in chosen}, {}, to or torch.device("cpu"), cast=False)
-        read_tensors(path, files, {p: saved[p] for p in chosen}, placing.take, hashed=verify)
+        read_tensors(path, files, {p: saved[p] for p in chosen}, placing.taking(progress), hashed=verify)
         if only is not None:
             return {p: placing.leaf(saved[p], None) for p in saved if p in chosen}
         return build(node, lambda node: placing.leaf(node, None), where, at)
@@ -76,7 +81,7 @@ def load(
     have_types = {} if only is not None else {(renaming(p), field): kind for (p, field), kind in types(node).items()}
     check(want, types(described), have, have_types, where, at, cast=cast)
     placing = Placing(have, olds, to, cast=cast)
-    read_tensors(path, files, have, placing.take, hashed=verify)
+    read_tensors(path, files, have, placing.taking(progress), hashed=verify)
     return trees.unflatten(structure, [placing.leaf(have[p], old) if p in have else old for p, old in olds.items()])
 
 
@@ -97,6 +102,17 @@ class Placing:
             if node["kind"] == "tensor":
                 self._nodes[node["tensor"]] = node
                 self._keys.setdefault(node["tensor"], set()).add(self._key(node, olds.get(path)))
+
+    def taking(self, progress: Progress | None) -> Callable[[str, Tensor], None]:
+        """Return `take` that tells how many of all bytes have been taken."""
+        sizes = [DTYPE_NAMES[node["dtype"]].itemsize * math.prod(node["shape"]) for node in self._nodes.values()]
+        add = counter(sum(sizes), progress)
+
+        def take(name: str, tensor: Tensor) -> None:
+            self.take(name, tensor)
+            add(tensor.nbytes)
+
+        return take
 
     def take(self, name: str, tensor: Tensor) -> None:
         stride = self._nodes[name].get("stride")

@@ -25,8 +25,12 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in NAMES}  # as torch and the tree description say
 
 
-def write_file(path: Path | None, tensors: Mapping[str, Tensor]) -> Record:
+def write_file(
+    path: Path | None, tensors: Mapping[str, Tensor], wrote: Callable[[int], object] = lambda size_bytes: None
+) -> Record:
     """Write CPU or device tensors as one safetensors file and fsync it; only count and hash when `path` is None.
+
+    `wrote` is called with the bytes of each tensor.
 
     Peak memory: one copy of the largest tensor that is on a device or not contiguous, none otherwise.
     """
@@ -38,6 +42,7 @@ def write_file(path: Path | None, tensors: Mapping[str, Tensor]) -> Record:
         sink.write(memoryview(header.write(rows, {"format": "pt"})))
         for name in order:
             sink.write(_bytes(tensors[name]))
+            wrote(tensors[name].nbytes)
         return sink.finish()
     finally:
         sink.close()

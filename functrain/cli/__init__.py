@@ -40,7 +40,7 @@ def _run(command: str, words: Sequence[str]) -> int:
         streams.drop(sys.stdout)
         return 1
     except KeyboardInterrupt:
-        return _fail("stopped; the last checkpoint stands", 130)
+        return _fail("stopped" + ("; the last checkpoint stands" if command == "train" else ""), 130)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in EXTRA:

@@ -12,6 +12,7 @@ import tyro
 
 import functrain as ft
 from functrain.checkpoint.run import step_of
+from functrain.cli import bars
 from functrain.cli.options import UsageError, parse
 from functrain.data.bpe import BPE
 from functrain.models import gpt2
@@ -36,10 +37,12 @@ def main(words: Sequence[str]) -> None:
     run = Path(options.run)
     chosen = folder.newest(run) if options.step is None else _chosen(run, options.step)
     tokenizer = ft.data.load_tokenizer(run / "tokenizer.json")
-    params = ft.checkpoint.load(chosen, at="params")
+    with bars.bar("loading", "bytes") as loading:
+        params = ft.checkpoint.load(chosen, at="params", progress=loading)
     files = tokenizer_files(tokenizer)
     model = pretrain.model_at(run, chosen, tokenizer)
-    made = gpt2.to_hf(options.to, params, model, end=tokenizer.end, files=files)
+    with bars.bar("writing", "bytes") as writing:
+        made = gpt2.to_hf(options.to, params, model, end=tokenizer.end, files=files, progress=writing)
     print(f"{chosen} -> {made}")
     if not files:
         print(f"without a tokenizer: {run / 'tokenizer.json'} is none of the tokenizers library")

@@ -1,7 +1,9 @@
-"""`functrain generate`: a run's model continues a prompt."""
+"""`functrain generate`: a model continues a prompt, and its text is shown as it comes."""
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +13,27 @@ from typing import Annotated, Literal
 import tyro
 
 import functrain as ft
-from functrain.cli import progress
+from functrain.cli import bars, progress
 from functrain.cli.options import UsageError, parse
-from functrain.recipes import folder, pretrain
+from functrain.recipes import opened, pretrain
 from functrain.recipes.continuation import continuation
+
+DESCRIPTION = """Let a model continue a prompt: that of a run's newest checkpoint, or of a folder that transformers
+loads, as `functrain export` writes it. The text is shown as it comes, up to the end of the document.
+
+`-` as the prompt reads standard input, and so does a pipe without --prompt; the line break at its end is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """The run's folder."""
-    prompt: str = ""
-    """Text to continue; the start of a document if it is left out."""
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN|FOLDER")]
+    """A run's folder, one of its checkpoints, or a model's folder."""
+    prompt: str | None = None
+    """Text to continue; "-": standard input. The start of a document if it is left out and nothing is piped in."""
     tokens: int = 200
     """Tokens to add, unless the document ends before."""
+    num_samples: int = 1
+    """Texts to make, one after another. The first is the same for any number."""
     temperature: float = 0.8
     """0 takes the likeliest token each time."""
     top_k: int | None = None
@@ -33,32 +42,71 @@ class Options:
     """Draw among the likeliest tokens that together have this probability."""
     seed: int = 0
     """Another seed, another text."""
+    tokenizer: str | None = None
+    """The tokenizer's file, where it is not beside the model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
 
 
 def main(words: Sequence[str]) -> None:
-    options = parse(Options, words, prog="functrain generate", description=__doc__ or "")
+    options = parse(Options, words, prog="functrain generate", description=DESCRIPTION)
     if options.temperature == 0 and (options.top_k, options.top_p) != (None, None):
         raise UsageError("generate: --top-k and --top-p choose what to draw from, and temperature 0 draws nothing")
-    if any("\ud800" <= c <= "\udfff" for c in options.prompt):
-        raise UsageError("generate: --prompt: expected UTF-8, came other bytes")
-    if options.tokens < 0:
-        raise UsageError(f"generate: --tokens: expected at least 0, came {options.tokens}")
-    run = Path(options.run)
-    newest = folder.newest(run)
-    tokenizer = ft.data.load_tokenizer(run / "tokenizer.json")
+    if options.temperature == 0 and options.num_samples > 1:
+        raise UsageError(
+            "generate: at temperature 0 all of --num-samples would be the same text; leave one of them out"
+        )
+    for name, value, least in (("tokens", options.tokens, 0), ("num-samples", options.num_samples, 1)):
+        if value < least:
+            raise UsageError(f"generate: --{name}: expected at least {least}, came {value}")
+    prompt = _prompt(options.prompt)
     device = pretrain.device_of(options.device)
-    params = ft.tree.map(lambda p: p.to(device), ft.checkpoint.load(newest, at="params"))
-    text = continuation(
-        params,
-        pretrain.model_at(run, newest, tokenizer),
-        tokenizer,
-        options.prompt,
-        ft.random.key(options.seed, device),
-        tokens=options.tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-    )
-    print(options.prompt + (progress.printable(text) if sys.stdout.isatty() else text))
+    file = None if options.tokenizer is None else Path(options.tokenizer)
+    with bars.bar("loading", "bytes") as loading:
+        found = opened.opened(Path(options.model), device, tokenizer=file, progress=loading)
+    key = ft.random.key(options.seed, device)
+    for number in range(options.num_samples):
+        pieces = continuation(
+            found.params,
+            found.model,
+            found.tokenizer,
+            prompt,
+            ft.random.fold_in(key, number) if number else key,
+            tokens=options.tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            end=found.end,
+        )
+        # waited for before anything is shown: a model of NaN has nothing to show
+        begin = next(pieces, "")
+        if options.num_samples > 1:
+            print("\n" * (number > 0) + f"--- {number + 1} of {options.num_samples} ---")
+        show = progress.printable if sys.stdout.isatty() else str
+        print(prompt + show(begin), end="", flush=True)
+        for piece in pieces:
+            print(show(piece), end="", flush=True)
+        print(flush=True)
+
+
+def _prompt(said: str | None) -> str:
+    """Return the prompt that was given, or what standard input holds."""
+    if said is None and not _is_piped():
+        return ""
+    if said is None or said == "-":
+        try:
+            return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError:
+            raise UsageError("generate: standard input: expected a prompt in UTF-8, came other bytes") from None
+    if any("\ud800" <= c <= "\udfff" for c in said):
+        raise UsageError("generate: --prompt: expected UTF-8, came other bytes")
+    return said
+
+
+def _is_piped() -> bool:
+    """Tell whether standard input is a pipe or a file; a terminal or /dev/null would have nothing to say."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)

@@ -77,7 +77,7 @@ def main(words: Sequence[str]) -> None:
     )
     tokenizer, key = result.texts.tokenizer, ft.random.key(config.seed, result.state.key.device)
     model = pretrain.model_of(config, tokenizer)
-    text = continuation(result.state.params, model, tokenizer, "", key, tokens=300)
+    text = "".join(continuation(result.state.params, model, tokenizer, "", key, tokens=300))
     folder.write(run / "sample.txt", text + "\n")
     show.note(f"\na sample:\n\n{progress.printable(text)}\n")
     show.note(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from functrain.data.atomic import replacing
 from functrain.data.text import END, Corpus
 from functrain.data.tokenizer import Bytes, Characters, Ids, Tokenizer, checked_ids, ids_dtype
+from functrain.progress import Progress, counter
 
 
 class BPE:
@@ -57,11 +58,12 @@ class BPE:
             file.write(self.definition.encode())
 
 
-def train_bpe(corpus: Corpus, *, vocab_size: int) -> BPE:
+def train_bpe(corpus: Corpus, *, vocab_size: int, progress: Progress | None = None) -> BPE:
     """Learn the merges of a byte-level BPE from the train side of a corpus.
 
     Any text can be encoded: the 256 bytes are in the vocabulary, and token 0 is `END`. A text too small for
     `vocab_size` gives a smaller vocabulary. Deterministic: same corpus, same library version, same `tokenizer.json`.
+    `progress` counts characters that were read; the merges that follow, some seconds, tell nothing.
 
     Raises: ValueError for the validation side, whose words must not leak; ImportError without `tokenizers`.
     Source: Radford et al. 2019, section 2.2 (the pattern that cuts words is GPT-2's).
@@ -80,7 +82,14 @@ def train_bpe(corpus: Corpus, *, vocab_size: int) -> BPE:
         initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((document.text for document in corpus.documents), trainer)
+    add = counter(sum(len(document.text) for document in corpus.documents), progress)
+
+    def texts() -> Iterator[str]:
+        for document in corpus.documents:
+            yield document.text
+            add(len(document.text))
+
+    tokenizer.train_from_iterator(texts(), trainer)
     return BPE(tokenizer.to_str(pretty=True))
 
 

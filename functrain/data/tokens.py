@@ -15,6 +15,7 @@ import numpy as np
 from functrain.data.atomic import replacing
 from functrain.data.text import END, Corpus
 from functrain.data.tokenizer import Bytes, Ids, Tokenizer, ids_dtype
+from functrain.progress import Progress, counter
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +38,20 @@ class Tokens:
         return self.size_bytes / len(self.ids)
 
 
-def tokenize(corpus: Corpus, tokenizer: Tokenizer | None = None, *, folder: str | Path | None = None) -> Tokens:
+def tokenize(
+    corpus: Corpus,
+    tokenizer: Tokenizer | None = None,
+    *,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Tokens:
     """Encode a corpus, with the byte tokenizer unless another is given.
 
     With a folder the tokens live in a memory-mapped file there, named by both fingerprints, and are encoded once: the
-    next call maps the same file. Without a folder they live in memory. The two are equal.
+    next call maps the same file. Without a folder they live in memory. The two are equal. `progress` counts characters.
     """
     tokenizer = Bytes() if tokenizer is None else tokenizer
-    texts = (document.text for document in corpus.documents)
+    texts = _told(corpus, progress)
     if folder is None:
         pieces = list(_pieces(texts, tokenizer))
         ids = np.concatenate([ids for ids, _ in pieces])
@@ -61,6 +68,14 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer | None = None, *, folder: str 
             "delete the file and its .json to have it written again"
         )
     return tokens
+
+
+def _told(corpus: Corpus, progress: Progress | None) -> Iterator[str]:
+    """Give the texts of a corpus, and tell which of them have been taken."""
+    add = counter(sum(len(document.text) for document in corpus.documents), progress)
+    for document in corpus.documents:
+        yield document.text
+        add(len(document.text))
 
 
 def write_tokens(path: str | Path, texts: Iterable[str], tokenizer: Tokenizer, *, corpus: str) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from functrain import nn, random
 from functrain.models import hf
 from functrain.models.names import Names
+from functrain.progress import Progress
 from functrain.tree import Params
 
 
@@ -211,13 +212,14 @@ def _check_tokens(tokens: Tensor, config: Config) -> None:
         raise TypeError(f"gpt2: expected int64 or int32 tokens, came {tokens.dtype}; pass tokens.long()")
 
 
-def from_hf(folder: hf.Folder) -> tuple[Params, Config]:
+def from_hf(folder: hf.Folder, *, progress: Progress | None = None) -> tuple[Params, Config]:
     """Load the parameters, in the dtype of the files, and the config of a GPT-2 in a folder of transformers.
 
     Logits equal those of `transformers.GPT2LMHeadModel` to rounding. Attention is "fused" unless weights are dropped.
+    `progress` counts bytes of the files.
     Raises: CheckpointError of `functrain.checkpoint`, which names the file, the field or tensor, and a way out.
     """
-    return hf.read(folder, HF)
+    return hf.read(folder, HF, progress)
 
 
 def to_hf(
@@ -227,14 +229,15 @@ def to_hf(
     *,
     end: int | None = None,
     files: Mapping[str, bytes] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Save parameters and config as a folder that transformers loads bit for bit; return its path.
 
     `end` is the token that begins and ends a text, `files` what else stands in the folder, such as a tokenizer. Equals
-    both again under `from_hf`, but for `attention`.
+    both again under `from_hf`, but for `attention`. `progress` counts bytes of tensors.
     Raises: CheckpointError of `functrain.checkpoint`; the folder then is as it was.
     """
-    return hf.write(folder, params, config, HF, {"bos_token_id": end, "eos_token_id": end}, files)
+    return hf.write(folder, params, config, HF, {"bos_token_id": end, "eos_token_id": end}, files, progress)
 
 
 def _config(*, attention_dropout: float, **fields: Any) -> Config:

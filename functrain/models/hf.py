@@ -22,6 +22,7 @@ from functrain import tree
 from functrain.checkpoint import MissingError, UnsupportedError, hub, strict_json
 from functrain.checkpoint.stream import is_there
 from functrain.models.names import Names, from_state_dict, to_state_dict
+from functrain.progress import Progress
 from functrain.tree import Params
 
 Folder = str | os.PathLike[str]
@@ -60,7 +61,7 @@ class Field:
         return [self.names] if isinstance(self.names, str) else list(self.names)
 
 
-def read(folder: Folder, layout: Layout) -> tuple[Params, Any]:
+def read(folder: Folder, layout: Layout, progress: Progress | None = None) -> tuple[Params, Any]:
     """Return parameters, in the dtype of the files, and config of a model in a folder of transformers.
 
     Raises: MissingError, UnsupportedError for a config that the model cannot compute, MismatchError for names and
@@ -72,7 +73,7 @@ def read(folder: Folder, layout: Layout) -> tuple[Params, Any]:
         raise MissingError(path, expected="a config.json", came=came, way_out="name the folder of a model")
     config = read_config(hub.load_json(path), layout, str(path))
     ignored = re.compile("|".join(_regex(layout.prefix, name) for name in layout.ignored) or r"(?!)")
-    state = hub.load_folder(folder, wanted=lambda name: not ignored.fullmatch(name))
+    state = hub.load_folder(folder, wanted=lambda name: not ignored.fullmatch(name), progress=progress)
     if config.layers > len(state):
         # before a tree of so many layers is made: a wrong number must not take all memory
         expected, came = f"at most the {len(state)} layers that so many tensors can be", f"{config.layers}"
@@ -97,6 +98,7 @@ def write(
     layout: Layout,
     more: Mapping[str, Any],
     files: Mapping[str, bytes] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Save parameters and config as a folder that transformers loads, whole or not at all; return its path.
 
@@ -125,7 +127,7 @@ def write(
         **more,
     }
     texts = {**(files or {}), "config.json": strict_json.dumps(table, indent=2) + b"\n"}
-    return hub.save_folder(folder, state, texts, max_file_bytes=_MAX_FILE_BYTES)
+    return hub.save_folder(folder, state, texts, max_file_bytes=_MAX_FILE_BYTES, progress=progress)
 
 
 def read_config(table: Mapping[str, Any], layout: Layout, where: str) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 import functrain as ft
-from functrain.generate import generate
+from functrain.generation import decode_stream
 from functrain.models import gpt2
 
 
@@ -20,18 +22,40 @@ def continuation(
     temperature: float = 0.8,
     top_k: int | None = None,
     top_p: float | None = None,
-) -> str:
-    """Return the text that follows the prompt: so many tokens, or less where the document ends.
+    end: int | None = None,
+) -> Iterator[str]:
+    """Give the text that follows the prompt as it comes: so many tokens, or less where the document ends.
 
-    Without a prompt the text is that of a new document. Temperature 0 takes the likeliest token each time.
+    `end` is the token of that end, the tokenizer's own if it is left out. Without a prompt the text is that of a new
+    document. Temperature 0 takes the likeliest token each time.
+
+    Raises: at the call, ValueError for an empty prompt without an `end`, and what `generate` raises.
     """
+    end = tokenizer.end if end is None else end
     ids = [int(token) for token in tokenizer.encode(prompt)]
     if not ids:
-        if tokenizer.end is None:
+        if end is None:
             raise ValueError("prompt: expected a text to continue: this tokenizer has no mark for a document's start")
-        ids = [tokenizer.end]
+        ids = [end]
     start = torch.tensor([ids], device=key.device)  # (1, T)
-    found = generate(
+    found = ft.generation.stream(
         gpt2, params, start, model, key, steps=tokens, temperature=temperature, top_k=top_k, top_p=top_p
-    )  # (1, T + tokens)
-    return tokenizer.decode(found[0, len(ids) :]).split(ft.data.END)[0]
+    )
+    return _document(decode_stream(tokenizer, _until(found, end)))
+
+
+def _until(found: Iterator[torch.Tensor], end: int | None) -> Iterator[int]:
+    for chosen in found:
+        token = int(chosen)
+        if token == end:
+            return
+        yield token
+
+
+def _document(pieces: Iterator[str]) -> Iterator[str]:
+    for piece in pieces:
+        # merged bytes may spell the character too that is the end's
+        text, mark, _ = piece.partition(ft.data.END)
+        yield text
+        if mark:
+            return

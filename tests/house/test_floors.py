@@ -13,6 +13,7 @@ ROOF = 8
 FLOORS = {
     "tree": 0,
     "random": 0,
+    "progress": 0,
     "losses": 1,
     "schedules": 1,
     "sharding": 1,
@@ -26,7 +27,7 @@ FLOORS = {
     "nn": 5,
     "models": 6,
     "train": 7,
-    "generate": 7,
+    "generation": 7,
     "evaluate": 7,
     "testing": 7,
     "recipes": ROOF,
@@ -36,7 +37,7 @@ FLOORS = {
 OPTIM = ["numerics", "", "clipping", "optimizers", "preconditioning", "line_search", "learning_rate_free"]
 CONTRACT = "functrain.optim.transformation"  # below all of them
 # the command shows and runs recipes; testing is a side tower that looks into every room below the roof
-EXTRA = {("cli", "recipes"), ("testing", "train"), ("testing", "generate"), ("testing", "evaluate")}
+EXTRA = {("cli", "recipes"), ("testing", "train"), ("testing", "generation"), ("testing", "evaluate")}
 # the compiler knows functions of tensors: what a loss or a sharded tensor is, those tell it who use it
 ONLY = {"compiler": {"tree", "random"}}
 OPTREE_ROOM = "tree"

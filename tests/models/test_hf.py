@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from functrain import checkpoint, random, tree
-from functrain.generate import generate
+from functrain.generation import generate
 from functrain.models import gpt2, hf, names
 
 transformers.utils.logging.disable_progress_bar()

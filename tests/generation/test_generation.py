@@ -1,4 +1,4 @@
-"""Laws of functrain.generate."""
+"""Laws of functrain.generation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from functrain import random, tree
-from functrain.generate import generate
+from functrain.generation import generate
 from functrain.models import gpt2
 
 PARAMS = draw_params(CONFIG)
