@@ -1,14 +1,14 @@
 """The step, the state it steps, and the loop around it."""
 
 from functrain.train import privacy
-from functrain.train.evaluation import evaluate
 from functrain.train.averaging import averaged
+from functrain.train.evaluation import evaluate
 from functrain.train.guard import Diverged, Guard, skip_nonfinite, skip_spikes, stop_after
 from functrain.train.hooks import Hook, Stop, every
 from functrain.train.loop import Interrupted, fit
 from functrain.train.per_example import noise_scale_step, private_step
-from functrain.train.protocols import Batches, LossFn, LossFnWithBuffers
 from functrain.train.predictions import Metric
+from functrain.train.protocols import Batches, LossFn, LossFnWithBuffers
 from functrain.train.recovery import roll_back
 from functrain.train.state import TrainState, init_state
 from functrain.train.step import train_step

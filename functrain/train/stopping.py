@@ -92,7 +92,8 @@ class EarlyStopping:
         if self._others and not self._seen:
             raise ValueError(
                 f"early_stopping: expected a metric {self._metric!r} in some step, came only "
-                f"{', '.join(self._others)}; name one of these, or give fit a hook that measures it, as ft.train.every(n, ft.train.validate(...))"
+                f"{', '.join(self._others)}; name one of these, or give fit a hook that measures it, as "
+                "ft.train.every(n, ft.train.validate(...))"
             )
 
     def _stop(self) -> Stop | None:
