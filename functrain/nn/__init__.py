@@ -2,12 +2,17 @@
 
 from functrain.nn import init
 from functrain.nn.attention import attention, causal_mask, fused_causal_attention
+from functrain.nn.batch_norm import BatchStats, batch_norm, batch_norm_inference, batch_stats
+from functrain.nn.convolution import conv, conv_transpose
 from functrain.nn.dropout import dropout
 from functrain.nn.functional import Functional, from_module, to_module
-from functrain.nn.layers import embedding, gelu, layer_norm, linear, rms_norm
+from functrain.nn.layers import embedding, gelu, group_norm, instance_norm, layer_norm, linear, rms_norm
+from functrain.nn.pooling import adaptive_avg_pool, adaptive_max_pool, avg_pool, global_avg_pool, max_pool
 from functrain.nn.stack import stack
 
 __all__ = [
-    "Functional", "attention", "causal_mask", "dropout", "embedding", "from_module", "fused_causal_attention", "gelu",
-    "init", "layer_norm", "linear", "rms_norm", "stack", "to_module",
+    "BatchStats", "Functional", "adaptive_avg_pool", "adaptive_max_pool", "attention", "avg_pool", "batch_norm",
+    "batch_norm_inference", "batch_stats", "causal_mask", "conv", "conv_transpose", "dropout", "embedding",
+    "from_module", "fused_causal_attention", "gelu", "global_avg_pool", "group_norm", "init", "instance_norm",
+    "layer_norm", "linear", "max_pool", "rms_norm", "stack", "to_module",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Layers as functions of tensors. A layer's tree has the argument names as keys: `linear(x, **params["mlp"]["up"])`.
 
-I inputs, O outputs, D width, V vocabulary; ... any leading dimensions.
+I inputs, O outputs, D width, V vocabulary; ... any leading dimensions. B batch, C channels, *S dims of space.
 """
 
 from __future__ import annotations
@@ -78,6 +78,33 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scaled = wide * torch.rsqrt(torch.mean(wide * wide, -1, keepdim=True) + eps)
     return (scaled.to(torch.promote_types(x.dtype, weight.dtype)) * weight).to(x.dtype)
+
+
+def group_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, groups: int, eps: float = 1e-5
+) -> Tensor:
+    """Return x (B, C, *S) with mean 0 and variance 1 in each of `groups` of neighbouring channels, times weight (C,),
+    plus bias (C,).
+
+    Computed in float32 at least, and returned in x's dtype. Equals `torch.nn.functional.group_norm`. Source: Wu and He
+    2018 (arXiv:1803.08494).
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    weight, bias = (None if p is None else p.to(wide) for p in (weight, bias))
+    return F.group_norm(x.to(wide), groups, weight, bias, eps).to(x.dtype)
+
+
+def instance_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
+    """Return x (B, C, *S) with mean 0 and variance 1 in each channel of each example, times weight (C,), plus bias
+    (C,).
+
+    Computed in float32 at least, and returned in x's dtype. Equals `torch.nn.functional.instance_norm`. Source:
+    Ulyanov et al. 2016 (arXiv:1607.08022).
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    weight, bias = (None if p is None else p.to(wide) for p in (weight, bias))
+    norm = normalization.instance_norm if engine.twice() else F.instance_norm
+    return norm(x.to(wide), weight=weight, bias=bias, eps=eps).to(x.dtype)
 
 
 def gelu(x: Tensor) -> Tensor:

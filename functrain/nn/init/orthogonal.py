@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,8 +61,8 @@ def delta_orthogonal(scale: float = 1.0) -> Initializer:
                 "orthogonal()"
             )
         weight = torch.zeros(tuple(shape), dtype=dtype, device=key.device)
-        middle = tuple((size - 1) // 2 for size in kernel)
-        weight[(slice(None), slice(None), *middle)] = orthogonal(scale)(key, (inputs, outputs), dtype).T
+        middle: Any = (..., *[(size - 1) // 2 for size in kernel])
+        weight[middle] = orthogonal(scale)(key, (inputs, outputs), dtype).T
         return weight
 
     return init

@@ -1,0 +1,100 @@
+"""Batch norm, whose running statistics go in and come out: in training new ones, in evaluation none.
+
+    stats = ft.nn.batch_stats(64)
+    y, stats = ft.nn.batch_norm(x, stats, **params["norm"])       # training
+    y = ft.nn.batch_norm_inference(x, stats, **params["norm"])    # evaluation
+
+`ft.train_step(..., buffers=True)` carries them.
+
+B batch, C channels, *S dims of space, none or more.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from functrain.compiler import engine
+from functrain.nn import normalization
+
+
+class BatchStats(NamedTuple):
+    running_mean: Tensor  # (C,), float32 or wider: moving average of the means of batches
+    running_var: Tensor  # (C,), float32 or wider: of their variances, without bias
+
+
+def batch_stats(channels: int, *, device: torch.device | str | None = None) -> BatchStats:
+    """Return the statistics before the first batch: mean 0 and variance 1."""
+    return BatchStats(torch.zeros(channels, device=device), torch.ones(channels, device=device))
+
+
+def batch_norm(
+    x: Tensor,
+    stats: BatchStats,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, BatchStats]:
+    """Return x (B, C, *S) with mean 0 and variance 1 in each channel, times weight (C,), plus bias (C,), and the new
+    statistics: the old ones, moved by `momentum` of the way to those of the batch.
+
+    Computed in float32 at least; the result is in x's dtype. No gradient goes through the statistics.
+
+    Equals `torch.nn.functional.batch_norm` in training, which writes into its statistics. Source: Ioffe and Szegedy
+    2015 (arXiv:1502.03167).
+
+    Raises: ValueError for statistics in half precision, which would stop where steps are small, and for a batch of one
+    number a channel.
+    """
+    _check("batch_norm", x, stats)
+    wide = _wide(x, stats)
+    inputs, weight, bias = (None if t is None else t.to(wide) for t in (x, weight, bias))
+    assert inputs is not None
+    norm = normalization.batch_norm if engine.twice() else F.batch_norm
+    y = norm(inputs, None, None, weight, bias, True, 0.0, eps).to(x.dtype)
+    var, mean = torch.var_mean(inputs.detach(), [0, *range(2, x.dim())], correction=1)
+    moved = [
+        torch.lerp(old, new.to(old.dtype), momentum)
+        for old, new in ((stats.running_mean, mean), (stats.running_var, var))
+    ]
+    return y, BatchStats(*moved)
+
+
+def batch_norm_inference(
+    x: Tensor, stats: BatchStats, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5
+) -> Tensor:
+    """Return x (B, C, *S) less the running mean, over the root of the running variance, times weight (C,), plus bias
+    (C,).
+
+    Computed in float32 at least, and returned in x's dtype. Equals `torch.nn.functional.batch_norm` in evaluation.
+
+    Raises: ValueError for statistics in half precision.
+    """
+    _check("batch_norm_inference", x, stats)
+    wide = _wide(x, stats)
+    inputs, mean, var, weight, bias = (None if t is None else t.to(wide) for t in (x, *stats, weight, bias))
+    assert inputs is not None
+    return F.batch_norm(inputs, mean, var, weight, bias, False, 0.0, eps).to(x.dtype)
+
+
+def _wide(x: Tensor, stats: BatchStats) -> torch.dtype:
+    return torch.promote_types(x.dtype, stats.running_mean.dtype)
+
+
+def _check(what: str, x: Tensor, stats: BatchStats) -> None:
+    dtypes = {leaf.dtype for leaf in stats}
+    if not dtypes <= {torch.float32, torch.float64}:
+        raise ValueError(
+            f"{what}: expected running statistics in float32 or float64, came {dtypes}, which lose small steps; for "
+            "ft.mixed_precision, give its Policy exceptions={'**running_*': torch.float32}"
+        )
+    if x.dim() < 2 or x.shape[1] != len(stats.running_mean):
+        raise ValueError(
+            f"{what}: expected x (B, C, *S) with C = {len(stats.running_mean)}, as the statistics have, came "
+            f"{tuple(x.shape)}; make them by ft.nn.batch_stats({x.shape[1] if x.dim() > 1 else 'C'})"
+        )
