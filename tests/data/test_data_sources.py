@@ -229,3 +229,10 @@ def test_a_dataset_of_hugging_face_gives_its_columns_in_its_format() -> None:
         data.batches(dataset.add_column("name", ["x"] * 6), batch=2, seed=0)
     with pytest.raises(TypeError, match="only iterated"):
         data.batches(dataset.to_iterable_dataset(), batch=2, seed=0)
+
+
+def test_images_that_lie_channels_last_are_contiguous_in_a_batch() -> None:
+    images = np.arange(96.0).reshape(6, 2, 2, 4).transpose(0, 3, 1, 2)  # (N, C, H, W), as they are often stored
+    for options in ({"seed": 0}, {"shuffle": False}):
+        made = data.batches((images, np.arange(6)), batch=3, **options)[0]  # type: ignore[arg-type]
+        assert made[0].is_contiguous() and torch.equal(made[0], torch.from_numpy(images[made[1].numpy()]))
