@@ -11,18 +11,20 @@ from functrain.schedules.cyclic import exp_range_schedule, triangular2_schedule,
 from functrain.schedules.from_optax import (
     constant_schedule,
     cosine_decay_schedule,
-    cosine_onecycle_schedule,
     exponential_decay,
     join_schedules,
-    linear_onecycle_schedule,
     linear_schedule,
-    piecewise_constant_schedule,
-    piecewise_interpolate_schedule,
     polynomial_schedule,
     sgdr_schedule,
     warmup_constant_schedule,
     warmup_cosine_decay_schedule,
     warmup_exponential_decay_schedule,
+)
+from functrain.schedules.piecewise import (
+    cosine_onecycle_schedule,
+    linear_onecycle_schedule,
+    piecewise_constant_schedule,
+    piecewise_interpolate_schedule,
 )
 from functrain.schedules.schedule import Count, Scalar, ScalarOrSchedule, Schedule
 from functrain.schedules.stable import warmup_stable_decay_schedule

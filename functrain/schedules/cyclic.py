@@ -19,6 +19,11 @@ def triangular_schedule(
     """Rise to `peak_value` in `up_steps` and fall back in `down_steps`, or in as many, and again.
 
     Equals `torch.optim.lr_scheduler.CyclicLR(mode="triangular")`.
+
+    >>> schedule = ft.schedules.triangular_schedule(0.0, 1.0, up_steps=2)
+    >>> schedule(torch.arange(7))
+    tensor([0.0000, 0.5000, 1.0000, 0.5000, 0.0000, 0.5000, 1.0000],
+           dtype=torch.float64)
     """
     return _cyclic(init_value, peak_value, up_steps, down_steps, lambda cycle, steps: torch.ones_like(steps))
 
@@ -29,6 +34,11 @@ def triangular2_schedule(
     """Rise and fall as `triangular_schedule` does, half as high in every new cycle.
 
     Equals `torch.optim.lr_scheduler.CyclicLR(mode="triangular2")`.
+
+    >>> schedule = ft.schedules.triangular2_schedule(0.0, 1.0, up_steps=2)
+    >>> schedule(torch.arange(7))
+    tensor([0.0000, 0.5000, 1.0000, 0.5000, 0.0000, 0.2500, 0.5000],
+           dtype=torch.float64)
     """
     return _cyclic(init_value, peak_value, up_steps, down_steps, lambda cycle, steps: 0.5**cycle)
 
@@ -39,6 +49,11 @@ def exp_range_schedule(
     """Rise and fall as `triangular_schedule` does, the height multiplied by `gamma` at every step.
 
     Equals `torch.optim.lr_scheduler.CyclicLR(mode="exp_range", gamma=gamma)`.
+
+    >>> schedule = ft.schedules.exp_range_schedule(0.0, 1.0, up_steps=2, gamma=0.5)
+    >>> schedule(torch.arange(7))
+    tensor([0.0000, 0.2500, 0.2500, 0.0625, 0.0000, 0.0156, 0.0156],
+           dtype=torch.float64)
     """
     return _cyclic(init_value, peak_value, up_steps, down_steps, lambda cycle, steps: gamma**steps)
 

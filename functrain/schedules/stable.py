@@ -25,6 +25,10 @@ def warmup_stable_decay_schedule(
     Source: Hu et al. 2024, MiniCPM (arXiv:2404.06395); Hägele et al. 2024 (arXiv:2405.18392).
 
     Raises: ValueError for a negative number of steps.
+
+    >>> schedule = ft.schedules.warmup_stable_decay_schedule(0.0, 1.0, 10, stable_steps=80, decay_steps=10)
+    >>> schedule(torch.tensor([0, 5, 10, 90, 95, 100]))
+    tensor([0.0000, 0.5000, 1.0000, 1.0000, 0.5000, 0.0000], dtype=torch.float64)
     """
     if min(warmup_steps, stable_steps, decay_steps) < 0:
         raise ValueError(
