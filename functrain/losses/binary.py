@@ -16,6 +16,9 @@ def sigmoid_binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Shapes: labels broadcast with logits.
     Raises: TypeError for logits that are no floating-point tensor.
+
+    >>> ft.losses.sigmoid_binary_cross_entropy(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0]))
+    tensor([0.6931, 2.1269])
     """
     check_floating("sigmoid_binary_cross_entropy", logits=logits)
     labels = labels.to(logits.dtype)
@@ -33,6 +36,9 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, *, alpha: Scalar | None =
 
     Shapes: labels broadcast with logits.
     Raises: TypeError for logits that are no floating-point tensor.
+
+    >>> ft.losses.sigmoid_focal_loss(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 1.0]))
+    tensor([0.1733, 0.0018])
     """
     check_floating("sigmoid_focal_loss", logits=logits)
     labels = labels.to(logits.dtype)
@@ -52,6 +58,9 @@ def hinge_loss(predictor_outputs: Tensor, targets: Tensor) -> Tensor:
     """Compute max(0, 1 - output * target) for targets of -1 and 1.
 
     Equals `optax.hinge_loss`.
+
+    >>> ft.losses.hinge_loss(torch.tensor([0.5, 2.0, 0.5]), torch.tensor([1.0, 1.0, -1.0]))
+    tensor([0.5000, 0.0000, 1.5000])
     """
     return positive_part(1 - predictor_outputs * targets)
 
@@ -62,6 +71,9 @@ def perceptron_loss(predictor_outputs: Tensor, targets: Tensor) -> Tensor:
     Equals `optax.perceptron_loss`.
 
     Raises: ValueError for two shapes.
+
+    >>> ft.losses.perceptron_loss(torch.tensor([0.5, 2.0, 0.5]), torch.tensor([1.0, 1.0, -1.0]))
+    tensor([0.0000, 0.0000, 0.5000])
     """
     check_same_shape("perceptron_loss", predictor_outputs=predictor_outputs, targets=targets)
     return positive_part(-predictor_outputs * targets)
@@ -71,6 +83,9 @@ def sparsemax_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute the sparsemax loss of each logit and a label of 0 or 1: zero once the logit is 1 on the right side.
 
     Equals `optax.losses.sparsemax_loss`. Source: Blondel et al. 2020 (arXiv:1901.02324), section 4.4.
+
+    >>> ft.losses.sparsemax_loss(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([1, 1, 0]))
+    tensor([0.2500, 0.0000, 3.0000])
     """
     wrong = torch.where(labels.bool(), -logits, logits)
     middle = (wrong + 1.0) ** 2 / 4

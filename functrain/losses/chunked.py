@@ -24,6 +24,11 @@ def next_token_from_hidden(
 
     Shapes: hidden (B, T, D), embedding (V, D), targets and mask (B, T).
     Raises: ValueError for other shapes, and for a chunk below 1.
+
+    >>> hidden, embedding, targets = torch.ones(1, 3, 2), torch.zeros(4, 2), torch.tensor([[1, 2, 3]])
+    >>> loss = ft.losses.next_token_from_hidden(hidden, embedding, targets, chunk=2)
+    >>> loss.total, loss.weight
+    (tensor(4.1589), tensor(3.))
     """
     if embedding.ndim != 2 or hidden.shape[-1] != embedding.shape[-1]:
         raise ValueError(

@@ -28,6 +28,10 @@ def softmax_cross_entropy_with_integer_labels(
     Shapes: labels, and the result: the logits' without `dim`; where: the labels' or the logits'.
     Raises: TypeError for labels that are no integers, ValueError for other shapes; IndexError for a label that is no
     class on the CPU, a device assertion elsewhere.
+
+    >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> ft.losses.softmax_cross_entropy_with_integer_labels(logits, torch.tensor([0, 1]))
+    tensor([0.2395, 1.0986])
     """
     if labels.is_floating_point():
         raise TypeError(f"{_NAME}: expected integer labels, came {labels.dtype}")
@@ -81,6 +85,11 @@ def next_token(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> L
     Shapes: logits (B, T, V), targets and mask (B, T).
     Raises: ValueError for other shapes, TypeError for targets that are no integers, IndexError for a target that is no
     token where the mask is not zero, on the CPU.
+
+    >>> logits, targets = torch.zeros(1, 3, 4), torch.tensor([[1, 2, -100]])
+    >>> loss = ft.losses.next_token(logits, targets, mask=torch.tensor([[True, True, False]]))
+    >>> loss.total / loss.weight, loss.weight
+    (tensor(1.3863), tensor(2.))
     """
     check_shapes("next_token", "logits", logits, targets, mask)
     weights = weights_of(logits, targets, mask)  # (B, T)

@@ -34,6 +34,12 @@ def ctc_loss_with_forward_probs(
 
     Shapes: logits (B, T, K), logit_paddings (B, T), labels and label_paddings (B, N).
     Raises: ValueError for other shapes, TypeError for labels that are no integers.
+
+    >>> logits, labels = torch.zeros(1, 2, 3), torch.tensor([[1]])  # two frames, three classes, one label
+    >>> none = torch.zeros(1, 2)
+    >>> losses, blanks, emitted = ft.losses.ctc_loss_with_forward_probs(logits, none, labels, none[:, :1])
+    >>> losses, blanks.shape, emitted.shape
+    (tensor([1.0986]), torch.Size([2, 1, 2]), torch.Size([2, 1, 1]))
     """
     _check(logits, logit_paddings, labels, label_paddings)
     batch, classes, most = logits.shape[0], logits.shape[2], labels.shape[1]
@@ -78,6 +84,10 @@ def ctc_loss(
     """Compute the losses of `ctc_loss_with_forward_probs` alone, (B,).
 
     Equals `optax.losses.ctc_loss`.
+
+    >>> logits, labels = torch.zeros(1, 2, 3), torch.tensor([[1]])  # of nine paths, three read as the label
+    >>> ft.losses.ctc_loss(logits, torch.zeros(1, 2), labels, torch.zeros(1, 1))
+    tensor([1.0986])
     """
     return ctc_loss_with_forward_probs(
         logits, logit_paddings, labels, label_paddings, blank_id=blank_id, log_epsilon=log_epsilon

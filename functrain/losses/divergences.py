@@ -17,6 +17,10 @@ def kl_divergence(
 
     Shapes: both broadcast; the result is their shape without `dim`.
     Raises: TypeError for tensors that are not floating-point ones.
+
+    >>> predictions, targets = torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0])
+    >>> ft.losses.kl_divergence(torch.log(predictions), targets)
+    tensor(0.6931)
     """
     check_floating("kl_divergence", log_predictions=log_predictions, targets=targets)
     none = targets == 0
@@ -33,6 +37,10 @@ def kl_divergence_with_log_targets(
 
     Shapes: both broadcast; the result is their shape without `dim`.
     Raises: TypeError for tensors that are not floating-point ones.
+
+    >>> predictions, targets = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])
+    >>> ft.losses.kl_divergence_with_log_targets(torch.log(predictions), torch.log(targets))
+    tensor(0.1308)
     """
     check_floating("kl_divergence_with_log_targets", log_predictions=log_predictions, log_targets=log_targets)
     return total(torch.exp(log_targets) * (log_targets - log_predictions), dim, where)
@@ -47,6 +55,10 @@ def generalized_kl_divergence(
 
     Shapes: both broadcast; the result is their shape without `dim`.
     Raises: TypeError for tensors that are not floating-point ones.
+
+    >>> predictions, targets = torch.tensor([2.0, 1.0]), torch.tensor([1.0, 1.0])
+    >>> ft.losses.generalized_kl_divergence(torch.log(predictions), targets)
+    tensor(0.3069)
     """
     divergence = kl_divergence(log_predictions, targets, dim, where)
     return divergence + total(torch.exp(log_predictions) - targets, dim, where)

@@ -22,6 +22,12 @@ def ntxent(embeddings: Tensor, labels: Tensor, temperature: Scalar = 0.07) -> Te
 
     Shapes: embeddings (B, D), labels (B,); the result is ().
     Raises: ValueError for two batch sizes, TypeError for embeddings that are no floating-point tensor.
+
+    >>> embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> near = ft.losses.ntxent(embeddings, torch.tensor([0, 0, 1, 1]), temperature=0.5)
+    >>> far = ft.losses.ntxent(embeddings, torch.tensor([0, 1, 0, 1]), temperature=0.5)
+    >>> near < far
+    tensor(True)
     """
     check_floating("ntxent", embeddings=embeddings)
     if labels.shape[:1] != embeddings.shape[:1]:
@@ -60,6 +66,10 @@ def triplet_margin_loss(
 
     Shapes: all broadcast to (..., D); the result is (...).
     Raises: TypeError for tensors that are not floating-point ones.
+
+    >>> anchors, positives, negatives = torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]), torch.tensor([[1.5, 0.0]])
+    >>> ft.losses.triplet_margin_loss(anchors, positives, negatives)
+    tensor([0.5000])
     """
     check_floating("triplet_margin_loss", anchors=anchors, positives=positives, negatives=negatives)
 

@@ -19,6 +19,10 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Any]:
     Source: Blondel et al. 2020 (arXiv:1901.02324).
 
     Shapes of the loss's arguments: scores (..., N), targets broadcast with them; the result is (...).
+
+    >>> loss = ft.losses.make_fenchel_young_loss(lambda scores: torch.logsumexp(scores, -1))
+    >>> loss(torch.zeros(2, 4), torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    tensor([1.3863, 1.3863])
     """
 
     def fenchel_young_loss(scores: Tensor, targets: Tensor, *args: Any, **kwargs: Any) -> Tensor:

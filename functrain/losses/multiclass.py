@@ -18,6 +18,9 @@ def multiclass_hinge_loss(scores: Tensor, labels: Tensor) -> Tensor:
     Equals `optax.losses.multiclass_hinge_loss`.
 
     Shapes: scores (..., N), labels and the result (...).
+
+    >>> ft.losses.multiclass_hinge_loss(torch.tensor([[2.0, 0.0, 0.5], [2.0, 0.0, 0.5]]), torch.tensor([0, 2]))
+    tensor([0.0000, 2.5000])
     """
     right = one_hot(labels, scores.shape[-1], scores.dtype)  # (..., N)
     return torch.amax(scores + 1.0 - right, -1) - torch.sum(scores * right, -1)
@@ -29,6 +32,9 @@ def multiclass_perceptron_loss(scores: Tensor, labels: Tensor) -> Tensor:
     Equals `optax.losses.multiclass_perceptron_loss`.
 
     Shapes: scores (..., N), labels and the result (...).
+
+    >>> ft.losses.multiclass_perceptron_loss(torch.tensor([[2.0, 0.0, 0.5], [2.0, 0.0, 0.5]]), torch.tensor([0, 2]))
+    tensor([0.0000, 1.5000])
     """
     right = one_hot(labels, scores.shape[-1], scores.dtype)  # (..., N)
     return torch.amax(scores, -1) - torch.sum(scores * right, -1)
@@ -41,6 +47,9 @@ def multiclass_sparsemax_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
     Shapes: scores (..., N), labels and the result (...).
     Raises: TypeError for labels that are no integers.
+
+    >>> ft.losses.multiclass_sparsemax_loss(torch.tensor([[2.0, 0.0, 0.5], [2.0, 0.0, 0.5]]), torch.tensor([0, 2]))
+    tensor([0.0000, 1.5000])
     """
     check_integer("multiclass_sparsemax_loss", labels=labels)
     p = sparsemax(scores)  # (..., N)
@@ -58,6 +67,9 @@ def sparsemax(scores: Tensor) -> Tensor:
     Source: Martins and Astudillo 2016 (arXiv:1602.02068), algorithm 1 and proposition 1.
 
     Shapes: scores and the result (..., N).
+
+    >>> ft.losses.sparsemax(torch.tensor([1.0, 0.5, -1.0]))
+    tensor([0.7500, 0.2500, 0.0000])
     """
     # probabilities do not change when all scores do by one number: sums near 0 keep their bits
     scores = scores - torch.amax(scores, -1, keepdim=True).detach()  # (..., N)

@@ -31,6 +31,11 @@ def ranking_softmax_loss(
 
     Shapes: all (..., L); the result is (), or (...) without a reduction.
     Raises: TypeError for logits that are no floating-point tensor.
+
+    >>> ft.losses.ranking_softmax_loss(torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]]))
+    tensor(0.1698)
+    >>> ft.losses.ranking_softmax_loss(torch.tensor([[0.0, 1.0, 3.0]]), torch.tensor([[1.0, 0.0, 0.0]]))
+    tensor(3.1698)
     """
     check_floating("ranking_softmax_loss", logits=logits)
     labels = labels.to(logits.dtype)

@@ -16,6 +16,9 @@ def squared_error(predictions: Tensor, targets: Tensor | None = None) -> Tensor:
     Equals `optax.squared_error`, and twice `l2_loss`.
 
     Raises: TypeError for predictions that are no floating-point tensor, ValueError for two shapes.
+
+    >>> ft.losses.squared_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
+    tensor([0., 4.])
     """
     check_floating("squared_error", predictions=predictions)
     if targets is not None:
@@ -29,6 +32,9 @@ def l2_loss(predictions: Tensor, targets: Tensor | None = None) -> Tensor:
     Equals `optax.l2_loss`.
 
     Raises: TypeError for predictions that are no floating-point tensor, ValueError for two shapes.
+
+    >>> ft.losses.l2_loss(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
+    tensor([0., 2.])
     """
     return 0.5 * squared_error(predictions, targets)
 
@@ -39,6 +45,9 @@ def huber_loss(predictions: Tensor, targets: Tensor | None = None, *, delta: Sca
     Its derivative is the error clipped to [-delta, delta]. Equals `optax.huber_loss`.
 
     Raises: TypeError for predictions that are no floating-point tensor.
+
+    >>> ft.losses.huber_loss(torch.tensor([0.5, 3.0]), torch.zeros(2), delta=1.0)
+    tensor([0.1250, 2.5000])
     """
     check_floating("huber_loss", predictions=predictions)
     size = torch.abs(_errors(predictions, targets))
@@ -52,6 +61,9 @@ def log_cosh(predictions: Tensor, targets: Tensor | None = None) -> Tensor:
     Equals `optax.log_cosh`.
 
     Raises: TypeError for predictions that are no floating-point tensor.
+
+    >>> ft.losses.log_cosh(torch.tensor([0.5, 3.0]))
+    tensor([0.1201, 2.3093])
     """
     check_floating("log_cosh", predictions=predictions)
     errors = _errors(predictions, targets)
@@ -73,6 +85,9 @@ def cosine_similarity(
 
     Shapes: both broadcast; the result is their shape without `dim`.
     Raises: TypeError for tensors that are not floating-point ones.
+
+    >>> ft.losses.cosine_similarity(torch.tensor([1.0, 0.0]), torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]]))
+    tensor([1.0000, 0.0000, 0.7071])
     """
     check_floating("cosine_similarity", predictions=predictions, targets=targets)
     if where is not None:
@@ -91,6 +106,9 @@ def cosine_distance(
     """Compute 1 - `cosine_similarity`.
 
     Equals `optax.cosine_distance`.
+
+    >>> ft.losses.cosine_distance(torch.tensor([1.0, 0.0]), torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]]))
+    tensor([0.0000, 1.0000, 0.2929])
     """
     return 1.0 - cosine_similarity(predictions, targets, epsilon=epsilon, dim=dim, where=where)
 

@@ -40,6 +40,11 @@ def dice_loss(
     Shapes: predictions and targets (B, ..., C), or one of them without C = 1; class_weights (C,); the result is (B,),
     (B, C) without reduction.
     Raises: ValueError for two shapes and for another reduction.
+
+    >>> probabilities = torch.tensor([[[0.9, 0.1], [0.2, 0.8]]])  # (B, pixels, C)
+    >>> targets = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    >>> ft.losses.dice_loss(probabilities, targets, apply_softmax=False)
+    tensor([0.0750])
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"dice_loss: expected a reduction 'mean', 'sum' or 'none', came {reduction!r}")
@@ -78,6 +83,11 @@ def multiclass_generalized_dice_loss(
 
     Shapes: predictions and targets (B, ..., C); the result is ().
     Raises: ValueError for two shapes.
+
+    >>> probabilities = torch.tensor([[[0.9, 0.1], [0.2, 0.8]]])  # (B, pixels, C)
+    >>> targets = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    >>> ft.losses.multiclass_generalized_dice_loss(probabilities, targets, apply_softmax=False)
+    tensor(0.0750)
     """
     check_same_shape("multiclass_generalized_dice_loss", predictions=predictions, targets=targets)
     t = targets.to(predictions.dtype)
@@ -104,6 +114,9 @@ def binary_dice_loss(
 
     Shapes: predictions and targets (B, ...) or (B, ..., 1); the result is (B,).
     Raises: ValueError for two shapes.
+
+    >>> ft.losses.binary_dice_loss(torch.tensor([[4.0, -4.0]]), torch.tensor([[1.0, 0.0]]))
+    tensor([0.0090])
     """
     if predictions.ndim == targets.ndim and predictions.shape[-1] != 1:
         predictions, targets = predictions.unsqueeze(-1), targets.unsqueeze(-1)

@@ -21,6 +21,10 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, dim: Dim | None = -1, 
 
     Shapes: labels broadcast with logits; the result is the logits' shape without `dim`.
     Raises: TypeError for logits that are no floating-point tensor.
+
+    >>> logits, labels = torch.zeros(2, 4), torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]])
+    >>> ft.losses.softmax_cross_entropy(logits, labels)
+    tensor([1.3863, 1.3863])
     """
     check_floating("softmax_cross_entropy", logits=logits)
     kept = aligned(where, logits, dim)
@@ -35,6 +39,9 @@ def safe_softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Shapes: logits (..., N), labels broadcast with them; the result is (...).
     Raises: TypeError for logits that are no floating-point tensor.
+
+    >>> ft.losses.safe_softmax_cross_entropy(torch.tensor([0.0, 0.0, -torch.inf]), torch.tensor([0.5, 0.5, 0.0]))
+    tensor(0.6931)
     """
     check_floating("safe_softmax_cross_entropy", logits=logits)
     logs = log_softmax(logits, -1)  # (..., N)
@@ -56,6 +63,9 @@ def poly_loss_cross_entropy(
 
     Shapes: labels broadcast with logits; the result is the logits' shape without `dim`.
     Raises: TypeError for logits or labels that are no floating-point tensors.
+
+    >>> ft.losses.poly_loss_cross_entropy(torch.zeros(1, 4), torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    tensor([2.8863])
     """
     check_floating("poly_loss_cross_entropy", logits=logits, labels=labels)
     kept = aligned(where, logits, dim)
@@ -70,6 +80,9 @@ def smooth_labels(labels: Tensor, alpha: Scalar, *, dim: Dim | None = -1, where:
 
     Shapes: labels (..., N); the result is like labels.
     Raises: TypeError for labels that are no floating-point tensor.
+
+    >>> ft.losses.smooth_labels(torch.tensor([0.0, 1.0]), alpha=0.1)
+    tensor([0.0500, 0.9500])
     """
     check_floating("smooth_labels", labels=labels)
     classes: Scalar
