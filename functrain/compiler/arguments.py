@@ -1,10 +1,17 @@
-"""The arguments of a call, brought into one order, so that equal calls find the same program."""
+"""The arguments of a compiled call: brought into one order, and what of them a program depends on."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
+
+from torch import Tensor
+
+from functrain import tree
+
+TIMES = 3  # that a function is compiled for other shapes without a word
 
 
 def by_position(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -21,3 +28,30 @@ def by_position(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
             f"only; bind it before, as in ft.compile(functools.partial(fn, {next(iter(bound.kwargs))}=...))"
         )
     return bound.args
+
+
+def kind_of(leaf: Any) -> Any:
+    """Return what of a leaf a compiled program depends on."""
+    if isinstance(leaf, Tensor):
+        return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, type(leaf), leaf.is_conj(), leaf.is_neg())
+    return (type(leaf), leaf)
+
+
+def tell_of_another(args: Any, before: Any, now: Any) -> None:
+    """Warn that a function is compiled once more, and name an argument that is the reason."""
+    paths = [path for path, _ in tree.items(args)]
+    path, old, new = next((p, a, b) for p, a, b in zip(paths, before, now, strict=True) if a != b)
+    warnings.warn(
+        f"ft.compile: compiled for the {TIMES + 1}th time: argument {path} is {new[:3]}, and was {old[:3]}; each "
+        "shape, dtype and value of what is no tensor is a program: pad to one shape, or pass numbers as tensors",
+        stacklevel=5,
+    )
+
+
+def unhashable(args: Any) -> TypeError:
+    """Return the error of an argument that no program can be looked up by."""
+    path, leaf = next((path, leaf) for path, leaf in tree.items(args) if not isinstance(leaf, Hashable))
+    return TypeError(
+        f"ft.compile: argument {path}: expected a tensor, or a value with a hash, for which a program is made, came "
+        f"{type(leaf).__name__}; convert it outside, as by torch.as_tensor(x), or dict(x)"
+    )

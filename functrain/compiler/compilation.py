@@ -10,9 +10,8 @@ from __future__ import annotations
 import gc
 import operator
 import os
-import warnings
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -22,7 +21,7 @@ from torch import Tensor, fx
 
 from functrain import tree
 from functrain.compiler import donation, engine
-from functrain.compiler.arguments import by_position
+from functrain.compiler.arguments import TIMES, by_position, kind_of, tell_of_another, unhashable
 from functrain.compiler.cxx import CompilerNotFoundError, no_compiler
 
 P = ParamSpec("P")
@@ -51,6 +50,10 @@ def compile(fn: Function, *, donate: bool = False, cache: str | os.PathLike[str]
     Raises: CompilerNotFoundError at the first call on a machine without a C++ compiler; TypeError, ValueError for a
     first argument that cannot be donated; TypeError for an argument that is being differentiated or mapped, or that is
     neither a tensor nor has a hash, and for an `fn` that reads the numbers in a tensor.
+
+    >>> compiled = ft.compile(lambda params, x: params["w"] * x + 1)
+    >>> compiled({"w": torch.tensor(2.0)}, torch.arange(3.0))
+    tensor([1., 3., 5.])
     """
     return Compiled(fn, donate, cache=None if cache is None else Path(cache))
 
@@ -68,7 +71,10 @@ class Compiled(Generic[Function_co]):
     """A function compiled for every kind of arguments that it meets; `fn` is the function itself."""
 
     def __init__(self, fn: Function_co, donate: bool, *, interpreted: bool = False, cache: Path | None = None) -> None:
-        self.fn, self.donate, self.interpreted, self.cache = fn, donate, interpreted, cache
+        self.fn: Function_co = fn
+        self.donate: bool = donate
+        self.interpreted: bool = interpreted
+        self.cache: Path | None = cache
         self.programs: dict[Any, _Program] = {}
         self.linked: dict[Any, Any] = {}  # what they are made of: a loss of other parts of a batch is the same loss
         self.last: _Program | None = None
@@ -113,21 +119,21 @@ class Compiled(Generic[Function_co]):
             return False
         if not all(map(operator.is_, [ref() for ref in known], leaves)):
             return False
-        return [_kind(leaf) for leaf in leaves[len(known) :]] == program.kinds[len(known) :]
+        return [kind_of(leaf) for leaf in leaves[len(known) :]] == program.kinds[len(known) :]
 
     def _program(self, args: tuple[Any, ...], leaves: list[Any], structure: Any, settings: Any) -> _Program:
         if self.donate:
             donation.check_donatable(args[0], tree.leaves(args[0]))
-        kinds = [_kind(leaf) for leaf in leaves]
+        kinds = [kind_of(leaf) for leaf in leaves]
         key = (structure, tuple(kinds), settings)
         try:
             known = key in self.programs
         except TypeError as error:
-            raise _unhashable(args) from error
+            raise unhashable(args) from error
         if not known:
             others = [old for old in self.programs if old[0] == structure and old[2] == settings]
-            if len(others) == _TIMES:
-                _tell(args, others[-1][1], kinds)
+            if len(others) == TIMES:
+                tell_of_another(args, others[-1][1], kinds)
             with _no_collection():
                 self.programs[key] = _or_explain(_Program, self, args, leaves, structure, kinds)
         return self.programs[key]
@@ -232,26 +238,6 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _kind(leaf: Any) -> Any:
-    """What of a leaf a compiled program depends on."""
-    if isinstance(leaf, Tensor):
-        return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, type(leaf), leaf.is_conj(), leaf.is_neg())
-    return (type(leaf), leaf)
-
-
-_TIMES = 3  # that a function is compiled for other shapes without a word
-
-
-def _tell(args: Any, before: Any, now: Any) -> None:
-    paths = [path for path, _ in tree.items(args)]
-    path, old, new = next((p, a, b) for p, a, b in zip(paths, before, now, strict=True) if a != b)
-    warnings.warn(
-        f"ft.compile: compiled for the {_TIMES + 1}th time: argument {path} is {new[:3]}, and was {old[:3]}; each "
-        "shape, dtype and value of what is no tensor is a program: pad to one shape, or pass numbers as tensors",
-        stacklevel=5,
-    )
-
-
 def _plain(x: Tensor) -> Tensor:
     return x.resolve_conj().resolve_neg()
 
@@ -264,14 +250,6 @@ def _settings() -> Any:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         torch.is_autocast_enabled() and torch.get_autocast_dtype("cuda"),
-    )
-
-
-def _unhashable(args: Any) -> TypeError:
-    path, leaf = next((path, leaf) for path, leaf in tree.items(args) if not isinstance(leaf, Hashable))
-    return TypeError(
-        f"ft.compile: argument {path}: expected a tensor, or a value with a hash, for which a program is made, came "
-        f"{type(leaf).__name__}; convert it outside, as by torch.as_tensor(x), or dict(x)"
     )
 
 
