@@ -54,6 +54,14 @@ def accumulate(
     Shapes: every batch leaf is (B, ...); the slices have B // parts rows, the first B % parts one more.
     Raises: ValueError for parts or rows < 1, for both or neither, for more parts than rows, and naming a leaf whose
     first dimension is not B.
+
+    >>> def loss_fn(params, batch, key):
+    ...     losses = (params["w"] - batch["x"]) ** 2
+    ...     return ft.Loss(losses.sum(), losses.new_tensor(len(losses)), {})
+    >>> params, batch = {"w": torch.tensor(1.0)}, {"x": torch.arange(4.0)}
+    >>> loss, grads = ft.accumulate(ft.value_and_grad(loss_fn), parts=2)(params, batch, None)
+    >>> loss.total, loss.weight, grads
+    (tensor(6.), tensor(4.), {'w': tensor(-4.)})
     """
     check_parts("accumulate", parts, rows)
     if parts == 1:

@@ -50,6 +50,14 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
     Raises: TypeError naming the path of a leaf that is no floating-point tensor, and for a result that is no scalar;
     ValueError for argnums that name no positional argument, or one twice, and when the result does not depend on any
     leaf, or depends on a differentiated tensor that is no argument.
+
+    >>> def loss_fn(params, x):
+    ...     return torch.sum(params["w"] * x)
+    >>> params, x = {"w": torch.tensor([1.0, 2.0])}, torch.tensor([3.0, 4.0])
+    >>> ft.value_and_grad(loss_fn)(params, x)
+    (tensor(11.), {'w': tensor([3., 4.])})
+    >>> ft.value_and_grad(loss_fn, argnums=1)(params, x)
+    (tensor(11.), tensor([1., 2.]))
     """
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
@@ -189,6 +197,11 @@ def grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: bool = False)
     """Make a function that returns the gradients, or `(gradients, aux)` with `has_aux`; see `value_and_grad`.
 
     Equals `jax.grad`.
+
+    >>> ft.grad(lambda params: params["w"] ** 3)({"w": torch.tensor(2.0)})
+    {'w': tensor(12.)}
+    >>> ft.grad(ft.grad(lambda x: x**3))(torch.tensor(2.0))
+    tensor(12.)
     """
     both: Callable[..., Any] = value_and_grad(fn, argnums=argnums, has_aux=has_aux)
 
@@ -207,6 +220,12 @@ def vmap(
     `value_and_grad` inside know. Random numbers come from keys, so global randomness inside is an error.
 
     Raises: TypeError naming a line that reads the numbers of one example, or writes into what all of them share.
+
+    >>> ft.vmap(ft.grad(torch.sin))(torch.zeros(3))
+    tensor([1., 1., 1.])
+    >>> ft.vmap(lambda a, x: a @ x, in_dims=(None, 0))(torch.ones(2, 3), torch.arange(6.0).view(2, 3))
+    tensor([[ 3.,  3.],
+            [12., 12.]])
     """
 
     @wraps(fn)

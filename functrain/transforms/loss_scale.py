@@ -45,6 +45,11 @@ def dynamic(
 
     Equals `torch.amp.GradScaler` with the same arguments, scale for scale.
     Raises: ValueError for a scale or factor that cannot work.
+
+    >>> scale = ft.loss_scale.dynamic(1024.0)
+    >>> state = scale.init()
+    >>> scale.update(state, finite=torch.tensor(False)).scale
+    tensor(512.)
     """
     _check_scale("dynamic", init_scale)
     if not 1.0 < growth_factor < float("inf"):
@@ -73,6 +78,9 @@ def static(scale: float) -> LossScale:
     """Keep the scale; a step that is not finite is skipped all the same.
 
     Raises: ValueError for a scale that is not positive and finite in float32.
+
+    >>> ft.loss_scale.static(1024.0).init()
+    StaticState(scale=tensor(1024.))
     """
     _check_scale("static", scale)
 
@@ -89,17 +97,28 @@ def unscale(grads: Tree, scale: Tensor) -> Tree:
     """Divide gradients by the scale that their loss was multiplied by; half-precision ones become float32.
 
     Shapes: scale is ().
+
+    >>> ft.loss_scale.unscale({"w": torch.tensor(4.0, dtype=torch.float16)}, torch.tensor(8.0))
+    {'w': tensor(0.5000)}
     """
     return tree.map(lambda grad: wide(grad) * (1 / scale).to(wide(grad).dtype), grads)
 
 
 def wide(leaf: Tensor) -> Tensor:
-    """Return a half-precision tensor as float32, where a small number divided by a large scale is still a number."""
+    """Return a half-precision tensor as float32, where a small number divided by a large scale is still a number.
+
+    >>> ft.loss_scale.wide(torch.ones(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
     return leaf.to(wide_dtype(leaf.dtype))
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return float32 for half precision, else the dtype itself."""
+    """Return float32 for half precision, else the dtype itself.
+
+    >>> ft.loss_scale.wide_dtype(torch.float16), ft.loss_scale.wide_dtype(torch.float64)
+    (torch.float32, torch.float64)
+    """
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 

@@ -45,6 +45,12 @@ def per_example_value_and_grad(
     Shapes: every batch leaf is (B, ...); every leaf of the result and of the gradients is (B, ...).
     Raises: ValueError naming a leaf whose first dimension is not B, for an empty batch, and for chunk_size < 1;
     TypeError for keywords, and naming a leaf of the result that is no tensor.
+
+    >>> def loss_fn(params, batch):
+    ...     return torch.mean((params["w"] - batch["x"]) ** 2)
+    >>> params, batch = {"w": torch.tensor(1.0)}, {"x": torch.arange(3.0)}
+    >>> ft.transforms.per_example_value_and_grad(loss_fn)(params, batch)
+    (tensor([1., 0., 1.]), {'w': tensor([ 2.,  0., -2.])})
     """
     return _by_example(fn, has_aux, chunk_size)
 
@@ -69,6 +75,11 @@ def per_example_grad(
     """Make a function `(params, batch, key)` that returns the gradient of fn for each example of the batch.
 
     With `has_aux`, `(gradients, aux)`. See `per_example_value_and_grad`.
+
+    >>> def loss_fn(params, batch):
+    ...     return torch.mean((params["w"] - batch["x"]) ** 2)
+    >>> ft.per_example_grad(loss_fn)({"w": torch.tensor(1.0)}, {"x": torch.arange(3.0)})
+    {'w': tensor([ 2.,  0., -2.])}
     """
     both = _by_example(fn, has_aux, chunk_size)
 
@@ -107,6 +118,13 @@ def gradient_moments(
     """Make a function `(params, batch, key)` that adds the gradients of single examples, and their squared norms.
 
     Equals sums of `per_example_value_and_grad`, of which only `chunk_size` gradients exist at a time.
+
+    >>> def loss_fn(params, batch):
+    ...     return torch.mean((params["w"] - batch["x"]) ** 2)
+    >>> params, batch = {"w": torch.tensor(1.0)}, {"x": torch.arange(3.0)}
+    >>> moments = ft.transforms.gradient_moments(loss_fn, chunk_size=2)(params, batch)
+    >>> moments.grads, moments.squared_norm, moments.examples
+    ({'w': tensor(0.)}, tensor(8.), 3)
     """
     mapped = _mapped(fn, has_aux)
 
@@ -148,6 +166,9 @@ def gradient_noise(small: Tensor, big: Tensor, small_size: int, big_size: int | 
 
     Source: McCandlish et al. 2018 (arXiv:1812.06162), equation 2.9 and appendix A.1.
     Raises: ValueError unless 1 <= small_size < big_size.
+
+    >>> ft.transforms.gradient_noise(torch.tensor(5.0), torch.tensor(1.5), small_size=1, big_size=8)
+    GradientNoise(variance=tensor(4.), squared_norm=tensor(1.), scale=tensor(4.))
     """
     if isinstance(big_size, Tensor):
         big_size = torch.where(big_size > small_size, big_size.to(big.dtype), torch.nan)

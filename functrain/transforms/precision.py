@@ -101,6 +101,12 @@ def mixed_precision(fn: Callable[P, R], policy: Policy | str) -> Callable[P, R]:
 
     Raises: TypeError when `policy` is no Policy, and naming a leaf of the first argument in another dtype than
     `policy.param`; ValueError for another string; PathError for an exception that fits no path of any argument.
+
+    >>> def fn(params, x):
+    ...     return x * params["w"]
+    >>> half = ft.mixed_precision(fn, ft.Policy(compute=torch.bfloat16))
+    >>> half({"w": torch.tensor(1.001)}, torch.tensor(2.0))
+    tensor(2.)
     """
     chosen = _policy("mixed_precision", policy)
 
@@ -131,6 +137,10 @@ def autocast(fn: Callable[P, R], policy: Policy | str) -> Callable[P, R]:
 
     Raises: as `mixed_precision`, and ValueError for a policy with `param` or `exceptions`, which autocast cannot keep,
     or with a compute dtype that is not bfloat16 or float16.
+
+    >>> fn = ft.autocast(lambda x, y: torch.mm(x, y), ft.Policy(compute=torch.bfloat16))
+    >>> fn(torch.full((1, 1), 1.001), torch.full((1, 1), 2.0))
+    tensor([[2.]])
     """
     chosen = _policy("autocast", policy)
     if chosen.param is not None or chosen.exceptions:

@@ -39,6 +39,12 @@ def recompute(fn: Callable[P, R], policy: Policy = "nothing", *, offload: int | 
     Source: Chen et al. 2016 (arXiv:1604.06174); `jax.checkpoint` and its policies.
     Raises: ValueError when `fn` uses a tensor that is differentiated or mapped over and is no argument, when it draws
     from torch's global generator or writes into an argument, and for another policy.
+
+    >>> def layer(params, x):
+    ...     return torch.tanh(params["w"] * x)
+    >>> params, x = {"w": torch.zeros(2)}, torch.tensor([1.0, 2.0])
+    >>> ft.grad(lambda params, x: ft.recompute(layer)(params, x).sum())(params, x)
+    {'w': tensor([1., 2.])}
     """
     _check_policy(policy)
     policy = float(policy) if isinstance(policy, int) else policy
@@ -87,6 +93,11 @@ def checkpoint_name(x: Tensor, name: str) -> Tensor:
     """Return x, which `recompute` with the policy `(name,)` keeps; equals `jax.ad_checkpoint.checkpoint_name`.
 
     In eager the operation that made x is not done again, those before it are: name the result of what takes long.
+
+    >>> def layer(x):
+    ...     return torch.exp(ft.checkpoint_name(x * x, "square"))
+    >>> ft.grad(ft.recompute(layer, ("square",)))(torch.tensor(1.0))
+    tensor(5.4366)
     """
     if engine.partitions():
         named = name_value(x, name)
@@ -137,6 +148,12 @@ def recompute_layers(
     wait in host memory. Equals `fn`; see `recompute`.
 
     Raises: ValueError for a budget outside [0, 1] and for another policy.
+
+    >>> def loss_fn(params, x):
+    ...     return ft.nn.stack(lambda layer, x: x * layer["w"], params["layers"], x)
+    >>> params = {"layers": [{"w": torch.tensor(2.0)}, {"w": torch.tensor(3.0)}]}
+    >>> ft.grad(ft.recompute_layers(loss_fn, budget=0.5))(params, torch.tensor(1.0))
+    {'layers': [{'w': tensor(3.)}, {'w': tensor(2.)}]}
     """
     if not 0.0 <= budget <= 1.0:
         raise ValueError(f"recompute_layers: expected a budget in [0, 1], came {budget}; 0.5 keeps half")
