@@ -39,6 +39,12 @@ def implicit_grad(
     Source: Bengio 2000; Lorraine et al. 2020 (arXiv:1911.02590), theorem 1.
     Raises: ValueError naming the paths where the cotangent is not like params; for a Hessian that is not positive
     definite, which is no optimum's (inside of `ft.compile` and `ft.vmap` the result is NaN).
+
+    >>> def loss(params, decay):  # which 1 / (1 + decay) minimizes
+    ...     return (params - 1) ** 2 + decay * params**2
+    >>> decay = torch.tensor(1.0)
+    >>> ft.curvature.implicit_grad(loss, 1 / (1 + decay), decay, torch.tensor(1.0), steps=1)
+    tensor(-0.2500)
     """
 
     mean = mean_of(loss)
@@ -73,6 +79,13 @@ def influence(
     Raises: ValueError naming the paths where `test_grad` is not like params, and a leaf of the batch that is not
     (B, ...); for a Hessian that is not positive definite, as far from an optimum (inside of `ft.compile` and `ft.vmap`
     the result is NaN).
+
+    >>> def loss_fn(params, batch, key):
+    ...     return torch.mean((params["w"] - batch["x"]) ** 2)
+    >>> params, batch = {"w": torch.tensor(1.0)}, {"x": torch.tensor([0.0, 2.0])}
+    >>> test_grad = ft.grad(loss_fn)(params, {"x": torch.tensor([2.0])}, None)
+    >>> ft.curvature.influence(loss_fn, params, batch, test_grad, steps=1)
+    tensor([ 1., -1.])
     """
     check_vector("influence: test_grad", params, test_grad)
     count = len(next(chunks("influence", batch, None))[1])

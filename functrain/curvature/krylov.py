@@ -38,6 +38,11 @@ def conjugate_gradients(
     Source: Hestenes and Stiefel 1952; `jax.scipy.sparse.linalg.cg`; Steihaug 1983 for what is not positive.
     Raises: ValueError for steps < 1, and naming the paths where a product is not like b; TypeError naming a leaf of b
     that is no floating-point tensor.
+
+    >>> matrix = torch.tensor([[4.0, 1.0], [1.0, 3.0]])
+    >>> found = ft.curvature.conjugate_gradients(lambda v: matrix @ v, torch.tensor([1.0, 2.0]), steps=2)
+    >>> found.x, found.positive
+    (tensor([0.0909, 0.6364]), tensor(True))
     """
     _check_steps("conjugate_gradients", steps)
     check_floating("conjugate_gradients: b", b)
@@ -82,6 +87,10 @@ def lanczos(matvec: Matvec, start: Tree, *, steps: int) -> Spectrum:
     Raises: ValueError for steps < 1 or more than the elements of start; for a start of zeros and products that are not
     finite, where torch's eigenvalues are an error; naming the paths where a product is not like start. TypeError naming
     a leaf of start that is no floating-point tensor.
+
+    >>> matrix = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+    >>> ft.curvature.lanczos(lambda v: matrix @ v, torch.tensor([1.0, 0.0]), steps=2).values
+    tensor([1.3820, 3.6180])
     """
     _check_steps("lanczos", steps)
     check_floating("lanczos: start", start)
@@ -132,6 +141,11 @@ def hutchinson(matvec: Matvec, like: Tree, key: Tensor, *, samples: int) -> Esti
     Source: Hutchinson 1989; Bekas et al. 2007 for the diagonal.
     Raises: ValueError for samples < 1, and naming the paths where a product is not like the parameters; TypeError
     naming one that is no floating-point tensor.
+
+    >>> diagonal = torch.tensor([1.0, 2.0, 3.0])
+    >>> found = ft.curvature.hutchinson(lambda v: diagonal * v, torch.zeros(3), ft.random.key(0), samples=2)
+    >>> found.trace, found.diagonal
+    (tensor(6.), tensor([1., 2., 3.]))
     """
     _check_steps("hutchinson", samples, "samples")
     check_floating("hutchinson: like", like)

@@ -30,6 +30,12 @@ def hvp(
     """Return the product of the mean loss's Hessian and v. Equals `jax.hessian` times v.
 
     Raises: ValueError naming the paths where v is not like params.
+
+    >>> def loss_fn(params, batch, key):
+    ...     return batch["a"] * params["w"][0] ** 2 + params["w"][0] * params["w"][1]
+    >>> params, v = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.0, 0.0])}
+    >>> ft.hvp(loss_fn, params, {"a": torch.tensor(3.0)}, v)
+    {'w': tensor([6., 1.])}
     """
     check_vector("hvp: v", params, v)
     mean = mean_of(loss_fn)
@@ -54,6 +60,15 @@ def ggnvp(
 
     Source: Schraudolph 2002, section 3; Martens 2014 (arXiv:1412.1193), section 8.
     Raises: ValueError naming the paths where v is not like params; TypeError for outputs that are not one tensor.
+
+    >>> def outputs_fn(params, batch, key):
+    ...     return batch["x"] @ params["w"]
+    >>> def loss_of_outputs(outputs, batch):
+    ...     return torch.mean((outputs - batch["y"]) ** 2)
+    >>> batch = {"x": torch.tensor([[1.0, 0.0], [0.0, 2.0]]), "y": torch.zeros(2)}
+    >>> v = {"w": torch.ones(2)}
+    >>> ft.ggnvp(outputs_fn, loss_of_outputs, {"w": torch.zeros(2)}, batch, v)
+    {'w': tensor([1., 4.])}
     """
     check_vector("ggnvp: v", params, v)
     outputs = outputs_fn(params, batch, key)
@@ -81,6 +96,12 @@ def fisher_vp(
 
     Shapes: every batch leaf is (B, ...).
     Raises: ValueError naming the paths where v is not like params.
+
+    >>> def loss_fn(params, batch, key):
+    ...     return torch.mean(batch["x"] @ params["w"])
+    >>> batch = {"x": torch.tensor([[1.0, 0.0], [0.0, 2.0]])}  # the examples' gradients
+    >>> ft.curvature.fisher_vp(loss_fn, {"w": torch.zeros(2)}, batch, {"w": torch.ones(2)})
+    {'w': tensor([0.5000, 2.0000])}
     """
     check_vector("fisher_vp: v", params, v)
 

@@ -24,6 +24,11 @@ def log_marginal_likelihood(posterior: Diagonal | Full) -> Tensor:
     differences count, unless the loss is minus the log likelihood with all of its constants.
 
     Source: MacKay 1992, "Bayesian interpolation"; Immer et al. 2021 (arXiv:2104.04975).
+
+    >>> mean, curvature = {"w": torch.ones(2)}, {"w": torch.tensor([3.0, 1.0])}
+    >>> posterior = ft.curvature.laplace.Diagonal(mean, {"w": None}, curvature, torch.zeros(()), torch.tensor(1.0))
+    >>> ft.curvature.laplace.log_marginal_likelihood(posterior)
+    tensor(-2.0397)
     """
     square = torch.sum(precisions(posterior) * flat(posterior.mean) ** 2)
     return -posterior.loss - (log_det_ratio(posterior) + square) / 2
@@ -41,6 +46,11 @@ def maximize_evidence(posterior: P, *, steps: int = 30) -> P:
     Source: MacKay 1992, "Bayesian interpolation", for the fixed point. A step goes half of the way to it: the evidence
     is log-concave in the logarithm of the precision, where the whole way may go back and forth for long.
     Raises: ValueError for steps < 1.
+
+    >>> mean, curvature = {"w": torch.full((2,), 2.0)}, {"w": torch.full((2,), 1e6)}
+    >>> posterior = ft.curvature.laplace.Diagonal(mean, {"w": None}, curvature, torch.zeros(()), torch.tensor(1.0))
+    >>> ft.curvature.laplace.maximize_evidence(posterior).prior_precision
+    tensor(0.2500)
     """
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"maximize_evidence: expected steps of at least 1, came {steps!r}")

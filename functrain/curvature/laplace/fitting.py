@@ -48,6 +48,14 @@ def diagonal_ggn(
     Raises: tree.PathError for a pattern that fits no path; TypeError for one batch instead of several; ValueError for
     none, and naming the leaf of a batch that is not (B, ...), or of a prior precision that does not broadcast, and for
     a negative one (which inside of `ft.compile` and `ft.vmap` nobody sees).
+
+    >>> def outputs_fn(params, batch, key):
+    ...     return batch["x"] @ params["w"]
+    >>> def loss_of_outputs(outputs, batch):
+    ...     return torch.sum((outputs - batch["y"]) ** 2) / 2
+    >>> batch = {"x": torch.tensor([[1.0, 0.0], [0.0, 2.0]]), "y": torch.tensor([1.0, 2.0])}
+    >>> ft.curvature.laplace.diagonal_ggn(outputs_fn, loss_of_outputs, {"w": torch.ones(2)}, [batch]).curvature
+    {'w': tensor([1., 4.])}
     """
     chosen, fixed = _chosen(where, params)
     curvature, loss = flat(chosen).new_zeros(tree.size(chosen)), flat(chosen).new_zeros(())
@@ -75,6 +83,15 @@ def full_ggn(
     Jacobian goes back through that layer alone.
 
     Source: Kristiadi et al. 2020 (arXiv:2002.10118) for the last layer.
+
+    >>> def outputs_fn(params, batch, key):
+    ...     return batch["x"] @ params["w"]
+    >>> def loss_of_outputs(outputs, batch):
+    ...     return torch.sum((outputs - batch["y"]) ** 2) / 2
+    >>> batch = {"x": torch.tensor([[1.0, 1.0], [0.0, 2.0]]), "y": torch.tensor([2.0, 2.0])}
+    >>> ft.curvature.laplace.full_ggn(outputs_fn, loss_of_outputs, {"w": torch.ones(2)}, [batch]).curvature
+    tensor([[1., 1.],
+            [1., 5.]])
     """
     chosen, fixed = _chosen(where, params)
     n = tree.size(chosen)
@@ -103,6 +120,12 @@ def diagonal_fisher(
     grow; of one that is wrong, or fits every example, it does not. Everything else is as there.
 
     Source: Kunstner et al. 2019 (arXiv:1905.12558) for the difference.
+
+    >>> def loss_fn(params, batch, key):
+    ...     return torch.sum((batch["x"] @ params["w"] - batch["y"]) ** 2) / 2
+    >>> batch = {"x": torch.tensor([[1.0, 0.0], [0.0, 2.0]]), "y": torch.zeros(2)}
+    >>> ft.curvature.laplace.diagonal_fisher(loss_fn, {"w": torch.ones(2)}, [batch]).curvature
+    {'w': tensor([ 1., 16.])}
     """
     chosen, fixed = _chosen(where, params)
     total = total_of(loss_fn)

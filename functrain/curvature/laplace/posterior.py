@@ -46,6 +46,11 @@ def sample(posterior: Posterior, key: Tensor) -> Params:
     """Draw parameters from the posterior; those that were not chosen are as they were trained.
 
     Many are a `vmap` over keys: `ft.vmap(lambda k: outputs_fn(sample(posterior, k), batch, None))(keys)`.
+
+    >>> mean, curvature = {"w": torch.ones(2)}, {"w": torch.tensor([3.0, 99.0])}
+    >>> posterior = ft.curvature.laplace.Diagonal(mean, {"w": None}, curvature, torch.zeros(()), torch.tensor(1.0))
+    >>> ft.curvature.laplace.sample(posterior, ft.random.key(0))
+    {'w': tensor([1.8113, 1.2025])}
     """
     mean, prior = flat(posterior.mean), precisions(posterior)  # (n,)
     noise = random.normal(key, mean.shape, mean.dtype)

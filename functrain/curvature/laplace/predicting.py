@@ -32,6 +32,13 @@ def predict(
 
     Shapes: every batch leaf is (B, ...); outputs of several dimensions are flattened to C.
     Source: Immer et al. 2021 (arXiv:2008.08400).
+
+    >>> mean, curvature = {"w": torch.ones(2)}, {"w": torch.tensor([3.0, 1.0])}
+    >>> posterior = ft.curvature.laplace.Diagonal(mean, {"w": None}, curvature, torch.zeros(()), torch.tensor(1.0))
+    >>> batch = {"x": torch.tensor([[2.0, 0.0], [0.0, 2.0]])}
+    >>> found = ft.curvature.laplace.predict(lambda params, batch, key: batch["x"] @ params["w"], posterior, batch)
+    >>> found.mean.flatten(), found.covariance.flatten()
+    (tensor([2., 2.]), tensor([1., 2.]))
     """
     rows = []
     for part, _ in chunks("laplace.predict", batch, chunk_size):
@@ -47,6 +54,11 @@ def moderate(prediction: Prediction) -> Tensor:
 
     Source: MacKay 1992, "The evidence framework applied to classification networks", for the sigmoid; Lu et al. 2020
     (arXiv:2006.07584) for the softmax.
+
+    >>> prediction = ft.curvature.laplace.Prediction(torch.tensor([[2.0], [2.0]]), torch.tensor([[[0.0]], [[8.0]]]))
+    >>> torch.sigmoid(ft.curvature.laplace.moderate(prediction))
+    tensor([[0.8808],
+            [0.7277]])
     """
     variance = torch.diagonal(prediction.covariance, dim1=-2, dim2=-1)  # (B, C)
     return prediction.mean / torch.sqrt(1 + math.pi / 8 * variance)
