@@ -19,7 +19,7 @@ from functrain.models import gpt2
 from functrain.recipes import folder, precision, toml
 from functrain.recipes import texts as texts_of
 from functrain.recipes.config import Config
-from functrain.recipes.record import Record, Show, readable
+from functrain.recipes.record import Show, bits, readable, record_of
 from functrain.recipes.texts import Texts, bits_per_byte
 from functrain.train import Hook, Interrupted
 from functrain.train.loop import Step
@@ -85,15 +85,6 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
         step = ft.compile(step, donate=True, cache=run / "programs")
     batches = ft.data.windows(texts.train, batch=config.batch, context=config.model.context, seed=config.seed)
 
-    record = Record(
-        run,
-        done,
-        every=config.log_every,
-        learning_rate=lambda count: float(schedule(torch.tensor(count))),
-        bits_per_byte=bits_per_byte(1.0, texts.train),
-        show=show,
-    )
-
     def evaluate(t: int, state: ft.TrainState, metrics: Any) -> dict[str, float]:
         loss = validation_loss(state.params, model, config, texts, batches=config.evaluate_batches)
         return {"validation_loss": loss, "validation_bits_per_byte": bits_per_byte(loss, texts.validation)}
@@ -109,7 +100,12 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
     if newest is None and config.roll_backs:
         saves(0, state)
     show.begin(done, config.steps)
-    hooks: list[Hook] = [ft.train.every(config.evaluate_every, evaluate), record, saving]
+    hooks: list[Hook] = [
+        bits(bits_per_byte(1.0, texts.train)),
+        ft.train.every(config.evaluate_every, evaluate),
+        record_of(run, every=config.log_every, learning_rate=schedule, show=show),
+        saving,
+    ]
     state = ft.fit(step, state, batches, steps=config.steps, every=hooks)
     (loss,) = final_losses(state, [state.params], model, config, texts, show)
     result = Result(state, texts, loss, bits_per_byte(loss, texts.validation))
@@ -235,14 +231,13 @@ def device_of(name: str) -> torch.device:
 
 
 @functools.lru_cache(maxsize=1)
-def evaluation_of(config: Config, model: gpt2.Config) -> Any:
-    """Return the loss as it is evaluated: compiled where products in eager would take 200 times as long."""
-    loss_fn = loss_of(config, model)
+def evaluation_of(config: Config, model: gpt2.Config) -> tuple[Any, bool]:
+    """Return the loss as it is evaluated, always the same function, and whether it is compiled: where products in eager
+    would take 200 times as long."""
     on_cpu = config.precision == "bfloat16" and device_of(config.device).type == "cpu"
-    return ft.compile(loss_fn) if on_cpu and config.compile and half_products.are_slow(torch.bfloat16) else loss_fn
+    return loss_of(config, model), on_cpu and config.compile and half_products.are_slow(torch.bfloat16)
 
 
-@torch.no_grad()
 def validation_loss(
     params: ft.tree.Params,
     model: gpt2.Config,
@@ -258,15 +253,14 @@ def validation_loss(
 
     Every token but the first is predicted once, from what precedes it in its window.
     """
-    windows = _evaluated(config, model, texts)
-    stop = len(windows) if batches is None else min(batches, len(windows))
-    loss_fn, sums = evaluation_of(config, model), []
-    for i, batch in enumerate(ft.data.prefetch(windows, 0, stop, device=device_of(config.device))):
-        before(i)
-        loss = loss_fn(params, batch, None)
-        sums.append(torch.stack([loss.total, loss.weight]).to(torch.float64))
-    total, weight = torch.stack(sums).sum(0).tolist()
-    return float(total / weight)
+    loss_fn, compiled = evaluation_of(config, model)
+    windows = texts_of.validation_windows(texts, config.batch, model.context, batches)
+
+    def progress(done: int, of: int | None) -> None:
+        if done != of:
+            before(done)
+
+    return ft.evaluate(loss_fn, params, windows, compile=compiled, progress=progress)["loss"]
 
 
 def final_losses(
@@ -276,7 +270,7 @@ def final_losses(
 
     Raises: Interrupted with the state, which is saved already, after a signal.
     """
-    each, losses = len(_evaluated(config, model, texts)), list[float]()
+    each, losses = len(texts_of.validation_windows(texts, config.batch, model.context)), list[float]()
     with Signals() as signals:
 
         def before(batch: int) -> None:
@@ -288,7 +282,3 @@ def final_losses(
             losses.append(validation_loss(params, model, config, texts, before=before))
         show.evaluating(len(lanes) * each, len(lanes) * each)
     return losses
-
-
-def _evaluated(config: Config, model: gpt2.Config, texts: Texts) -> ft.data.EvaluationWindows:
-    return ft.data.evaluation_windows(texts.validation, batch=config.batch, context=model.context)

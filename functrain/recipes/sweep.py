@@ -26,8 +26,8 @@ from functrain.recipes import folder, precision, pretrain, toml
 from functrain.recipes import texts as texts_of
 from functrain.recipes.config import Config, Optimizer
 from functrain.recipes.pretrain import NotFinite, Result, validation_loss
-from functrain.recipes.record import Record, Row, Show, readable
-from functrain.recipes.texts import Texts, bits_per_byte
+from functrain.recipes.record import Row, Show, bits, readable, record_of
+from functrain.recipes.texts import bits_per_byte
 from functrain.train import Hook
 
 SWEPT = [field.name for field in dataclasses.fields(Optimizer) if field.name != "warmup"]
@@ -96,7 +96,7 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
     step = ft.compile(swept, donate=True, cache=run / "programs") if config.compile else swept
     batches = ft.data.windows(texts.train, batch=config.batch, context=config.model.context, seed=config.seed)
 
-    lanes = _Lanes(inside, done, configs, texts, show, swept)
+    lanes = _Lanes(inside, configs, show, swept)
     show.begin(done, config.steps)
 
     def evaluate(t: int, states: ft.TrainState, metrics: Any) -> None:
@@ -107,7 +107,13 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
 
     stop = ft.train.stop_after(config.stop_after_nonfinite, read_every=config.log_every)
     vars(evaluate)["measures"] = True
-    hooks: list[Hook] = [ft.train.every(config.evaluate_every, evaluate), lanes, stop, saves]
+    hooks: list[Hook] = [
+        ft.train.every(config.evaluate_every, evaluate),
+        bits(bits_per_byte(1.0, texts.train)),
+        lanes,
+        stop,
+        saves,
+    ]
     states = ft.fit(step, states, batches, steps=config.steps, every=hooks)
     losses = pretrain.final_losses(
         states, [swept.lane(states, i).params for i in range(swept.lanes)], model, config, texts, show
@@ -142,14 +148,17 @@ def check(over: Mapping[str, Sequence[float]]) -> None:
 class _Lanes:
     """A hook that records every lane, and shows the one whose loss is the smallest."""
 
-    def __init__(
-        self, inside: Path, done: int, configs: list[Config], texts: Texts, show: Show, swept: ft.train.Sweep
-    ) -> None:
+    def __init__(self, inside: Path, configs: list[Config], show: Show, swept: ft.train.Sweep) -> None:
         self._show, self._swept = show, swept
         self._added: dict[int, Row] = {}
         self._quiet = [_Last() for _ in configs]
         self._records = [
-            _record(inside / f"lane-{i:02d}", done, config, texts, quiet)
+            record_of(
+                inside / f"lane-{i:02d}",
+                every=config.log_every,
+                learning_rate=pretrain.schedule_of(config),
+                show=quiet,
+            )
             for i, (config, quiet) in enumerate(zip(configs, self._quiet, strict=True))
         ]
 
@@ -197,24 +206,11 @@ class _Last:
     def row(self, row: Row) -> None:
         self.row_shown = row
 
-    def evaluating(self, done: int, batches: int) -> None:
+    def evaluating(self, done: int, batches: int | None) -> None:
         pass
 
     def end(self) -> None:
         pass
-
-
-def _record(folder_: Path, done: int, config: Config, texts: Texts, show: Show) -> Record:
-    folder_.mkdir(parents=True, exist_ok=True)
-    schedule = pretrain.schedule_of(config)
-    return Record(
-        folder_,
-        done,
-        every=config.log_every,
-        learning_rate=lambda count: float(schedule(torch.tensor(count))),
-        bits_per_byte=bits_per_byte(1.0, texts.train),
-        show=show,
-    )
 
 
 def _injected(config: Config) -> Any:

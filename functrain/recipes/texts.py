@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 
 from functrain.data import (
     Bytes,
     Corpus,
+    EvaluationWindows,
     Tokenizer,
     Tokens,
     corpus,
+    evaluation_windows,
     load_tokenizer,
     tokenize,
     train_bpe,
@@ -94,3 +96,22 @@ def _trigram(train: Tokens, validation: Tokens) -> float:
     nats = ngram.surprisals(train.ids, validation.ids, vocabulary=train.vocab_size, order=3)
     # without the first token, which a model of the next token is not asked for either
     return bits_per_byte(float(numpy.mean(nats[1:])), validation)
+
+
+def validation_windows(texts: Texts, batch: int, context: int, count: int | None = None) -> FirstBatches:
+    """Return the first `count` batches of the validation side, or all of them."""
+    windows = evaluation_windows(texts.validation, batch=batch, context=context)
+    return FirstBatches(windows, len(windows) if count is None else min(count, len(windows)))
+
+
+class FirstBatches:
+    """The first batches of a row of them."""
+
+    def __init__(self, batches: EvaluationWindows, count: int) -> None:
+        self._batches, self._count = batches, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> Any:
+        return self._batches[i]

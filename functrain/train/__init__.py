@@ -2,6 +2,7 @@
 
 from functrain.train import privacy
 from functrain.train.averaging import averaged
+from functrain.train import privacy, watching
 from functrain.train.evaluation import evaluate
 from functrain.train.guard import Diverged, Guard, skip_nonfinite, skip_spikes, stop_after
 from functrain.train.hooks import Hook, Stop, every
@@ -16,10 +17,12 @@ from functrain.train.stopping import early_stopping
 from functrain.train.sweeping import Sweep, grid, sweep
 from functrain.train.unrolling import unroll
 from functrain.train.validation import validate
+from functrain.train.watching.progress import progress
+from functrain.train.watching.recording import record
 
 __all__ = [
     "Batches", "Diverged", "Guard", "Hook", "Interrupted", "LossFn", "LossFnWithBuffers", "Metric", "Stop", "Sweep",
     "TrainState", "averaged", "early_stopping", "evaluate", "every", "fit", "grid", "init_state", "noise_scale_step",
-    "privacy", "private_step", "roll_back", "skip_nonfinite", "skip_spikes", "stop_after", "sweep", "train_step",
-    "unroll", "validate",
+    "privacy", "private_step", "progress", "record", "roll_back", "skip_nonfinite", "skip_spikes", "stop_after",
+    "sweep", "train_step", "unroll", "validate", "watching",
 ]  # fmt: skip

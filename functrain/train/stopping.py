@@ -93,7 +93,7 @@ class EarlyStopping:
             raise ValueError(
                 f"early_stopping: expected a metric {self._metric!r} in some step, came only "
                 f"{', '.join(self._others)}; name one of these, or give fit a hook that measures it, as "
-                "ft.train.every(n, ft.train.validate(...))"
+                "ft.train.every(n, ft.train.validate(loss_fn, batches))"
             )
 
     def _stop(self) -> Stop | None:

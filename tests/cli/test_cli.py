@@ -16,6 +16,7 @@ import torch
 
 from functrain import checkpoint, tree
 from functrain.recipes import record
+from functrain.train.watching.rows import OF_THE_MACHINE
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "functrain.cli"]
@@ -85,7 +86,7 @@ def last_state(run):
 def numbers(run):
     """The record without what depends on the clock."""
     rows = record.rows(run / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in rows]
+    return [{name: value for name, value in row.items() if name not in OF_THE_MACHINE} for row in rows]
 
 
 def test_a_run_leaves_its_record(whole, corpus):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from functrain import checkpoint, cli
-from functrain.cli import progress
+from functrain.train.watching import display
 
 ROOT = Path(__file__).parents[2]
 
@@ -239,8 +239,8 @@ def test_in_a_terminal_the_progress_is_live(run, tmp_path):
 
 def test_time_left_is_that_of_the_steps_after_the_first(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    pace = progress._Pace(done=0, steps=100)
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    pace = display.Pace(done=0, steps=100)
     now[0] = 60.0  # compiling
     pace.add(1)
     assert pace.eta() == "-"

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from functrain import checkpoint, cli
-from functrain.cli import plot, progress
+from functrain.cli import plot
 from functrain.recipes import pretrain, record
+from functrain.train.watching import display
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "import sys; from functrain_command import main; sys.exit(main())"
@@ -97,8 +98,8 @@ def test_the_evaluation_at_the_end_is_shown_and_a_signal_ends_it(
 
 def test_an_evaluation_tells_its_pace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    lines = progress.Lines()
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    lines = display.Lines()
     lines.begin(0, 10)
     for done in range(31):
         lines.evaluating(done, 30)

@@ -18,6 +18,7 @@ from functrain import checkpoint, tree
 from functrain.recipes import folder, pretrain, record, texts, toml
 from functrain.recipes.config import PRESETS, Config
 from functrain.train import Diverged, Interrupted
+from functrain.train.watching.rows import OF_THE_MACHINE
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def _number(batch: Any) -> int:
 
 def numbers(run: Path) -> list[Any]:
     rows = record.rows(run / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in rows]
+    return [{name: value for name, value in row.items() if name not in OF_THE_MACHINE} for row in rows]
 
 
 def same(a: Any, b: Any) -> bool:

@@ -1,0 +1,67 @@
+"""MLflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from functrain.train.watching.rows import Row
+
+
+def mlflow(run_id: str | None = None, **options: Any) -> MLflow:
+    """Return a logger to MLflow's tracking server: into the run of that id, or a new one that
+    `MlflowClient.create_run(**options)` makes when training begins, in experiment "0" if no `experiment_id` says more.
+
+    Points have the wall time of their steps. A point that is not finite is left out, as not every store takes one.
+    After going back, the points of both are there. Needs the package mlflow, or mlflow-skinny.
+
+    Raises: ImportError, with the command to install it; ValueError for an id and options.
+    """
+    try:
+        import mlflow as _  # noqa: F401
+    except ImportError as error:
+        raise ImportError("mlflow is not installed; pip install functrain[mlflow]") from error
+    if run_id is not None and options:
+        raise ValueError(f"mlflow: expected a run_id, or options for create_run, came both: {', '.join(options)}")
+    return MLflow(run_id, options)
+
+
+class MLflow:
+    """The logger that `mlflow` returns; `run_id` is that of its run."""
+
+    def __init__(self, run_id: str | None, options: dict[str, Any]) -> None:
+        self.run_id, self._options = run_id, options
+        self._client: Any = None
+
+    def begin(self, step: int) -> None:
+        if self._client is None:
+            from mlflow import MlflowClient
+
+            self._client = MlflowClient()
+        if self.run_id is None:
+            self.run_id = self._client.create_run(**{"experiment_id": "0", **self._options}).info.run_id
+
+    def log(self, rows: Sequence[Row]) -> None:
+        from mlflow.entities import Metric
+
+        points = [
+            Metric(name, value, int(row.get("time", 0.0) * 1000), int(row["step"]))
+            for row in rows
+            for name, value in row.items()
+            if name not in ("step", "time") and math.isfinite(value)
+        ]
+        for start in range(0, len(points), 1000):  # no more are taken at once
+            self._client.log_batch(self.run_id, metrics=points[start : start + 1000])
+
+    def hyperparameters(self, values: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        self._client.log_batch(self.run_id, params=[Param(name, str(value)) for name, value in values.items()])
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._client.log_text(self.run_id, text, f"{name}/step-{step:08d}.txt")
+
+    def close(self) -> None:
+        if self._client is not None and self.run_id is not None:
+            self._client.set_terminated(self.run_id)

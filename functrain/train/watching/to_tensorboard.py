@@ -1,0 +1,79 @@
+"""TensorBoard: training and validation on one chart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from functrain.train.watching.rows import Row
+
+
+def tensorboard(folder: str | os.PathLike[str], *, splits: Sequence[str] = ("validation",)) -> TensorBoard:
+    """Return a logger that writes TensorBoard events: `tensorboard --logdir FOLDER` shows them.
+
+    A metric such as "validation_loss" is "loss" of a run beside the training's, FOLDER/validation, so both are lines of
+    one chart; so is what begins with another of `splits`. Each point has the wall time of its step. Needs the package
+    tensorboard.
+
+    Raises: ImportError, with the command to install it; ValueError for a folder whose name is not UTF-8, which
+    TensorBoard does not take.
+    """
+    try:
+        import tensorboard as _  # noqa: F401
+    except ImportError as error:
+        raise ImportError("tensorboard is not installed; pip install functrain[watching]") from error
+    try:
+        os.fspath(folder).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"tensorboard: expected a folder whose name is UTF-8, came {os.fspath(folder)!r}") from None
+    return TensorBoard(Path(folder), list(splits))
+
+
+class TensorBoard:
+    """The logger that `tensorboard` returns."""
+
+    def __init__(self, folder: Path, splits: list[str]) -> None:
+        self._folder, self._splits = folder, splits
+        self._writers: dict[str, Any] = {}
+        self._step = 0
+
+    def begin(self, step: int) -> None:
+        self.close()
+        self._step = step
+        # those of before have points of later steps, which a new file takes back
+        there = [split for split in self._splits if (self._folder / split).is_dir()]
+        for split in ["", *there]:
+            self._writer(split)
+
+    def log(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            for name, value in row.items():
+                split = next((s for s in self._splits if name.startswith(f"{s}_")), "")
+                if name not in ("step", "time"):
+                    tag = name.removeprefix(f"{split}_") if split else name
+                    self._writer(split).add_scalar(tag, value, int(row["step"]), walltime=row.get("time"))
+        for writer in self._writers.values():
+            writer.flush()
+
+    def hyperparameters(self, values: Mapping[str, Any]) -> None:
+        plain = {name: v if isinstance(v, (bool, int, float, str)) else str(v) for name, v in values.items()}
+        table = "".join(f"| {name} | {value} |\n" for name, value in plain.items())
+        self._writer("").add_text("hyperparameters", f"| name | value |\n|---|---|\n{table}", self._step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        # indented, so that TensorBoard, which reads Markdown, shows what a model has written as it is
+        self._writer("").add_text(name, "".join(f"    {line}\n" for line in text.splitlines()), step)
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def _writer(self, split: str) -> Any:
+        if split not in self._writers:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writers[split] = SummaryWriter(str(self._folder / split), purge_step=self._step + 1)
+        return self._writers[split]

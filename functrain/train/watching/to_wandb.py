@@ -1,0 +1,56 @@
+"""Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from functrain.train.watching.rows import Row
+
+
+def wandb(run: Any = None, **options: Any) -> WandB:
+    """Return a logger to Weights & Biases: into `run`, or one that `wandb.init(**options)` makes when training begins.
+
+    For a run that goes on, give `id=` and `resume="allow"`. Charts are over "step", which each row has, as W&B's own
+    count only grows: after going back, the points of both are there. Needs the package wandb.
+
+    Raises: ImportError, with the command to install it; ValueError for a run and options.
+    """
+    try:
+        import wandb as _  # noqa: F401
+    except ImportError as error:
+        raise ImportError("wandb is not installed; pip install functrain[wandb]") from error
+    if run is not None and options:
+        raise ValueError(f"wandb: expected a run, or options for wandb.init, came both: {', '.join(options)}")
+    return WandB(run, options)
+
+
+class WandB:
+    """The logger that `wandb` returns."""
+
+    def __init__(self, run: Any, options: dict[str, Any]) -> None:
+        self._run, self._ours, self._options = run, run is None, options
+
+    def begin(self, step: int) -> None:
+        if self._run is None:
+            import wandb
+
+            self._run = wandb.init(**self._options)
+            self._run.define_metric("*", step_metric="step")
+
+    def log(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._run.log(row)
+
+    def hyperparameters(self, values: Mapping[str, Any]) -> None:
+        self._run.config.update(dict(values), allow_val_change=True)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        import wandb
+
+        self._run.log({"step": step, name: wandb.Table(columns=["step", "text"], data=[[step, text]])})
+
+    def close(self) -> None:
+        if self._ours and self._run is not None:
+            self._run.finish()
+            self._run = None
