@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import rich as _  # noqa: F401  the command's bar needs it: told at once, as every missing package of the extra is
+
 from functrain.train.watching.display import Display, display
 
 
