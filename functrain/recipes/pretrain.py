@@ -103,7 +103,13 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
     hooks: list[Hook] = [
         bits(bits_per_byte(1.0, texts.train)),
         ft.train.every(config.evaluate_every, evaluate),
-        record_of(run, every=config.log_every, learning_rate=schedule, show=show),
+        record_of(
+            run,
+            every=config.log_every,
+            learning_rate=schedule,
+            show=show,
+            hyperparameters=dataclasses.asdict(config),
+        ),
         saving,
     ]
     state = ft.fit(step, state, batches, steps=config.steps, every=hooks)

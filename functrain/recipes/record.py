@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +19,14 @@ from functrain.train.watching.rows import readable as readable
 Show: TypeAlias = Display
 
 
-def record_of(run: Path, *, every: int, learning_rate: Callable[[Any], Any], show: Show) -> Record:
+def record_of(
+    run: Path,
+    *,
+    every: int,
+    learning_rate: Callable[[Any], Any],
+    show: Show,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> Record:
     """Return the record of a run, TensorBoard events included, whose last row of each reading is shown."""
     loggers: list[ft.train.watching.Logger] = [_Shown(show)]
     try:
@@ -28,7 +35,14 @@ def record_of(run: Path, *, every: int, learning_rate: Callable[[Any], Any], sho
         show.note("no TensorBoard events: it takes no folder whose name is not UTF-8")
     else:
         loggers.insert(0, ft.train.watching.tensorboard(run / "tensorboard"))
-    return ft.train.record(run, every=every, learning_rate=learning_rate, tokens="weight", loggers=loggers)
+    return ft.train.record(
+        run,
+        every=every,
+        learning_rate=learning_rate,
+        tokens="weight",
+        loggers=loggers,
+        hyperparameters=hyperparameters,
+    )
 
 
 def bits(bits_per_byte: float) -> Callable[[int, Any, dict[str, Any]], dict[str, torch.Tensor]]:

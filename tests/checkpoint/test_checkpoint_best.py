@@ -102,3 +102,10 @@ def test_roll_back_saves_the_best_too(tmp_path: Path) -> None:
     counted = lambda state, batch: (step(state, batch)[0], {"skipped_in_row": torch.tensor(0)})  # noqa: E731
     fit(counted, start(), range(99), steps=6, every=[roll_back(saves), measure])
     assert checkpoint.best(tmp_path).name == "step-00000004"
+
+
+def test_of_equal_values_the_newer_is_saved_as_the_best(tmp_path: Path) -> None:
+    hook = checkpoint.every(100, tmp_path, keep_last=1, keep_best=checkpoint.Best("accuracy", mode="max"))
+    for t, accuracy in enumerate([0.5, 0.5, 0.4], 1):
+        hook(t, start(), {"accuracy": accuracy})
+    assert steps(tmp_path) == [2] and checkpoint.best(tmp_path).name == "step-00000002"

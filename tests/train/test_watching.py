@@ -270,3 +270,51 @@ def test_a_package_that_is_missing_is_named_with_the_command_to_install_it(
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=rf"{name} is not installed; pip install functrain\["):
         getattr(watching, name)(*([tmp_path] if name == "tensorboard" else []))
+
+
+def run_that_goes_back(hook: Any) -> None:
+    for done, stop in ((0, 5), (3, 6)):
+        hook.begin(done, stop, None)
+        for t in range(done + 1, stop + 1):
+            more = {"validation_loss": 2.0} if t % 2 == 0 else {}
+            hook(t, None, {"loss": torch.tensor(1.0 / t), "odd": torch.tensor(math.nan)} | more)
+    hook.text(6, "sample", "hello\nworld")
+
+
+@pytest.mark.filterwarnings("default")  # theirs
+def test_weights_and_biases_gets_rows_settings_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip(
+        "wandb", reason="needs the package wandb, which is too heavy for every run of the tests"
+    )
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = wandb.init(mode="offline", dir=str(tmp_path), project="test")
+    hook = record(tmp_path, every=2, loggers=[watching.wandb(run)], hyperparameters={"a": {"b": 1}})
+    run_that_goes_back(hook)
+    hook.close()
+    assert run.config["a.b"] == 1 and run.summary["step"] == 6 and run.summary["validation_loss"] == 2.0
+    assert run.summary["loss"] == pytest.approx(1 / 6) and "sample" in run.summary.keys()
+    run.finish()
+
+
+@pytest.mark.filterwarnings("default")  # theirs
+def test_mlflow_gets_rows_settings_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip(
+        "mlflow", reason="needs the package mlflow, which is too heavy for every run of the tests"
+    )
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(f"file://{tmp_path}/mlruns")
+    logger = watching.mlflow(run_name="test")
+    hook = record(tmp_path, every=2, loggers=[logger], hyperparameters={"a": {"b": 1}})
+    run_that_goes_back(hook)
+    hook.close()
+    client = mlflow.MlflowClient()
+    points = client.get_metric_history(logger.run_id, "loss")
+    assert sorted((point.step, round(1 / point.value)) for point in points) == [
+        (1, 1), (2, 2), (3, 3), (4, 4), (4, 4), (5, 5), (5, 5), (6, 6),
+    ]  # fmt: skip
+    last = rows(tmp_path / "metrics.jsonl")[-1]
+    assert max(point.timestamp for point in points) == int(last["time"] * 1000)
+    found = client.get_run(logger.run_id)
+    assert found.data.params == {"a.b": "1"} and found.info.status == "FINISHED" and found.info.run_name == "test"
+    assert "odd" not in found.data.metrics
+    assert [file.path for file in client.list_artifacts(logger.run_id, "sample")] == ["sample/step-00000006.txt"]

@@ -43,11 +43,10 @@ class Meter:
         self._learning_rate, self._steps_per_epoch = learning_rate, steps_per_epoch
         self._counted = {"samples_per_second": samples, "tokens_per_second": tokens}
         self._flops, self._peak_flops = flops, peak_flops
-        self._first: int | None = None
+        self._first: int | None = None  # the first step of this process
+        self._began, self._since = time.time(), time.perf_counter()
         self._waiting: list[tuple[int, float, dict[str, Any]]] = []
         self._device = torch.device("cpu")
-        self.begin(0, 0.0)
-        self._first = None
 
     def begin(self, done: int, seconds: float) -> None:
         """Go on after step `done` of a run that took so many seconds until then. What waits has been read."""
