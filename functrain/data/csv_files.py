@@ -35,12 +35,10 @@ def read_csv(
     for wanted in (columns, text):
         check_names(header, wanted, str(path))
     types = {name: arrow("lib", "read_csv").string() for name in text}
-    # one block: types are told by the first, and a later one that differs would be an error
-    block = min(path.stat().st_size + 1, 2**31 - 1)
     try:
         table = reader.read_csv(
             path,
-            reader.ReadOptions(column_names=None if names is None else header, block_size=block),
+            reader.ReadOptions(column_names=None if names is None else header),
             reader.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             reader.ConvertOptions(column_types=types, strings_can_be_null=False, include_columns=list(columns or ())),
         )

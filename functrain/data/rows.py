@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from operator import index
-from typing import Any, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 import torch
@@ -80,6 +80,39 @@ class FiniteBatches(Batches):
         return (self[t] for t in range(len(self)))
 
 
+@overload
+def batches(
+    source: Any,
+    *,
+    batch: int,
+    seed: int | None = ...,
+    shuffle: Literal[False],
+    epochs: int | None = ...,
+    last: Last = ...,
+    transform: Transform | None = ...,
+) -> FiniteBatches: ...
+@overload
+def batches(
+    source: Any,
+    *,
+    batch: int,
+    seed: int | None = ...,
+    shuffle: bool = ...,
+    epochs: int,
+    last: Last = ...,
+    transform: Transform | None = ...,
+) -> FiniteBatches: ...
+@overload
+def batches(
+    source: Any,
+    *,
+    batch: int,
+    seed: int | None = ...,
+    shuffle: bool = ...,
+    epochs: int | None = ...,
+    last: Last = ...,
+    transform: Transform | None = ...,
+) -> Batches: ...
 def batches(
     source: Any,
     *,

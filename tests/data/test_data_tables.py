@@ -91,8 +91,9 @@ def test_columns_names_text_missing_and_delimiter(path: Path) -> None:
     assert table["n"].tolist() == ["1", "2"] and table["z"].tolist() == ["", "3"]
     assert data.read_csv(written(path, "\ufeffn\n1\n"))["n"].tolist() == [1]
     # a column is told by all of its rows, however many blocks they are
-    many = data.read_csv(written(path, "x\n" + "1\n" * 600_000 + "2.5\n"))["x"]
-    assert many[-1] == 2.5 and many.dtype == np.float64
+    rows = "".join(f'{n},"a\nb"\n' for n in range(200_000))
+    many = data.read_csv(written(path, f"x,name\n{rows}2.5,c\n"))
+    assert many["x"][-1] == 2.5 and many["x"].dtype == np.float64 and set(many["name"]) == {"a\nb", "c"}
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,9 @@ def test_json_lines_hold_arrays_and_objects(path: Path) -> None:
         ('{"i": {"a": 1}}\n{"i": {"b": 1}}', {}, "line 2: i: expected the fields a, as in the first row, came b"),
         ('{"i": {"a": 1}}\n{"i": 3}', {}, "line 2: i: expected the fields a, as in the first row, came 3"),
         ('{"a": [1, 2]}\n{"a": [1]}', {}, r"line 2: a: expected lists of shape \(2,\) of a number.*came \[1\]"),
+        ('{"a": [1, "x"]}', {}, "line 1: a: expected true or false, a number, text or a list of them"),
+        ('{"a": [[1, 2], [3]]}', {}, "line 1: a: expected true or false, a number, text or a list of them"),
+        ('{"a": []}', {}, "line 1: a: expected true or false, a number, text or a list of them"),
         ('{"a": 1}\n{"a":', {}, "line 2: expected a JSON object, came .*; mend the line"),
         ("[1]", {}, "line 1: expected a JSON object with a field for each column"),
         ('{"a": 1}\n{"b": 1}', {"columns": ["a"]}, "line 2: expected columns among b, came 'a'"),
@@ -315,6 +319,6 @@ def test_from_a_csv_file_to_a_trained_classifier(path: Path) -> None:
 
     right = sum(
         int(((b["x"] @ state.params["w"]).argmax(1) == b["label"]).sum())
-        for b in data.batches(validation, batch=16, shuffle=False)  # type: ignore[attr-defined]
+        for b in data.batches(validation, batch=16, shuffle=False)
     )
     assert right >= 45 and len(validation["label"]) == 50
