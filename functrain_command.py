@@ -5,16 +5,20 @@ This file lies beside the package, since importing any module in it imports all 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 COMMANDS = {
     "train": "pre-train a GPT on text, or go on with a run that was stopped",
+    "presets": "list what train knows by name, or print the config of one",
     "generate": "let a model continue a prompt, shown as it comes",
-    "verify": "read every byte of a run's checkpoints, or of a file, and say what is broken",
-    "export": "write a run's model as a folder that transformers loads",
+    "evaluate": "compute a model's loss on a text",
     "inspect": "show what a run, a checkpoint, a model's folder or a safetensors file holds",
     "plot": "draw the learning curves of runs",
+    "profile": "show where the time and the memory of a training step go",
+    "verify": "read every byte of a run's checkpoints, or of a file, and say what is broken",
+    "export": "write a run's model as a folder that transformers loads",
 }
 USAGE = "usage: functrain COMMAND [OPTIONS]\n\n" + "".join(f"  {n:10}{what}\n" for n, what in COMMANDS.items())
 
@@ -33,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"functrain: no command {words[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    if words[0] == "profile":
+        # read when torch is loaded: its profiler warns of memory that is older than it
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from functrain.cli import run
 
     return run(words)

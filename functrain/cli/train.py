@@ -76,7 +76,7 @@ def main(words: Sequence[str]) -> None:
         f"{abs(ahead):.4f} {'below' if ahead > 0 else 'above'} the trigram model's {result.texts.trigram:.4f}"
     )
     tokenizer, key = result.texts.tokenizer, ft.random.key(config.seed, result.state.key.device)
-    model = pretrain.model_of(config, tokenizer)
+    model = pretrain.model_of(config, tokenizer.vocab_size)
     text = "".join(continuation(result.state.params, model, tokenizer, "", key, tokens=300))
     folder.write(run / "sample.txt", text + "\n")
     show.note(f"\na sample:\n\n{progress.printable(text)}\n")

@@ -59,7 +59,7 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
     tokenizer = texts_of.tokenizer_of(sides, config.data, run, resumed=newest is not None)
     short = texts_of.check_lengths(sides, tokenizer, config.model.context)
 
-    model, optimizer, schedule = model_of(config, tokenizer), optimizer_of(config), schedule_of(config)
+    model, optimizer, schedule = model_of(config, tokenizer.vocab_size), optimizer_of(config), schedule_of(config)
     loss_fn, guard = loss_of(config, model), guard_of(config)
     key = ft.random.key(config.seed, device)
     state = ft.init_state(gpt2.init(model, key), optimizer, key=key, guard=guard)
@@ -164,10 +164,10 @@ def loss_of(config: Config, model: gpt2.Config) -> Any:
     return loss_fn if config.precision == "float32" else ft.mixed_precision(loss_fn, ft.Policy(compute=torch.bfloat16))
 
 
-def model_of(config: Config, tokenizer: ft.data.Tokenizer) -> gpt2.Config:
+def model_of(config: Config, vocabulary: int) -> gpt2.Config:
     shape = config.model
     return gpt2.Config(
-        vocab=tokenizer.vocab_size,
+        vocab=vocabulary,
         context=shape.context,
         layers=shape.layers,
         heads=shape.heads,
@@ -180,7 +180,7 @@ def model_of(config: Config, tokenizer: ft.data.Tokenizer) -> gpt2.Config:
 def model_at(run: Path, found: Path, tokenizer: ft.data.Tokenizer) -> gpt2.Config:
     """Return the shape of the model in a checkpoint of a run."""
     # beside a checkpoint of before they said it stands the config that the run was last asked for
-    return folder.model_in(found) or model_of(folder.read_config(run), tokenizer)
+    return folder.model_in(found) or model_of(folder.read_config(run), tokenizer.vocab_size)
 
 
 def guard_of(config: Config) -> ft.train.Guard:

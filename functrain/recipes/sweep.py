@@ -64,7 +64,7 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
     tokenizer = texts_of.tokenizer_of(sides, config.data, run, resumed=newest is not None)
     short = texts_of.check_lengths(sides, tokenizer, config.model.context)
 
-    model, optimizer = pretrain.model_of(config, tokenizer), _injected(config)
+    model, optimizer = pretrain.model_of(config, tokenizer.vocab_size), _injected(config)
     fused = model.attention != "math"
     if fused:
         # torch has no rule to map its fused kernel, and runs it lane by lane with a warning

@@ -47,7 +47,10 @@ def test_help_lists_the_commands_and_each_has_its_own(capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["trian"], "no command 'trian'; there are train, generate, verify, export, inspect, plot"),
+        (
+            ["trian"],
+            "no command 'trian'; there are train, presets, generate, evaluate, inspect, plot, profile, verify, export",
+        ),
         (["train", "tinny"], "no preset 'tinny'; did you mean tiny?"),
         (["train", "zebra"], "no preset 'zebra'; there are tiny, smoke"),
         (["train", "smoke", "--stepz", "3"], "did you mean --steps?"),

@@ -100,7 +100,7 @@ def test_an_exported_run_is_the_same_model_with_the_same_tokens(capsys, run, tmp
     model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "model").eval()
     tokens = torch.tensor([tokenizer.encode(TEXT).tolist()[:16]])
     params = checkpoint.load(run / "checkpoints" / "step-00000002", at="params")
-    ours = gpt2.apply(params, tokens, pretrain.model_of(read_config(run), tokenizer))
+    ours = gpt2.apply(params, tokens, pretrain.model_of(read_config(run), tokenizer.vocab_size))
     with torch.no_grad():
         # float32 rounding of logits of order 1
         torch.testing.assert_close(model(tokens).logits, ours, rtol=1e-5, atol=1e-5)
@@ -128,7 +128,7 @@ def test_a_tokenizer_that_transformers_lacks_is_said(capsys, run, tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     said(capsys, "export", tmp_path / "run", "--to", tmp_path / "model", code=2)
     params = gpt2.init(
-        pretrain.model_of(read_config(tmp_path / "run"), data.Bytes()), torch.zeros(2, dtype=torch.int32)
+        pretrain.model_of(read_config(tmp_path / "run"), data.Bytes().vocab_size), torch.zeros(2, dtype=torch.int32)
     )
     checkpoint.every(1, tmp_path / "run").save(1, {"params": params})
     assert "without a tokenizer" in said(capsys, "export", tmp_path / "run", "--to", tmp_path / "model").out

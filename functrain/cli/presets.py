@@ -1,0 +1,71 @@
+"""`functrain presets`: what `functrain train` knows by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from functrain.cli.options import UsageError, parse
+from functrain.recipes import toml
+from functrain.recipes.config import PRESETS, Config
+
+DESCRIPTION = """List the presets of `functrain train`: their models, their texts, and what they need. With a preset's
+name, its config is printed, for `functrain presets NAME > FILE.toml` and `functrain train --config FILE.toml`."""
+
+_NEEDS = {
+    "tiny": "2 CPU cores, under 4 minutes",
+    "smoke": "any CPU, seconds: to try things out, it learns nothing",
+    "gpt2-124m": "a GPU, and days of it; not measured yet",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[PRESET]")] = ""
+    """The preset whose config is printed."""
+
+
+def main(words: Sequence[str]) -> None:
+    options = parse(Options, words, prog="functrain presets", description=DESCRIPTION)
+    if not options.name:
+        print("\n\n".join(_described(name, config) for name, config in PRESETS.items()))
+    elif options.name in PRESETS:
+        print(f"# the preset {options.name}\n{toml.dumps(PRESETS[options.name])}", end="")
+    else:
+        close = difflib.get_close_matches(options.name, PRESETS, 1)
+        meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(PRESETS)}"
+        raise UsageError(f"no preset {options.name!r}; {meant}")
+
+
+def _described(name: str, config: Config) -> str:
+    shape, per_step = config.model, config.batch * config.model.context
+    return "\n".join(
+        [
+            name,
+            f"  model     {_counted(_parameters(config))} parameters: {shape.layers} layers, {shape.heads} heads, "
+            f"width {shape.width}",
+            f"  text      {config.data.corpus}, {config.data.vocabulary:,} tokens, context {shape.context}",
+            f"  training  {config.steps:,} steps of {per_step:,} tokens: {_counted(config.steps * per_step)}",
+            f"  needs     {_NEEDS[name]}",
+        ]
+    )
+
+
+def _counted(number: int) -> str:
+    for size, name in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if number >= size:
+            return f"{number / size:.3g} {name}"
+    return str(number)
+
+
+def _parameters(config: Config) -> int:
+    """Count the parameters of a GPT-2 of so many tokens; of a small text there may be fewer."""
+    shape = config.model
+    width = shape.width
+    norms, attention, mlp = 4 * width, 4 * width * width + 4 * width, 8 * width * width + 5 * width
+    embeddings = (config.data.vocabulary + shape.context) * width
+    return embeddings + shape.layers * (norms + attention + mlp) + 2 * width
