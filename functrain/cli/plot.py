@@ -11,13 +11,17 @@ from typing import Annotated
 
 import matplotlib
 import matplotlib.figure
-import numpy
 import tyro
-from numpy.typing import NDArray
 
+from functrain.cli import panels as panels_of
 from functrain.cli.options import UsageError, parse
+from functrain.cli.panels import Curves
 from functrain.recipes import record
 from functrain.recipes.record import Row
+
+DESCRIPTION = """Draw the learning curves of runs, several in one picture: those of `functrain train`, and any other whose
+metrics.jsonl `ft.train.record` wrote. Below the loss stand the learning rate and the gradient's norm, where they were
+recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,67 +30,63 @@ class Options:
     """Folders of runs."""
     out: str = ""
     """The picture; RUN/loss.png for one run and ./loss.png for several, if it is left out."""
+    panels: str = ""
+    """The metrics to draw, NAME,NAME,...: each has a panel, with its validation_NAME in it. The loss is drawn as bits
+    per byte where all runs have those. Loss, learning_rate and grad_norm if it is left out."""
 
 
 def main(words: Sequence[str]) -> None:
-    options = parse(Options, words, prog="functrain plot", description="Draw the learning curves of runs.")
+    options = parse(Options, words, prog="functrain plot", description=DESCRIPTION)
     if not options.runs:
         raise UsageError("plot: expected the folder of a run; functrain plot RUN [RUN...]")
     runs = [Path(run) for run in options.runs]
     out = Path(options.out) if options.out else (runs[0] if len(runs) == 1 else Path()) / "loss.png"
-    print(draw(runs, out))
+    print(draw(runs, out, panels=[name.strip() for name in options.panels.split(",") if name.strip()]))
 
 
-def draw(runs: Sequence[Path], out: Path) -> Path:
-    """Draw bits per byte against steps: training (smoothed over what is faint), validation, and the trigram's line.
+def draw(runs: Sequence[Path], out: Path, *, panels: Sequence[str] = ()) -> Path:
+    """Draw metrics of runs against steps: of training (smoothed over what is faint), of validation, and for bits per
+    byte the trigram model's line.
 
     Returns the picture's path: `out`, and .png without an ending. Spikes leave the picture, and its legend counts them.
-    Raises: UsageError naming a run that has recorded nothing, or a kind of picture that there is not.
+    Raises: UsageError naming a run that has recorded nothing, a metric that none has, or a kind of picture that there
+    is not.
     """
-    figure = matplotlib.figure.Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
+    figure = matplotlib.figure.Figure(layout="constrained", dpi=120)
     out = _checked(out, figure.canvas.get_supported_filetypes())
-    records = [_rows(run) for run in runs]
-    values = [row.get(name, math.nan) for rows in records for row in rows for name in _CURVES]
-    values = [value for value in values if math.isfinite(value)]
-    top = _top(values)
-    for i, (run, rows) in enumerate(zip(runs, records, strict=True)):
-        of, color = (f", {_name(run)}" if len(runs) > 1 else ""), f"C{i}"
-        steps, train = [row["step"] for row in rows], [row.get("bits_per_byte", math.nan) for row in rows]
-        above = sum(value > top for value in train)
-        axes.plot(steps, train, color=color, alpha=0.25, linewidth=0.8)
-        axes.plot(
-            steps,
-            _smooth(train),
-            color=color,
-            linewidth=1.2,
-            label=f"train{of}" + (f" ({above} steps above {top:.3g})" if above else ""),
-        )
-        seen = [row for row in rows if "validation_bits_per_byte" in row]
-        axes.plot(
-            [row["step"] for row in seen],
-            [row["validation_bits_per_byte"] for row in seen],
-            color="black" if len(runs) == 1 else color,
-            marker="o",
-            markersize=3,
-            linestyle="--",
-            label=f"validation{of}",
-        )
+    curves = [Curves(_name(run) if len(runs) > 1 else "", f"C{i}", _rows(run)) for i, run in enumerate(runs)]
+    chosen = _chosen(panels, curves)
+    heights = [5.0, *[2.0] * (len(chosen) - 1)]
+    figure.set_size_inches(8.0, sum(heights))
+    # as many axes as panels, one below the other, on one scale of steps
+    all_axes = figure.subplots(len(chosen), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     trigrams = sorted({value for run in runs if (value := _trigram(run)) is not None})
-    for value in trigrams:
-        axes.axhline(value, color="gray", linestyle=":", label=f"trigram model {value:.3f}")
-    if math.isfinite(top):
-        low = min([*values, *trigrams])
-        margin = 0.05 * (top - low) or 1.0
-        axes.set_ylim(low - margin, top + margin)
-    axes.set_title(", ".join(map(_name, runs)))
-    axes.set_xlabel("steps")
-    axes.set_ylabel("bits per byte")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    for name, axes in zip(chosen, all_axes, strict=True):
+        panels_of.draw(axes, name, curves, lines=trigrams if name == "bits_per_byte" else [])
+    all_axes[0].set_title(", ".join(map(_name, runs)))
+    all_axes[0].legend()
+    all_axes[-1].set_xlabel("steps")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
     return out
+
+
+def _chosen(asked: Sequence[str], curves: Sequence[Curves]) -> list[str]:
+    """Return the metrics to draw: those asked for, or what there is of the usual ones."""
+    held = [{name for row in curve.rows for name in row} for curve in curves]
+    loss = "bits_per_byte" if all("bits_per_byte" in names for names in held) else "loss"
+    there = sorted(set().union(*held) - {"step"})
+    found = []
+    for name in asked:
+        wanted = loss if name == "loss" else name
+        if wanted not in there and f"validation_{wanted}" not in there:
+            raise UsageError(f"--panels: no run has recorded {name!r}; there are {', '.join(there) or 'none'}")
+        found.append(wanted)
+    if found:
+        return list(dict.fromkeys(found))
+    if loss not in there and f"validation_{loss}" not in there:
+        raise UsageError(f"plot: no run has recorded a loss; name what to draw with --panels, of {', '.join(there)}")
+    return [loss, *[name for name in ("learning_rate", "grad_norm") if name in there]]
 
 
 def _rows(run: Path) -> list[Row]:
@@ -97,19 +97,6 @@ def _rows(run: Path) -> list[Row]:
     if not rows:
         raise UsageError(f"{path}: no step has been recorded yet")
     return rows
-
-
-_CURVES = ("bits_per_byte", "validation_bits_per_byte")
-
-
-def _top(values: list[float]) -> float:
-    """Return the largest value that is no spike, far above all but the highest fiftieth; infinite without spikes."""
-    if not values:
-        return math.inf
-    found = numpy.sort(values)
-    usual = found[: max(1, math.ceil(len(found) * 0.98) - 1)]
-    limit = usual[-1] + 3.0 * max(usual[-1] - usual[0], 1.0)
-    return math.inf if found[-1] <= limit else float(found[found <= limit][-1])
 
 
 def _checked(out: Path, kinds: Mapping[str, str]) -> Path:
@@ -134,13 +121,3 @@ def _trigram(run: Path) -> float | None:
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return value if math.isfinite(value) else None
-
-
-def _smooth(values: list[float]) -> NDArray[numpy.float64]:
-    """Average each finite value with its finite neighbours on both sides: a fiftieth of the run, less at the ends."""
-    found = numpy.array(values)
-    finite = numpy.isfinite(found)
-    window = numpy.ones(min(len(values), len(values) // 50 * 2 + 1))
-    count = numpy.convolve(finite, window, "same")
-    total = numpy.convolve(numpy.where(finite, found, 0.0), window, "same")
-    return numpy.where(finite, total / numpy.maximum(count, 1.0), numpy.nan)

@@ -245,3 +245,44 @@ def test_a_run_and_a_text_whose_names_are_no_utf_8(text: Path, tmp_path: Path, c
     assert cli.main(["generate", str(run), "--tokens", "3"]) == 0
     assert cli.main(["generate", str(run), "--prompt", os.fsdecode(b"\xff")]) == 2
     assert "--prompt: expected UTF-8" in capsys.readouterr().err
+
+
+def recorded(run: Path, **metrics: list[float]) -> Path:
+    """A run as `ft.train.record` keeps it, of a training of one's own."""
+    run.mkdir()
+    rows = [dict(zip(metrics, values, strict=True)) for values in zip(*metrics.values(), strict=True)]
+    lines = [json.dumps({"step": i + 1, **row}) + "\n" for i, row in enumerate(rows)]
+    (run / "metrics.jsonl").write_text("".join(lines))
+    return run
+
+
+def test_the_learning_rate_and_the_gradient_norm_have_panels_where_they_were_recorded(
+    axes: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = recorded(tmp_path / "a", loss=[3.0, 2.0], learning_rate=[0.1, 0.2], validation_loss=[3.5, 2.5])
+    b = recorded(tmp_path / "b", loss=[4.0, 3.0], grad_norm=[1.0, 9.0], bits_per_byte=[1.0, 2.0])
+    assert cli.main(["plot", str(a), str(b), "--out", str(tmp_path / "ab.png")]) == 0
+    labels = [panel.get_ylabel() for panel in axes[0].figure.axes]
+    assert labels == ["loss", "learning rate", "gradient norm"], "bits per byte are not of both"
+    curves, rate, norm = [[list(line.get_ydata()) for line in panel.lines] for panel in axes[0].figure.axes]
+    assert [2.5 in line for line in curves].count(True) == 1 and [0.1, 0.2] in rate and [1.0, 9.0] in norm
+    assert [t.get_text() for t in axes[0].get_legend().get_texts()] == [
+        "train, a", "validation, a", "train, b", "validation, b",
+    ]  # fmt: skip
+    assert cli.main(["plot", str(b)]) == 0
+    assert [panel.get_ylabel() for panel in axes[1].figure.axes] == ["bits per byte", "gradient norm"]
+
+
+def test_panels_are_any_metrics_that_were_recorded(
+    axes: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = recorded(tmp_path / "run", reward=[3.0, 2.0], validation_accuracy=[0.1, 0.2])
+    assert cli.main(["plot", str(run), "--panels", "accuracy, reward"]) == 0
+    assert [panel.get_ylabel() for panel in axes[0].figure.axes] == ["accuracy", "reward"]
+    capsys.readouterr()
+    for words, says in (
+        ([], "no run has recorded a loss; name what to draw with --panels, of reward, validation_accuracy"),
+        (["--panels", "speed"], "--panels: no run has recorded 'speed'; there are reward, validation_accuracy"),
+    ):
+        assert cli.main(["plot", str(run), *words]) == 2
+        assert says in capsys.readouterr().err
