@@ -19,9 +19,9 @@ from functrain.cli.panels import Curves
 from functrain.recipes import record
 from functrain.recipes.record import Row
 
-DESCRIPTION = """Draw the learning curves of runs, several in one picture: those of `functrain train`, and any other whose
-metrics.jsonl `ft.train.record` wrote. Below the loss stand the learning rate and the gradient's norm, where they were
-recorded."""
+DESCRIPTION = """Draw the learning curves of runs, several in one picture: those of `functrain train`, and any other
+whose metrics.jsonl `ft.train.record` wrote. Below the loss stand the learning rate and the gradient's norm, where they
+were recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
