@@ -50,13 +50,13 @@ __version__ = "0.1.0"
 _ROOMS = {
     "": sys.modules[__name__], "optim": optim, "schedules": schedules, "losses": losses, "tree": tree, "random": random,
     "nn": nn, "transforms": transforms, "train": train, "checkpoint": checkpoint, "data": data, "models": models,
-    "curvature": curvature,
-    "generation": generation,
+    "curvature": curvature, "generation": generation,
 }  # fmt: skip
 _missing = elsewhere.asks(_ROOMS[""], _ROOMS)
 for _name, _room in _ROOMS.items():
     if _name:  # put there from here, as a room below knows nothing of the others
         vars(_room)["__getattr__"] = elsewhere.asks(_room, _ROOMS)
+    vars(_room)["__dir__"] = elsewhere.lists(_room)
 
 
 def __getattr__(name: str) -> ModuleType:
@@ -70,7 +70,6 @@ __all__ = [
     "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "checkpoint_name", "compile", "curvature",
     "data", "evaluate", "fit", "from_module", "generate", "generation", "ggnvp", "grad", "hvp", "init_state",
     "loss_scale", "losses", "mixed_precision", "models", "nn", "optim", "per_example_grad", "random", "recompute",
-    "recompute_layers",
-    "schedules", "sweep", "testing", "to_module", "train", "train_step", "transforms", "tree", "unroll",
-    "value_and_grad", "vmap",
+    "recompute_layers", "schedules", "sweep", "testing", "to_module", "train", "train_step", "transforms", "tree",
+    "unroll", "value_and_grad", "vmap",
 ]  # fmt: skip

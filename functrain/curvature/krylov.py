@@ -20,6 +20,8 @@ Matvec = Callable[[Tree], Tree]
 
 
 class Solution(NamedTuple):
+    """The solution of a linear system, as `conjugate_gradients` finds it."""
+
     x: Tree  # like b
     residual_norm: Tensor  # (): norm of b - A x, as the recurrence has it
     positive: Tensor  # (), bool: no direction was met in which the matrix has no positive curvature
@@ -70,6 +72,8 @@ def conjugate_gradients(
 
 
 class Spectrum(NamedTuple):
+    """Eigenvalues of a matrix, as `lanczos` finds them."""
+
     values: Tensor  # (steps,), ascending: Ritz values, of which the outermost are eigenvalues first
     weights: Tensor  # (steps,): squared components of the start along their vectors, which sum to 1
     vectors: Tree  # (steps, ...): Ritz vectors of norm 1
@@ -127,6 +131,8 @@ def lanczos(matvec: Matvec, start: Tree, *, steps: int) -> Spectrum:
 
 
 class Estimate(NamedTuple):
+    """Trace and diagonal of a matrix, as `hutchinson` estimates them."""
+
     trace: Tensor  # ()
     trace_error: Tensor  # (): standard error of trace; NaN from one sample
     diagonal: Tree  # like the parameters

@@ -18,6 +18,8 @@ END = "\0"
 
 
 class Document(NamedTuple):
+    """A text of a corpus, and its name."""
+
     name: str  # relative to the corpus, with "/"
     text: str
 

@@ -22,6 +22,8 @@ from functrain.nn import normalization
 
 
 class BatchStats(NamedTuple):
+    """The running statistics of a `batch_norm`."""
+
     running_mean: Tensor  # (C,), float32 or wider: moving average of the means of batches
     running_var: Tensor  # (C,), float32 or wider: of their variances, without bias
 

@@ -20,6 +20,8 @@ from functrain.tree.registering import register_outputs
 
 
 class Functional(NamedTuple):
+    """A module as functions of its parameters and buffers, as `from_module` returns it."""
+
     apply: Callable[..., tuple[Any, Tree]]  # (params, buffers, key, *args, **kwargs) -> (result, new buffers)
     params: Params  # nested dicts by the parts of the module's names: what is trained
     buffers: Tree  # the same for the module's buffers, and its parameters that do not require a gradient

@@ -1,8 +1,5 @@
 """Optimizers: gradient transformations under optax's names, one file per family."""
 
-# ruff: noqa: F401
-# mypy: implicit-reexport
-
 from functrain.optim import aggregating, assignment, microbatching, perturbations, projections, second_order
 from functrain.optim.accumulation import (
     ApplyEvery,
@@ -222,3 +219,56 @@ from functrain.optim.transformation import (
     with_extra_args_support,
 )
 from functrain.optim.updating import apply_updates, incremental_update, periodic_update
+
+__all__ = [
+    "AdaptiveGradClipState", "AddDecayedWeightsState", "AddNoiseState", "ApplyEvery", "ApplyIfFiniteState",
+    "COCOBState", "ClipByGlobalNormState", "ClipState", "ConditionFn", "ConditionallyMaskState",
+    "ConditionallyTransformState", "DAdaptAdamWState", "DifferentiallyPrivateAggregateState", "DoGState",
+    "DoWGState", "EmaState", "EmptyState", "FactoredState", "GaLoreDimensionNumbers", "GaLoreState",
+    "GradientTransformation", "GradientTransformationExtraArgs", "HutchinsonState", "InjectHyperparamsState",
+    "InjectStatefulHyperparamsState", "LayerwiseDecayState", "LookaheadParams", "LookaheadState", "MadgradState",
+    "MaskOrFn", "MaskedNode", "MaskedState", "MasterCopiesState", "MechanicState", "MomoAdamState", "MomoState",
+    "MonitorState", "MultiSteps", "MultiStepsState", "MultiTransformState", "MuonDimensionNumbers", "MuonState",
+    "NonNegativeParamsState", "NormalizeState", "OptState", "ParamsEmaState", "ParamsMeanState", "PartitionState",
+    "ProdigyState", "ReduceLROnPlateauState", "RoundedParamsState", "RoundedState", "SAMState",
+    "ScaleByAdaDeltaState", "ScaleByAdamState", "ScaleByAdanState", "ScaleByAdemamixState", "ScaleByAmsgradState",
+    "ScaleByBacktrackingLinesearchState", "ScaleByBeliefState", "ScaleByDistanceOverGradientsState",
+    "ScaleByKronState", "ScaleByLBFGSState", "ScaleByLionState", "ScaleByNovogradState",
+    "ScaleByOptimisticGradientState", "ScaleByRStdDevState", "ScaleByRStdDevWithCountState", "ScaleByRmsState",
+    "ScaleByRmsWithCountState", "ScaleByRpropState", "ScaleByRssState", "ScaleBySM3State", "ScaleByScheduleState",
+    "ScaleBySimplifiedAdEMAMixState", "ScaleBySoapState", "ScaleByTrustRatioState", "ScaleByZoomLinesearchState",
+    "ScaleState", "ScheduleFreeState", "ShouldSkipUpdateFunction", "SkipLossSpikesState", "SnapshotState",
+    "SophiaState", "SplitRealAndImaginaryState", "StatefulSchedule", "TraceState", "TransformInitFn",
+    "TransformUpdateExtraArgsFn", "TransformUpdateFn", "Updates", "WeightDecaySchedule", "WrappedSchedule",
+    "WrappedScheduleState", "ZeroNansState", "ZoomLinesearchInfo", "acprop", "adabelief", "adadelta", "adafactor",
+    "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "adaptive_grad_clip", "add_decayed_weights",
+    "add_noise", "ademamix", "adopt", "aggregating", "amsgrad", "apply_every", "apply_if_finite", "apply_updates",
+    "assignment", "bias_correction", "centralize", "chain", "clip", "clip_by_block_rms", "clip_by_global_norm",
+    "cocob", "conditionally_mask", "conditionally_transform", "dadapt_adamw", "differentially_private_aggregate",
+    "dog", "dowg", "dpsgd", "ema", "flatten", "freeze", "from_torch_state", "fromage", "galore", "global_norm",
+    "hutchinson_estimator_diag_hessian", "identity", "incremental_update", "init_empty_state", "inject_hyperparams",
+    "inject_stateful_hyperparams", "keep_ema", "keep_master_copies", "keep_params_nonnegative", "keep_swa", "kron",
+    "lamb", "lars", "layerwise_decay", "lbfgs", "lion", "lookahead", "madgrad", "masked", "matrix_inverse_pth_root",
+    "measure_with_ema", "mechanize", "microbatch", "microbatching", "momo", "momo_adam", "monitor", "multi_normal",
+    "multi_transform", "muon", "nadam", "nadamw", "named_chain", "nnls", "noisy_sgd", "normalize",
+    "normalize_by_update_norm", "novograd", "optimistic_adam", "optimistic_adam_v2", "optimistic_gradient_descent",
+    "orthogonalize_via_newton_schulz", "partition", "per_example_global_norm_clip", "per_example_layer_norm_clip",
+    "periodic_update", "perturbations", "polyak_sgd", "power_iteration", "prodigy", "projections", "radam",
+    "random_like", "reduce_on_plateau", "rmsprop", "round_params_stochastically", "round_state_stochastically",
+    "round_stochastically", "rprop", "safe_increment", "safe_norm", "safe_root_mean_squares", "sam", "scale",
+    "scale_by_acprop", "scale_by_adadelta", "scale_by_adam", "scale_by_adamax", "scale_by_adan",
+    "scale_by_ademamix", "scale_by_adopt", "scale_by_amsgrad", "scale_by_backtracking_linesearch",
+    "scale_by_belief", "scale_by_cocob", "scale_by_distance_over_gradients", "scale_by_dog", "scale_by_dowg",
+    "scale_by_factored_rms", "scale_by_galore", "scale_by_kron", "scale_by_lbfgs", "scale_by_learning_rate",
+    "scale_by_lion", "scale_by_madgrad", "scale_by_muon", "scale_by_novograd", "scale_by_optimistic_gradient",
+    "scale_by_param_block_norm", "scale_by_param_block_rms", "scale_by_polyak", "scale_by_radam", "scale_by_rms",
+    "scale_by_rprop", "scale_by_rss", "scale_by_schedule", "scale_by_shape", "scale_by_sign",
+    "scale_by_simplified_ademamix", "scale_by_sm3", "scale_by_soap", "scale_by_sophia", "scale_by_stddev",
+    "scale_by_trust_ratio", "scale_by_yogi", "scale_by_zoom_linesearch", "scale_gradient", "schedule_free",
+    "schedule_free_adamw", "schedule_free_eval_params", "schedule_free_sgd", "second_order", "selective_transform",
+    "set_to_zero", "sgd", "sign_sgd", "signum", "simplified_ademamix", "skip_large_updates", "skip_loss_spikes",
+    "skip_not_finite", "sm3", "snapshot", "soap", "sophia", "split_key_like", "split_real_and_imaginary",
+    "stateless", "stateless_with_tree_map", "to_torch_state", "trace", "tree_map_params", "unitwise_clip",
+    "unitwise_norm", "update_infinity_moment", "update_moment", "update_moment_per_elem_norm",
+    "value_and_grad_from_state", "with_extra_args_support", "yogi", "zero_nans",
+]  # fmt: skip

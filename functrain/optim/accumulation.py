@@ -26,6 +26,8 @@ from functrain.tree import Params, Tree
 
 
 class ApplyEvery(NamedTuple):
+    """The state of `apply_every`."""
+
     count: Tensor  # type: ignore[assignment]  # (), int64: updates since the last that was let through
     grad_acc: Tree  # like params: their sum
 

@@ -18,6 +18,8 @@ AddDecayedWeightsState = EmptyState
 
 
 class WeightDecaySchedule(NamedTuple):
+    """The state of `add_decayed_weights` with a schedule."""
+
     count: Tensor  # type: ignore[assignment]  # (), int64: updates so far
 
 

@@ -16,6 +16,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> ModuleType:
     # not with the package: the assertions need no Hypothesis
     if name not in ("laws", "strategies"):

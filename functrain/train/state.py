@@ -18,6 +18,8 @@ from functrain.tree import Params, Tree
 
 
 class TrainState(NamedTuple):
+    """The state of a training run between two steps, as `init_state` makes it."""
+
     step: Tensor  # (), int64: steps done, skipped ones too
     params: Params
     opt_state: Tree

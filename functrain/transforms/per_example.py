@@ -106,6 +106,8 @@ def _by_example(fn: Callable[..., Any], has_aux: bool, chunk_size: int | None) -
 
 
 class GradientMoments(NamedTuple):
+    """Sums over the examples of a batch, as `gradient_moments` returns them."""
+
     result: Any  # what fn returned, with has_aux a pair, summed over the examples
     grads: Tree  # like params: sum of the examples' gradients
     squared_norm: Tensor  # (): sum of the squared norms of the examples' gradients
@@ -150,6 +152,8 @@ def gradient_moments(
 
 
 class GradientNoise(NamedTuple):
+    """How noisy a batch's gradient is, as `gradient_noise` estimates it."""
+
     variance: Tensor  # (): trace of the covariance of one example's gradient
     squared_norm: Tensor  # (): squared norm of the true gradient; an estimate without bias, so it may be negative
     scale: Tensor  # (): examples in a batch whose noise is as large as the gradient; inf where there is no gradient

@@ -84,6 +84,11 @@ def asks(room: ModuleType, rooms: Mapping[str, ModuleType]) -> Callable[[str], N
     return missing
 
 
+def lists(room: ModuleType) -> Callable[[], list[str]]:
+    """Make the `__dir__` of a room that lists what is public in it, and not the files that it is made of."""
+    return lambda: sorted({*room.__all__, *(name for name in vars(room) if name.startswith("__"))})
+
+
 def _meant(name: str, room: ModuleType, rooms: Mapping[str, ModuleType]) -> str | None:
     names = {place: _public(other) for place, other in rooms.items()}
     here = next(place for place, other in rooms.items() if other is room)
@@ -113,9 +118,8 @@ def _one_begins(a: str, b: str) -> bool:
 
 
 def _public(room: ModuleType) -> Sequence[str]:
-    found = vars(room)
-    modules = {name for name, value in found.items() if isinstance(value, ModuleType)}
-    return found["__all__"] if "__all__" in found else [n for n in found if n[0] != "_" and n not in modules]
+    names: Sequence[str] = room.__all__
+    return names
 
 
 def _path(place: str, name: str) -> str:

@@ -18,6 +18,8 @@ from functrain.tree import Params, Tree
 
 
 class ZoomLinesearchInfo(NamedTuple):
+    """How a search of `scale_by_zoom_linesearch` went."""
+
     num_linesearch_steps: Tensor  # (), int64: learning rates tried
     decrease_error: Tensor  # (), float: by how much the decrease is too small; 0 when it is enough
     curvature_error: Tensor  # (), float: by how much the slope is too large; 0 when it is small enough

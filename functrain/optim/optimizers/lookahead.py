@@ -27,6 +27,8 @@ class LookaheadState(NamedTuple):
 
 
 class LookaheadParams(NamedTuple):
+    """Parameters under `lookahead`: the fast ones, and the slow ones that follow."""
+
     fast: Params  # what the fast optimizer moves, and the loss reads
     slow: Params  # what follows it every sync_period steps
 

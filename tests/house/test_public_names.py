@@ -1,0 +1,76 @@
+"""What is public in a room is in its `__all__`, has a docstring, and is what `dir` and `help` show."""
+
+from __future__ import annotations
+
+import inspect
+import pydoc
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import functrain as ft
+
+ROOT = Path(__file__).parents[2] / "functrain"
+PACKAGES = sorted(file.parent.name for file in ROOT.glob("*/__init__.py"))
+# rooms whose functions are reached from others: nothing of them is called by a name behind ft
+INSIDE = {"cli", "compiler", "recipes"}
+ROOMS = [name for name in PACKAGES if name not in INSIDE]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_each_name_in_all_is_there_once(name: str) -> None:
+    room = import_module(f"functrain.{name}")
+    assert room.__doc__ and list(room.__all__) == list(dict.fromkeys(room.__all__))
+    for public in room.__all__:
+        assert getattr(room, public) is not None, public
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_each_public_function_and_class_has_a_docstring_that_is_a_sentence(name: str) -> None:
+    room = import_module(f"functrain.{name}")
+    for public in room.__all__:
+        found = getattr(room, public)
+        # an optimizer's state says by comments what its fields are, and by its name whose it is
+        is_state = name == "optim" and public.endswith("State")
+        if inspect.isroutine(found) or isinstance(found, ModuleType) or isinstance(found, type) and not is_state:
+            first = (inspect.getdoc(found) or "").split("\n\n")[0]
+            assert first and not first.startswith(f"{public}("), f"{name}.{public} has no docstring"
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_what_stands_in_a_room_without_an_underscore_is_in_all(name: str) -> None:
+    room = import_module(f"functrain.{name}")
+    ours = {
+        key for key, value in vars(room).items()
+        if not key.startswith("_") and not isinstance(value, ModuleType) and _is_ours(value)
+    }  # fmt: skip
+    assert ours - set(room.__all__) == set()
+
+
+def _is_ours(value: Any) -> bool:
+    return str(getattr(value, "__module__", "functrain")).startswith("functrain")
+
+
+@pytest.mark.parametrize("name", ["", *ROOMS])
+def test_dir_shows_what_is_public_and_no_file(name: str) -> None:
+    room = import_module(f"functrain.{name}") if name else ft
+    shown = [public for public in dir(room) if not public.startswith("__")]
+    assert shown == sorted(room.__all__)
+
+
+def test_help_of_a_room_shows_its_functions() -> None:
+    shown = pydoc.plain(pydoc.render_doc(ft.generation))
+    assert "generate(" in shown and "decode_stream(" in shown and "check_prompt(" not in shown
+    shown = pydoc.plain(pydoc.render_doc(ft.checkpoint))
+    assert "\n    save(" in shown and "\n    load(" in shown
+
+
+def test_a_star_takes_what_is_public() -> None:
+    said = "from functrain.optim import *; from functrain.checkpoint import *; print(adamw, save, 'masking' in dir())"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, cwd=ROOT.parent)
+    assert done.stdout.endswith(" False\n") and "function adamw" in done.stdout, done.stderr
