@@ -1,8 +1,7 @@
 """The step, the state it steps, and the loop around it."""
 
-from functrain.train import privacy
-from functrain.train.averaging import averaged
 from functrain.train import privacy, watching
+from functrain.train.averaging import averaged
 from functrain.train.evaluation import evaluate
 from functrain.train.guard import Diverged, Guard, skip_nonfinite, skip_spikes, stop_after
 from functrain.train.hooks import Hook, Stop, every
