@@ -12,6 +12,7 @@ from functrain.losses.binary import (
     sparsemax_loss,
 )
 from functrain.losses.chunked import next_token_from_hidden
+from functrain.losses.classification import classification
 from functrain.losses.cross_entropy import next_token, softmax_cross_entropy_with_integer_labels
 from functrain.losses.ctc import ctc_loss, ctc_loss_with_forward_probs
 from functrain.losses.divergences import (
@@ -47,7 +48,7 @@ from functrain.losses.soft_labels import (
 )
 
 __all__ = [
-    "Loss", "LossResult", "binary_dice_loss", "convex_kl_divergence", "cosine_distance", "cosine_similarity",
+    "Loss", "LossResult", "binary_dice_loss", "classification", "convex_kl_divergence", "cosine_distance", "cosine_similarity",
     "ctc_loss", "ctc_loss_with_forward_probs", "dice_loss", "generalized_kl_divergence", "hinge_loss", "huber_loss",
     "kl_divergence", "kl_divergence_with_log_targets", "l2_loss", "log_cosh", "make_fenchel_young_loss",
     "multiclass_generalized_dice_loss", "multiclass_hinge_loss", "multiclass_perceptron_loss",
