@@ -15,6 +15,10 @@ def ema_warmup(decay: float, gamma: float = 1.0, power: float = 2 / 3) -> Schedu
     million steps, 3/4 shorter ones: it reaches 0.999 after 31,000 steps, or 10,000.
 
     Source: Crowson, as `timm.utils.ModelEmaV3` has it with `use_warmup`.
+
+    >>> schedule = ft.schedules.ema_warmup(0.99, power=0.5)
+    >>> schedule(torch.tensor([0, 3, 99, 1_000_000]))
+    tensor([0.0000, 0.5000, 0.9000, 0.9900], dtype=torch.float64)
     """
     if not 0.0 <= decay < 1.0 or gamma <= 0.0 or power <= 0.0:
         raise ValueError(
