@@ -15,10 +15,11 @@ from functrain.losses import Loss
 from functrain.optim import GradientTransformation, apply_updates, with_extra_args_support
 from functrain.optim.clipping.per_example import norms as norms_of_examples
 from functrain.train import checks
+from functrain.train.protocols import Batch, LossFn
 from functrain.train.state import TrainState
-from functrain.train.step import LossFn, Metrics, OptimizerStep
+from functrain.train.step import Metrics, OptimizerStep
 from functrain.train.step import _loss as as_loss
-from functrain.tree import Batch, Params, Tree
+from functrain.tree import Params, Tree
 
 
 class _Found(NamedTuple):
@@ -27,7 +28,9 @@ class _Found(NamedTuple):
     grads: Tree  # each leaf (B, ...)
 
 
-def private_step(loss_fn: LossFn, optimizer: GradientTransformation, *, chunk_size: int | None = None) -> OptimizerStep:
+def private_step(
+    loss_fn: LossFn[Batch], optimizer: GradientTransformation, *, chunk_size: int | None = None
+) -> OptimizerStep[Batch]:
     """Make a step `(state, batch) -> (state, metrics)` whose optimizer is given the gradient of every example.
 
     That is what `optim.dpsgd`, and any chain that begins with `optim.differentially_private_aggregate`, expect. An
@@ -76,8 +79,8 @@ def private_step(loss_fn: LossFn, optimizer: GradientTransformation, *, chunk_si
 
 
 def noise_scale_step(
-    loss_fn: LossFn, optimizer: GradientTransformation, *, chunk_size: int | None = None
-) -> OptimizerStep:
+    loss_fn: LossFn[Batch], optimizer: GradientTransformation, *, chunk_size: int | None = None
+) -> OptimizerStep[Batch]:
     """Make a step that equals `train_step(loss_fn, optimizer)` and measures the noise of the gradient.
 
     It costs the gradient of every example, `chunk_size` at a time: meant for a step now and then, on the state of an

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -13,26 +13,28 @@ from functrain.losses import Loss
 from functrain.optim import GradientTransformation, apply_updates, with_extra_args_support
 from functrain.train import checks
 from functrain.train.guard import Guard
+from functrain.train.protocols import Batch, Batch_contra, LossFn, LossFnWithBuffers
 from functrain.train.state import TrainState, check_pairs
 from functrain.train.trainable import Trainable, check_marks, of_trained, splitting
 from functrain.transforms import accumulation
 from functrain.transforms.loss_scale import LossScale, unscale, wide
-from functrain.tree import Batch, Params, Tree
+from functrain.tree import Params, Tree
 from functrain.tree.reductions import finite, stays_finite
 
-LossFn = Callable[..., Any]
 Metrics = dict[str, Tensor]
 
 
-class OptimizerStep:
+class OptimizerStep(Generic[Batch_contra]):
     """A step, `second(state, first(state, batch))`, that says which optimizer's state it keeps."""
 
     def __init__(
         self, first: Callable[..., Any], second: Callable[[Any, Any], Any], optimizer: GradientTransformation
     ) -> None:
-        self.first, self.second, self.optimizer = first, second, optimizer
+        self.first: Callable[..., Any] = first
+        self.second: Callable[[Any, Any], Any] = second
+        self.optimizer: GradientTransformation = optimizer
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def __call__(self, state: TrainState, batch: Batch_contra) -> tuple[TrainState, Metrics]:
         return self.second(state, self.first(state, batch))
 
 
@@ -44,8 +46,32 @@ class _Found(NamedTuple):
     grads: Tree  # of total / weight times the scale where `divided`, of total times the scale elsewhere
 
 
+@overload
 def train_step(
-    loss_fn: LossFn,
+    loss_fn: LossFn[Batch],
+    optimizer: GradientTransformation,
+    *,
+    accumulate: int = 1,
+    accumulate_rows: int | None = None,
+    loss_scale: LossScale | None = None,
+    buffers: Literal[False] = False,
+    guard: Guard | None = None,
+    trainable: Trainable | None = None,
+) -> OptimizerStep[Batch]: ...
+@overload
+def train_step(
+    loss_fn: LossFnWithBuffers[Batch],
+    optimizer: GradientTransformation,
+    *,
+    accumulate: int = 1,
+    accumulate_rows: int | None = None,
+    loss_scale: LossScale | None = None,
+    buffers: Literal[True],
+    guard: Guard | None = None,
+    trainable: Trainable | None = None,
+) -> OptimizerStep[Batch]: ...
+def train_step(
+    loss_fn: Callable[..., Any],
     optimizer: GradientTransformation,
     *,
     accumulate: int = 1,
@@ -54,7 +80,7 @@ def train_step(
     buffers: bool = False,
     guard: Guard | None = None,
     trainable: Trainable | None = None,
-) -> OptimizerStep:
+) -> OptimizerStep[Any]:
     """Make the function `(state, batch) -> (state, metrics)` that takes one step.
 
     `loss_fn(params, batch, key)` returns a `Loss`, or a () tensor, or `(tensor, metrics)`, which count as weight 1 for

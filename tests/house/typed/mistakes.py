@@ -43,6 +43,8 @@ ft.hvp(loss_fn, params, batch, torch.ones(3), key=key)  # wrong
 
 
 # the step
+step(state, batch["x"])  # wrong
+compiled(state, [torch.ones(4, 3)])  # wrong
 step(batch, state)  # wrong
 compiled(batch, state)  # wrong
 compiled(state)  # wrong
@@ -56,6 +58,8 @@ new, loss, metrics = compiled(state, batch)  # wrong
 # the optimizer
 ft.optim.adamw("1e-3")  # wrong
 ft.train_step(loss_fn, ft.optim.adamw)  # wrong
+ft.train_step(lambda params, batch: params, optimizer)  # wrong
+ft.train_step(loss_fn, optimizer, buffers=True)  # wrong
 ft.train_step(loss_fn, torch.optim.AdamW([batch["x"]]))  # wrong
 ft.optim.adamw(1e-3, weight_decy=0.1)  # wrong
 ft.init_state(params, optimizer)  # wrong
