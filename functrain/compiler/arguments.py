@@ -44,7 +44,7 @@ def tell_of_another(args: Any, before: Any, now: Any) -> None:
     warnings.warn(
         f"ft.compile: compiled for the {TIMES + 1}th time: argument {path} is {new[:3]}, and was {old[:3]}; each "
         "shape, dtype and value of what is no tensor is a program: pad to one shape, or pass numbers as tensors",
-        stacklevel=5,
+        stacklevel=4,
     )
 
 

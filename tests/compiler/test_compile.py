@@ -223,6 +223,14 @@ def test_an_argument_without_a_position_is_told_with_a_way_out() -> None:
         ft.compile(fn)(torch.ones(2), scale=2.0)
 
 
+def test_a_function_that_is_compiled_again_and_again_is_told_where_it_is_called() -> None:
+    fn = compilation.interpret(lambda x, n: x * n)
+    with pytest.warns(UserWarning, match="compiled for the 4th time: argument 1 is .*, 3.*, and was .*, 2") as told:
+        for n in range(5):
+            fn(torch.ones(2), n)
+    assert [w.filename for w in told if "compiled for" in str(w.message)] == [__file__]
+
+
 def test_a_value_without_a_hash_names_its_place() -> None:
     with pytest.raises(TypeError, match=r"1/x: expected a tensor, .* came ndarray"):
         ft.compile(lambda a, b: a)(torch.ones(1), {"x": torch.ones(1).numpy()})
