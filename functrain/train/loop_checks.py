@@ -83,8 +83,9 @@ def goes_on(batches: Any, start: int) -> Iterator[Any]:
     if at and not _in_order(batches):
         raise ValueError(
             f"fit: the state has read {start} batches, and this {type(batches).__name__} begins at its first one, in "
-            "an order that is not known; give batches[t] by number, as ft.data.windows does, or an iterator that "
-            "stands there, as itertools.islice(batches, t, None), or iter(batches) to begin at the first"
+            "an order that is not known; give ft.data.loader(dataloader, seed=0), which goes on in an epoch, or "
+            "batches[t] by number, as ft.data.batches does, or an iterator that stands there, as "
+            "itertools.islice(batches, t, None), or iter(batches) to begin at the first"
         )
     for _ in range(at):
         next(found, None)
