@@ -17,6 +17,10 @@ def categories(column: Any, *, names: Sequence[Any] | None = None) -> tuple[NDAr
 
     Shapes: a column (N,) gives labels (N,), int64.
     Raises: ValueError naming the row of a value that is none of `names`.
+
+    >>> labels, names = ft.data.categories(["cat", "dog", "cat"])
+    >>> labels.tolist(), names
+    ([0, 1, 0], ['cat', 'dog'])
     """
     values = np.asarray(column.cpu() if isinstance(column, Tensor) else column)
     if values.ndim != 1:

@@ -38,9 +38,10 @@ class Loader:
             batch = self._next()
         return tree.map(_tensor, batch)
 
-    def epoch(self, t: int) -> float | None:
-        """Give the epochs that are over before batch t, as 2.5 in the middle of the third; None if nobody knows."""
-        return None if self._size is None else index(t) / self._size
+    @property
+    def steps_per_epoch(self) -> float | None:
+        """The number of batches of an epoch; None if nobody knows."""
+        return None if self._size is None else float(self._size)
 
     @property
     def description(self) -> dict[str, str | int | list[int] | None]:
@@ -112,6 +113,11 @@ def loader(batches: Iterable[Any], *, seed: int | None = None) -> Loader:
 
     Raises: TypeError for what is not iterated anew; ValueError for a seed that nothing is drawn from, and, at its turn,
     for a batch whose place is not known, and an epoch of another length than `len` says.
+
+    >>> dataset = torch.utils.data.TensorDataset(torch.arange(4))
+    >>> batches = ft.data.loader(torch.utils.data.DataLoader(dataset, batch_size=2, shuffle=True), seed=0)
+    >>> sorted(batches[10][0].tolist() + batches[11][0].tolist())  # the sixth epoch
+    [0, 1, 2, 3]
     """
     if not isinstance(batches, Iterable) or isinstance(batches, _NO_BATCHES):
         raise TypeError(

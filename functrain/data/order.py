@@ -68,9 +68,10 @@ class Rows(NamedTuple):
             return None
         return -(-self.epochs * self.rows // self.batch) if self.last == "continued" else self.epochs * self._per_epoch
 
-    def epoch(self, t: int) -> float:
-        """Give the epochs that are over before batch t."""
-        return t * self.batch / self.rows if self.last == "continued" else t / self._per_epoch
+    @property
+    def steps_per_epoch(self) -> float:
+        """The number of batches of an epoch, a fraction where they go on into the next."""
+        return self.rows / self.batch if self.last == "continued" else float(self._per_epoch)
 
     def indices(self, t: int) -> Indices:  # (batch,), or fewer at an end
         if self.last == "continued":

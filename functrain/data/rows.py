@@ -43,9 +43,10 @@ class Batches:
             batch = _masked(batch, torch.arange(self.order.batch) < rows)
         return batch if self.transform is None else self.transform(batch, _key(self.seed, t))
 
-    def epoch(self, t: int) -> float:
-        """Give the epochs that are over before batch t, as 2.5 in the middle of the third."""
-        return self.order.epoch(index(t))
+    @property
+    def steps_per_epoch(self) -> float:
+        """The number of batches of an epoch, a fraction where they go on into the next."""
+        return self.order.steps_per_epoch
 
     @property
     def description(self) -> dict[str, str | int | None]:
@@ -142,6 +143,13 @@ def batches(
     Shapes: a leaf (N, ...) becomes (batch, ...).
     Raises: ValueError, or TypeError, naming the leaf that has no numbers, other rows, or a dtype that torch has not;
     for a seed that is missing, or that nothing is drawn from.
+
+    >>> rows = {"x": torch.arange(10.0).reshape(5, 2), "label": torch.tensor([0, 1, 0, 1, 1])}
+    >>> batches = ft.data.batches(rows, batch=2, seed=0)  # shuffled and endless: for ft.fit
+    >>> batches[1_000]["x"].shape
+    torch.Size([2, 2])
+    >>> [batch["label"].tolist() for batch in ft.data.batches(rows, batch=2, shuffle=False)]  # one pass: for validation
+    [[0, 1], [0, 1], [1]]
     """
     found = source_of(source)
     size = index(batch)

@@ -21,6 +21,10 @@ def split(source: Any, *, validation: float = 0.1, seed: int) -> tuple[Any, Any]
     rows; of a Dataset they are each a `torch.utils.data.Subset`, or of Hugging Face's what `select` gives.
 
     Raises: ValueError if a side has no row, and naming the lengths of columns that differ.
+
+    >>> train, validation = ft.data.split({"x": torch.arange(10)}, validation=0.2, seed=0)
+    >>> len(train["x"]), len(validation["x"])
+    (8, 2)
     """
     lengths = _lengths(source, "")
     if len(set(lengths.values())) != 1:

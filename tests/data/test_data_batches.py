@@ -238,9 +238,10 @@ def test_the_fingerprint_changes_with_what_changes_a_batch_and_with_nothing_else
     assert data.batches(wide, **arguments).fingerprint != data.batches(other, **arguments).fingerprint
 
 
-def test_epochs_are_told() -> None:
-    assert data.batches(table(10), batch=4, seed=0).epoch(5) == 2.0
-    assert data.batches(table(10), batch=4, seed=0, last="short").epoch(4) == 4 / 3
+def test_the_steps_of_an_epoch_are_told() -> None:
+    assert data.batches(table(10), batch=4, seed=0).steps_per_epoch == 2.5
+    assert data.batches(table(10), batch=4, seed=0, last="short").steps_per_epoch == 3.0
+    assert data.batches(table(10), batch=4, seed=0, last="dropped").steps_per_epoch == 2.0
 
 
 @pytest.mark.parametrize(

@@ -145,9 +145,9 @@ def test_of_an_order_that_is_not_known_only_beginnings_can_be_had(make: Any) -> 
     with pytest.raises(ValueError, match="loader: batch 2 was asked for, .* write ft.data.loader.dataloader, seed=0."):
         loader[2]
     fresh = data.loader(make())
-    if fresh.epoch(0) is not None:
+    if fresh.steps_per_epoch is not None:
         fresh[4]
-        assert fresh.epoch(6) == 1.5
+        assert fresh.steps_per_epoch == 4.0
     else:
         with pytest.raises(ValueError, match="batch 4 was asked for"):
             fresh[4]
@@ -207,7 +207,7 @@ def test_an_epoch_of_another_length_than_was_said_or_of_none_is_told() -> None:
 
 def test_epochs_of_a_stream_may_differ_in_length() -> None:
     loader = data.loader(Stream((2, 3, 1)))
-    assert [int(loader[t]) for t in range(6)] == [0, 1, 0, 1, 2, 0] and loader.epoch(3) is None
+    assert [int(loader[t]) for t in range(6)] == [0, 1, 0, 1, 2, 0] and loader.steps_per_epoch is None
 
 
 def test_after_an_error_of_the_dataset_the_batch_can_be_asked_for_again() -> None:
