@@ -119,10 +119,13 @@ class _HuggingFace:
 
     def take(self, indices: Indices, in_order: bool) -> Tree:
         found: dict[str, Any] = self.dataset[indices.tolist()]
-        # a column of the format "numpy" or "torch" is one array where all rows have one shape
-        return tree.map(
-            lambda leaf: leaf if isinstance(leaf, Tensor) else torch.from_numpy(np.array(leaf)), columns(found)
-        )
+        try:
+            made = columns(found)
+        except TypeError as error:
+            if self.dataset.format["type"] is None:  # in which an image is an object of PIL
+                raise TypeError(f"{error}; or try dataset.with_format('torch')") from None
+            raise
+        return tree.map(lambda leaf: leaf if isinstance(leaf, Tensor) else torch.from_numpy(np.array(leaf)), made)
 
     @property
     def fingerprint(self) -> str:

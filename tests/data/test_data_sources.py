@@ -225,7 +225,7 @@ def test_a_dataset_of_hugging_face_gives_its_columns_in_its_format() -> None:
     assert batches.fingerprint != data.batches(dataset.select(range(5)), batch=2, seed=0).fingerprint
     train, validation = data.split(dataset, validation=0.5, seed=0)
     assert sorted(train["y"][:] + validation["y"][:]) == sorted(Y.tolist()) and len(train) == 3
-    with pytest.raises(TypeError, match="name: .*ft.data.categories"):
+    with pytest.raises(TypeError, match=r"name: .*ft.data.categories.*; or try dataset.with_format\('torch'\)"):
         data.batches(dataset.add_column("name", ["x"] * 6), batch=2, seed=0)
     with pytest.raises(TypeError, match="only iterated"):
         data.batches(dataset.to_iterable_dataset(), batch=2, seed=0)
