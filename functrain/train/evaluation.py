@@ -71,6 +71,7 @@ def evaluate(
         if progress is not None:
             progress(0, of)
         for done, batch in enumerate(_moved(batches, device), 1):
+            _check_tensors(batch, done)
             found, arguments = measured(*given, batch)
             sums.add(found)
             predictions.add(arguments)
@@ -167,6 +168,15 @@ def _loss(result: Any, batch: Batch) -> Loss:
     return Loss(wide(value) * weight, weight, {name: wide(metric) * weight for name, metric in found.items()})
 
 
+def _check_tensors(batch: Batch, number: int) -> None:
+    for path, leaf in tree.items(batch):
+        if isinstance(leaf, np.ndarray):
+            where = f"batch {number}: {path}" if path else f"batch {number}"
+            raise TypeError(
+                f"evaluate: {where}: expected a tensor, came an array of numpy; make it one by torch.from_numpy"
+            )
+
+
 def _moved(batches: Any, device: torch.device) -> Iterator[Batch]:
     if is_indexed(batches):
         yield from data.prefetch(batches, 0, len(batches), device=None if device.type == "cpu" else device)
@@ -202,14 +212,15 @@ class _Sums:
         return {name: value / weight for name, value in sums.items()}
 
     def _read(self) -> None:
-        if not self._waiting:
+        waiting = self._waiting
+        if not waiting:
             return
-        names = list(self._waiting[0])
+        names = list(waiting[0])
         # float64 on the host: not every device has it
-        columns = [torch.stack([found[name] for found in self._waiting]).cpu().double().sum() for name in names]
+        columns = [torch.stack([found[name] for found in waiting]).cpu().double().sum() for name in names]
         before = self._sums or dict.fromkeys(names, 0.0)
         self._sums = {name: before[name] + float(column) for name, column in zip(names, columns, strict=True)}
-        self._waiting.clear()
+        self._waiting = []
 
 
 def _of_all_ranks(sums: dict[str, float] | None) -> dict[str, float] | None:

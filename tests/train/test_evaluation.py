@@ -18,7 +18,7 @@ from torch import distributed
 import functrain as ft
 from functrain.train import evaluation
 
-LAW = settings(deadline=None, derandomize=True, max_examples=20)
+LAW = settings(deadline=None, derandomize=True, max_examples=10)
 PARAMS = {"w": torch.tensor([1.0, -2.0, 0.5])}
 
 
@@ -181,6 +181,7 @@ class Endless:
         ({"batches": Endless()}, ValueError, "come to an end, came Endless, which has no length"),
         ({"batches": []}, ValueError, "expected at least one batch, came none"),
         ({"batches": [rows(0, 2) | {"mask": torch.zeros(2)}]}, ValueError, "add up to 0, of which there is no mean"),
+        ({"batches": [{"x": torch.zeros(2).numpy()}]}, TypeError, "batch 1: x: expected a tensor, came an array"),
         ({"metrics": {"auc": predict}}, ValueError, "predict.*which gives the metrics auc their arguments"),
         ({"predict": predict}, ValueError, "for what predict returns, came none"),
         ({"metrics": {"a": torchmetrics.MeanMetric}, "predict": predict}, TypeError, r"write a=MeanMetric\(...\)"),

@@ -3,13 +3,13 @@
 from functrain.train.watching.logger import Logger
 from functrain.train.watching.progress import Progress, progress
 from functrain.train.watching.recording import Record, record
-from functrain.train.watching.rows import Row, keep, rows
+from functrain.train.watching.rows import Row, rows
 from functrain.train.watching.to_csv import csv
 from functrain.train.watching.to_mlflow import mlflow
 from functrain.train.watching.to_tensorboard import tensorboard
 from functrain.train.watching.to_wandb import wandb
 
 __all__ = [
-    "Logger", "Progress", "Record", "Row", "csv", "keep", "mlflow", "progress", "record", "rows", "tensorboard",
+    "Logger", "Progress", "Record", "Row", "csv", "mlflow", "progress", "record", "rows", "tensorboard",
     "wandb",
 ]  # fmt: skip
