@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def read_csv(
     Integers are int64, other numbers float64, `true` and `false` bool, dates datetime64, and all else is text, an array
     of `str` objects; a column of `text` is text whatever stands in it. The first line has the names, unless `names`
     gives them. An empty cell, NA or NaN among numbers is an error, or `missing`, if that is given: such a column is
-    float64. Needs `pip install 'functrain[tables]'`.
+    float64. A file may be packed, as `.csv.gz`. Needs
+    `pip install 'functrain[tables]'`.
 
     Raises: ValueError naming the file, the line and the column of a row of another length, of a value that is missing,
     and of a word in a column that began with a number.
@@ -104,6 +106,7 @@ def _cell(path: Path, delimiter: str, number: int, column: int) -> tuple[int, st
 
 def _lines(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Give the rows that are not empty, each with the number, from 1, of the line that it ends in."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    stream = arrow("lib", "read_csv").input_stream(path)  # unpacks .gz and the like, as it does for the columns
+    with TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = csv.reader(file, delimiter=delimiter)
         yield from ((rows.line_num, row) for row in rows if row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ def read_jsonl(path: str | Path, *, columns: Sequence[str] | None = None) -> Tab
     """Read a JSON Lines file into a dict of columns, arrays of N rows, or only those columns that are named.
 
     Whole numbers are int64, numbers of which one is not whole float64, text is an array of `str` objects, lists of
-    numbers of one shape are an array (N, ...), and objects within are dicts of columns. Empty lines are passed over.
+    numbers of one shape are an array (N, ...), and objects within are dicts of columns. Empty lines are passed over. A
+    file may be packed, as `.jsonl.gz`.
 
     Raises: ValueError naming the file, the line and the field of what is no JSON, is missing, or is of another kind or
     length than in the first row.
@@ -26,7 +28,7 @@ def read_jsonl(path: str | Path, *, columns: Sequence[str] | None = None) -> Tab
     path = existing(path, "read_jsonl")
     lines: list[int] = []
     rows: list[Any] = []
-    with path.open("rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         for line, content in enumerate(file, 1):
             if not content.strip():
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from functrain import tree
 from functrain.data.order import Indices
@@ -49,12 +49,16 @@ def source_of(given: Any) -> Source:
         return _HuggingFace(given)
     if type(given) is TensorDataset:
         return Columns(given.tensors)
+    if type(given) is Subset:
+        return _Selected(source_of(given.dataset), given.indices)
     if isinstance(given, list) and given and isinstance(given[0], (dict, tuple)):
         return Columns(stacked(given))
     if tree.children(given) is not None or isinstance(given, (Tensor, np.ndarray)):
         return Columns(given)
     if isinstance(given, (Mapping, str, bytes)) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
         way_out = "write dict(source)" if isinstance(given, Mapping) else "give a dict of arrays, one for each column"
+        if isinstance(given, _of("datasets", "DatasetDict")):
+            way_out = f"take one of its datasets, as source[{next(iter(given), 'train')!r}]"
         raise TypeError(
             "batches: expected a tree of arrays, a list of dicts, or a dataset with a length and rows by number, came "
             f"{type(given).__name__}; {way_out}"
@@ -108,6 +112,21 @@ class _Samples:
         """That which the dataset has; else its type and length: nobody knows what reading every row would cost."""
         own = getattr(self.dataset, "fingerprint", None)
         return own if isinstance(own, str) else f"{type(self.dataset).__qualname__} of {self.rows} rows"
+
+
+class _Selected:
+    """Rows of another source: a `Subset`, as `split` and `random_split` give, gathered as fast as the whole is."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, np.asarray(indices, np.int64)
+        self.rows = len(self.indices)
+
+    def take(self, indices: Indices, in_order: bool) -> Tree:
+        return self.source.take(self.indices[indices], False)
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.source.fingerprint.encode() + self.indices.tobytes()).hexdigest()
 
 
 class _HuggingFace:

@@ -83,6 +83,8 @@ def checked_array(array: NDArray[Any], path: str) -> NDArray[Any]:
         ) from None
     if array.ndim == 0:
         raise ValueError(f"{_at(path)}: expected an array (N, ...) with N rows, came one number, {array}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{_at(path)}: expected a value in every row, came a masked array; write array.filled(value)")
     return np.asarray(array)  # the plain array over a map: indexing the memmap class costs microseconds more
 
 

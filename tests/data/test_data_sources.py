@@ -71,13 +71,16 @@ def sources(mapped: Path) -> dict[str, Any]:
         "Dataset of dicts": Rows(lambda i: {"a": X[i], "b": Y[i]}),
         "Dataset with __getitems__": Several(),
         "Subset": Subset(Rows(), range(6)),
+        "Subset of a TensorDataset": Subset(
+            TensorDataset(torch.from_numpy(X[::-1].copy()), torch.from_numpy(Y[::-1].copy())), range(5, -1, -1)
+        ),
     }
 
 
 NAMES = [
     "tuple of arrays", "tuple of tensors", "NamedTuple", "dict", "nested", "lists of numbers", "rows that are dicts",
     "rows that are tuples", "memory-mapped", "read-only", "columns side by side", "TensorDataset", "Dataset",
-    "Dataset of dicts", "Dataset with __getitems__", "Subset",
+    "Dataset of dicts", "Dataset with __getitems__", "Subset", "Subset of a TensorDataset",
 ]  # fmt: skip
 
 
@@ -143,6 +146,8 @@ def test_a_dataset_is_known_by_its_fingerprint_or_its_type_and_length() -> None:
     named.fingerprint = "v1"  # type: ignore[attr-defined]
     assert data.batches(plain, batch=2, seed=0).description["source"] == "Rows of 6 rows"
     assert data.batches(named, batch=2, seed=0).description["source"] == "v1"
+    halves = [data.batches(Subset(plain, indices), batch=1, seed=0).fingerprint for indices in ([0, 1], [0, 2], [0, 1])]
+    assert halves[0] == halves[2] != halves[1]
     assert data.batches(TensorDataset(torch.from_numpy(X)), batch=2, seed=0).fingerprint == (
         data.batches((X,), batch=2, seed=0).fingerprint
     )
@@ -168,6 +173,7 @@ RAGGED = Rows(lambda i: {"words": torch.zeros(3 if i == 4 else 2)})
         ({"name": ["x", "y"]}, TypeError, r"name: .*a list of str 'x'.*ft.data.categories"),
         ({"day": np.array(["2020-01-01"], "M8[D]")}, TypeError, r"day: .*datetime64\[D\].*astype\('int64'\)"),
         ({"x": X.astype(">f4")}, TypeError, "x: .*>f4.*write .astype"),
+        ({"x": np.ma.masked_array(X, X > 3)}, TypeError, r"x: .*a masked array; write array.filled\(value\)"),
         ({"x": X.astype(np.longdouble)}, TypeError, "x: .*write .astype"),
         ({"x": torch.zeros(3, requires_grad=True)}, ValueError, "x: .*requires grad; write .detach"),
         ([torch.zeros(2)] * 3, TypeError, r"a list of Tensor \(2,\) of torch.float32; write torch.stack"),
@@ -227,6 +233,8 @@ def test_a_dataset_of_hugging_face_gives_its_columns_in_its_format() -> None:
     assert sorted(train["y"][:] + validation["y"][:]) == sorted(Y.tolist()) and len(train) == 3
     with pytest.raises(TypeError, match=r"name: .*ft.data.categories.*; or try dataset.with_format\('torch'\)"):
         data.batches(dataset.add_column("name", ["x"] * 6), batch=2, seed=0)
+    with pytest.raises(TypeError, match=r"came DatasetDict; take one of its datasets, as source\['train'\]"):
+        data.batches(hugging_face.DatasetDict(train=dataset), batch=2, seed=0)
     with pytest.raises(TypeError, match="only iterated"):
         data.batches(dataset.to_iterable_dataset(), batch=2, seed=0)
 

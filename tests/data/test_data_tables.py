@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -208,6 +209,18 @@ def test_a_fault_of_a_parquet_file_is_named_by_its_row(path: Path, values: list[
     parquet.write_table(pyarrow.table({"a": values}), path)
     with pytest.raises(ValueError, match=f"table.txt: {says}"):
         data.read_parquet(path)
+
+
+def test_packed_files_are_read(path: Path) -> None:
+    for name, content in (("a.csv.gz", "a,b\n1,x\n2,y\n"), ("a.jsonl.gz", '{"a": 1, "b": "x"}\n{"a": 2, "b": "y"}\n')):
+        file = path.with_name(name)
+        file.write_bytes(gzip.compress(content.encode()))
+        table = data.read_csv(file, text=["b"]) if "csv" in name else data.read_jsonl(file)
+        assert table["a"].tolist() == [1, 2] and table["b"].tolist() == ["x", "y"]
+    file = path.with_name("b.csv.gz")
+    file.write_bytes(gzip.compress(b"a,b\n1,x\n2\n"))
+    with pytest.raises(ValueError, match=r"b.csv.gz, line 3: expected 2 cells"):
+        data.read_csv(file)
 
 
 def test_what_is_no_parquet_file_is_told(path: Path) -> None:
