@@ -48,12 +48,13 @@ from functrain.losses.soft_labels import (
 )
 
 __all__ = [
-    "Loss", "LossResult", "binary_dice_loss", "classification", "convex_kl_divergence", "cosine_distance", "cosine_similarity",
-    "ctc_loss", "ctc_loss_with_forward_probs", "dice_loss", "generalized_kl_divergence", "hinge_loss", "huber_loss",
-    "kl_divergence", "kl_divergence_with_log_targets", "l2_loss", "log_cosh", "make_fenchel_young_loss",
-    "multiclass_generalized_dice_loss", "multiclass_hinge_loss", "multiclass_perceptron_loss",
-    "multiclass_sparsemax_loss", "next_token", "next_token_from_hidden", "ntxent", "perceptron_loss",
-    "poly_loss_cross_entropy", "ranking_softmax_loss", "safe_softmax_cross_entropy", "sigmoid_binary_cross_entropy",
-    "sigmoid_focal_loss", "smooth_labels", "softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels",
-    "sparsemax", "sparsemax_loss", "squared_error", "triplet_margin_loss",
+    "Loss", "LossResult", "binary_dice_loss", "classification", "convex_kl_divergence", "cosine_distance",
+    "cosine_similarity", "ctc_loss", "ctc_loss_with_forward_probs", "dice_loss", "generalized_kl_divergence",
+    "hinge_loss", "huber_loss", "kl_divergence", "kl_divergence_with_log_targets", "l2_loss", "log_cosh",
+    "make_fenchel_young_loss", "multiclass_generalized_dice_loss", "multiclass_hinge_loss",
+    "multiclass_perceptron_loss", "multiclass_sparsemax_loss", "next_token", "next_token_from_hidden", "ntxent",
+    "perceptron_loss", "poly_loss_cross_entropy", "ranking_softmax_loss", "safe_softmax_cross_entropy",
+    "sigmoid_binary_cross_entropy", "sigmoid_focal_loss", "smooth_labels", "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels", "sparsemax", "sparsemax_loss", "squared_error",
+    "triplet_margin_loss",
 ]  # fmt: skip
