@@ -39,7 +39,7 @@ $(VENV)/.installed-cli: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-all: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -c constraints.txt -e '.[cli,test,peers,privacy,docs,tables]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[cli,test,peers,privacy,docs,tables,wandb,mlflow]'
 	touch $@ $(VENV)/.installed-cli
 
 clean:
