@@ -10,10 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def run(name: str, *words: str) -> list[str]:
+def run(name: str, *words: str, folder: Path | None = None) -> list[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "examples" / name), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -56,3 +56,26 @@ def test_intervals_of_a_laplace_approximation_hold_what_they_say() -> None:
 def test_a_learned_loss_is_not_misled_by_wrong_targets() -> None:
     squared, learned = [float(line.split()[-1]) for line in run("learned_loss.py", "--steps", "100")]
     assert learned < 0.2 * squared
+
+
+def lines_of(name: str) -> int:
+    body = (ROOT / "examples" / name).read_text(encoding="utf-8").split('"""', 2)[2]
+    return sum(bool(line.strip()) for line in body.splitlines())
+
+
+def accuracy_of(line: str) -> float:
+    return float(line.split("'accuracy': ")[1].rstrip("}"))
+
+
+def test_an_mlp_on_digits_is_a_page_and_learns(tmp_path: Path) -> None:
+    shown = run("digits_mlp.py", folder=tmp_path)
+    assert accuracy_of(shown[-1]) >= 0.975  # 0.981
+    last = max(int(line.split()[1].split("/")[0]) for line in shown if line.startswith("step ") and "/2000" in line)
+    assert last < 2000  # stopped early; what is shown at the end is the best before
+    assert int(shown[-1].split()[1].rstrip(":")) < last
+    assert lines_of("digits_mlp.py") <= 25
+
+
+def test_a_cnn_of_torch_on_digits_is_a_page_and_learns(tmp_path: Path) -> None:
+    assert accuracy_of(run("digits_cnn.py", folder=tmp_path)[-1]) >= 0.985  # 0.992
+    assert lines_of("digits_cnn.py") <= 25

@@ -37,6 +37,21 @@ QUERIES = {
     "preemption": "tasks/resume-and-clusters",
     "torchrun": "tasks/resume-and-clusters",
     "nan loss": "tasks/resume-and-clusters",
+    "csv": "tasks/data",
+    "dataloader": "tasks/data",
+    "augmentation": "tasks/data",
+    "validation loop": "tasks/evaluation",
+    "early stopping": "tasks/evaluation",
+    "callback": "coming-from-lightning",
+    "wandb": "coming-from-lightning",
+    "tensorboard": "tasks/evaluation",
+    "lightning": "coming-from-lightning",
+    "keras": "coming-from-lightning",
+    "batchnorm": "coming-from-torch",
+    "batch norm": "tasks/cnn",
+    "freeze layers": "tasks/freeze",
+    "ema": "tasks/freeze",
+    "examples": "gallery",
 }
 
 
