@@ -29,6 +29,7 @@ from functrain.checkpoint.resuming import differences, resume
 from functrain.checkpoint.retention import Best
 from functrain.checkpoint.run import latest, list
 from functrain.checkpoint.writing import save
+from functrain.tree import elsewhere
 
 __all__ = [
     "Best", "ChangedError", "CheckpointError", "Contents", "Every", "ExistsError", "HeaderError", "IntegrityError",
@@ -36,3 +37,5 @@ __all__ = [
     "VersionError", "best", "contents", "differences", "environment", "every", "latest", "list", "load",
     "load_file", "load_folder", "register", "resume", "save", "save_folder", "verify",
 ]  # fmt: skip
+
+elsewhere.furnish(__name__)

@@ -14,6 +14,7 @@ from functrain.data.text import END, Corpus, Document, corpus
 from functrain.data.token_windows import EvaluationWindows, Windows, crops, evaluation_windows, windows
 from functrain.data.tokenizer import Bytes, Characters, Tokenizer
 from functrain.data.tokens import Tokens, open_tokens, tokenize, write_tokens
+from functrain.tree import elsewhere
 
 __all__ = [
     "BPE",
@@ -49,3 +50,5 @@ __all__ = [
     "windows",
     "write_tokens",
 ]
+
+elsewhere.furnish(__name__)

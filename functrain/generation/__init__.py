@@ -2,5 +2,8 @@
 
 from functrain.generation.decoding import decode_stream
 from functrain.generation.generating import Model, generate, stream
+from functrain.tree import elsewhere
 
 __all__ = ["Model", "decode_stream", "generate", "stream"]
+
+elsewhere.furnish(__name__)

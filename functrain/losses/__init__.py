@@ -46,6 +46,7 @@ from functrain.losses.soft_labels import (
     smooth_labels,
     softmax_cross_entropy,
 )
+from functrain.tree import elsewhere
 
 __all__ = [
     "Loss", "LossResult", "binary_dice_loss", "classification", "convex_kl_divergence", "cosine_distance",
@@ -58,3 +59,5 @@ __all__ = [
     "softmax_cross_entropy_with_integer_labels", "sparsemax", "sparsemax_loss", "squared_error",
     "triplet_margin_loss",
 ]  # fmt: skip
+
+elsewhere.furnish(__name__)

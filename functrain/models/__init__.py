@@ -2,5 +2,8 @@
 
 from functrain.models import gpt2
 from functrain.models.names import Names, from_state_dict, to_state_dict
+from functrain.tree import elsewhere
 
 __all__ = ["Names", "from_state_dict", "gpt2", "to_state_dict"]
+
+elsewhere.furnish(__name__)

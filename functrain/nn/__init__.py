@@ -9,6 +9,7 @@ from functrain.nn.functional import Functional, from_module, to_module
 from functrain.nn.layers import embedding, gelu, group_norm, instance_norm, layer_norm, linear, rms_norm
 from functrain.nn.pooling import adaptive_avg_pool, adaptive_max_pool, avg_pool, global_avg_pool, max_pool
 from functrain.nn.stack import stack
+from functrain.tree import elsewhere
 
 __all__ = [
     "BatchStats", "Functional", "adaptive_avg_pool", "adaptive_max_pool", "attention", "avg_pool", "batch_norm",
@@ -16,3 +17,5 @@ __all__ = [
     "from_module", "fused_causal_attention", "gelu", "global_avg_pool", "group_norm", "init", "instance_norm",
     "layer_norm", "linear", "max_pool", "rms_norm", "stack", "to_module",
 ]  # fmt: skip
+
+elsewhere.furnish(__name__)

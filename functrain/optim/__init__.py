@@ -219,6 +219,7 @@ from functrain.optim.transformation import (
     with_extra_args_support,
 )
 from functrain.optim.updating import apply_updates, incremental_update, periodic_update
+from functrain.tree import elsewhere
 
 __all__ = [
     "AdaptiveGradClipState", "AddDecayedWeightsState", "AddNoiseState", "ApplyEvery", "ApplyIfFiniteState",
@@ -272,3 +273,5 @@ __all__ = [
     "unitwise_norm", "update_infinity_moment", "update_moment", "update_moment_per_elem_norm",
     "value_and_grad_from_state", "with_extra_args_support", "yogi", "zero_nans",
 ]  # fmt: skip
+
+elsewhere.furnish(__name__)

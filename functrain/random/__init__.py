@@ -18,6 +18,7 @@ from functrain.random.distributions import (
     uniform,
 )
 from functrain.random.keys import fold_in, key, split
+from functrain.tree import elsewhere
 
 __all__ = [
     "bernoulli",
@@ -33,3 +34,5 @@ __all__ = [
     "truncated_normal",
     "uniform",
 ]
+
+elsewhere.furnish(__name__)

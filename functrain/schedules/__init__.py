@@ -28,6 +28,7 @@ from functrain.schedules.piecewise import (
 )
 from functrain.schedules.schedule import Count, Scalar, ScalarOrSchedule, Schedule
 from functrain.schedules.stable import warmup_stable_decay_schedule
+from functrain.tree import elsewhere
 
 __all__ = [
     "Count", "Scalar", "ScalarOrSchedule", "Schedule", "constant_schedule", "cosine_decay_schedule",
@@ -37,3 +38,5 @@ __all__ = [
     "sgdr_schedule", "triangular2_schedule", "triangular_schedule", "warmup_constant_schedule",
     "warmup_cosine_decay_schedule", "warmup_exponential_decay_schedule", "warmup_stable_decay_schedule",
 ]  # fmt: skip
+
+elsewhere.furnish(__name__)

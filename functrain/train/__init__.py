@@ -18,6 +18,7 @@ from functrain.train.unrolling import unroll
 from functrain.train.validation import validate
 from functrain.train.watching.progress import progress
 from functrain.train.watching.recording import record
+from functrain.tree import elsewhere
 
 __all__ = [
     "Batches", "Diverged", "Guard", "Hook", "Interrupted", "LossFn", "LossFnWithBuffers", "Metric", "Stop", "Sweep",
@@ -25,3 +26,5 @@ __all__ = [
     "privacy", "private_step", "progress", "record", "roll_back", "skip_nonfinite", "skip_spikes", "stop_after",
     "sweep", "train_step", "unroll", "validate", "watching",
 ]  # fmt: skip
+
+elsewhere.furnish(__name__)

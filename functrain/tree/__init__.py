@@ -5,6 +5,7 @@ OrderedDict in its own order, and None is an empty node, as in JAX. Every functi
 value to the host, traces under `torch.compile(fullgraph=True)`.
 """
 
+from functrain.tree import elsewhere
 from functrain.tree.algebra import add, add_scale, allclose, mul, scale, sub, vdot, where
 from functrain.tree.casting import cast, cast_like, dtype, full_like, ones_like, to, zeros_like
 from functrain.tree.elementwise import batch_shape, clip, conj, div, real
@@ -26,3 +27,5 @@ __all__ = [
     "max", "min", "mul", "norm", "ones_like", "partition", "paths", "real", "register_dataclass", "scale", "select",
     "set", "set_at", "size", "structure", "sub", "sum", "summary", "to", "unflatten", "vdot", "where", "zeros_like",
 ]  # fmt: skip
+
+elsewhere.furnish(__name__)

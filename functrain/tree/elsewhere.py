@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import sys
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import NoReturn
 
@@ -69,24 +71,29 @@ _CALLED: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def asks(room: ModuleType, rooms: Mapping[str, ModuleType]) -> Callable[[str], NoReturn]:
-    """Make the `__getattr__` of a room that raises an AttributeError with what may be meant, here or in another room.
+def furnish(name: str) -> None:
+    """Give a room its error for a name that does not exist, and a `__dir__` without the files that it is made of.
 
-    `rooms` are all of them by the name that they have behind `ft`, "" for the whole.
+    `name` is that of the room's module, `__name__`.
     """
-
-    def missing(name: str) -> NoReturn:
-        near = None if name.startswith("_") else _meant(name, room, rooms)
-        raise AttributeError(
-            f"module {room.__name__!r} has no attribute {name!r}" + (f"; did you mean {near}?" if near else "")
-        )
-
-    return missing
+    room = sys.modules[name]
+    # put there from here, for a type checker to see no room in which every name exists
+    vars(room)["__getattr__"] = functools.partial(ask, room)
+    vars(room)["__dir__"] = lambda: sorted({*room.__all__, *(key for key in vars(room) if key.startswith("__"))})
 
 
-def lists(room: ModuleType) -> Callable[[], list[str]]:
-    """Make the `__dir__` of a room that lists what is public in it, and not the files that it is made of."""
-    return lambda: sorted({*room.__all__, *(name for name in vars(room) if name.startswith("__"))})
+def ask(room: ModuleType, name: str) -> NoReturn:
+    """Raise the AttributeError of a name that a room does not have, with what may be meant, here or elsewhere."""
+    near = None if name.startswith("_") else _meant(name, room, _rooms())
+    raise AttributeError(
+        f"module {room.__name__!r} has no attribute {name!r}" + (f"; did you mean {near}?" if near else "")
+    )
+
+
+def _rooms() -> dict[str, ModuleType]:
+    """Return all rooms by the name that they have behind `ft`, "" for the whole house, which knows them."""
+    house = sys.modules["functrain"]
+    return {"": house} | {name: getattr(house, name) for name in house.ROOMS if name != "testing"}
 
 
 def _meant(name: str, room: ModuleType, rooms: Mapping[str, ModuleType]) -> str | None:

@@ -74,3 +74,21 @@ def test_a_star_takes_what_is_public() -> None:
     said = "from functrain.optim import *; from functrain.checkpoint import *; print(adamw, save, 'masking' in dir())"
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, cwd=ROOT.parent)
     assert done.stdout.endswith(" False\n") and "function adamw" in done.stdout, done.stderr
+
+
+def test_the_house_is_loaded_when_it_is_named() -> None:
+    said = (
+        "import sys, functrain as ft; assert 'torch' not in sys.modules and 'optim' in dir(ft)\n"
+        "ft.schedules; assert 'functrain.optim' not in sys.modules\n"
+        "import functrain.optim, functrain; functrain.train.fit is ft.fit or sys.exit(1)\n"
+        "from functrain import Loss, tree, train_step\n"
+        "print({name for name in ft.__all__ if getattr(ft, name) is None})"
+    )
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, cwd=ROOT.parent)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_a_room_that_is_imported_by_itself_knows_what_may_be_meant() -> None:
+    said = "import functrain.random as r\ntry:\n    r.randn\nexcept AttributeError as error:\n    print(error)"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, cwd=ROOT.parent)
+    assert done.stdout.endswith("has no attribute 'randn'; did you mean ft.random.normal?\n"), done.stderr
