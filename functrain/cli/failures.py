@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functrain.transforms import CompilerNotFoundError
+import sys
 
 
 def explain(error: Exception) -> tuple[int, str | None]:
@@ -14,7 +14,9 @@ def explain(error: Exception) -> tuple[int, str | None]:
     # numbers that are not finite: Diverged, NotFinite, and what a model of them cannot generate
     if isinstance(error, ArithmeticError) and _is_raised_by_functrain(error):
         return 1, str(error)
-    if isinstance(error, CompilerNotFoundError):
+    # looked up, as a wrong word must not load the compiler, and with it torch
+    compiler = sys.modules.get("functrain.compiler.cxx")
+    if compiler is not None and isinstance(error, compiler.CompilerNotFoundError):
         return 2, f"{error}; for this command: --no-compile"
     if isinstance(error, OSError):
         return 2, str(error)

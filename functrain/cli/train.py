@@ -1,4 +1,4 @@
-"""`functrain train`: a preset, a file and options make a config; the recipe trains; a sample and a picture end it."""
+"""`functrain train`: a preset, a file and options make a config, under which `training` trains."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from typing import Annotated
 
 import tyro
 
-import functrain as ft
-from functrain.cli import plot, progress
 from functrain.cli.options import UsageError, parse
-from functrain.recipes import folder, pretrain, sweep, toml
+from functrain.recipes import toml
 from functrain.recipes.config import PRESETS, Config
-from functrain.recipes.continuation import continuation
 
 DESCRIPTION = f"""Pre-train a GPT on text. PRESET is one of {", ".join(PRESETS)}; `tiny` if it is left out.
 
@@ -56,33 +53,11 @@ def main(words: Sequence[str]) -> None:
         default=Options(config=config, run=f"runs/{preset}"),
         beside=["--config"],
     )
-    config, over = options.config, _numbers(options)
-    run, show = Path(options.run), progress.show()
-    try:
-        if over:
-            config, result = sweep.main(config, over, run, show)
-        else:
-            result = pretrain.main(config, run, show, accept_changes=options.accept_changes)
-        pretrain.check_finite(result)
-    except ArithmeticError:
-        drawn = [run] if (run / "metrics.jsonl").is_file() else sorted(run.glob("sweep/lane-*"))
-        show.note(f"learning curve: {plot.draw(drawn, run / 'loss.png')}")
-        raise
-    finally:
-        show.end()
-    ahead = result.texts.trigram - result.validation_bits_per_byte
-    show.note(
-        f"\nvalidation loss {result.validation_loss:.4f} = {result.validation_bits_per_byte:.4f} bits per byte, "
-        f"{abs(ahead):.4f} {'below' if ahead > 0 else 'above'} the trigram model's {result.texts.trigram:.4f}"
-    )
-    tokenizer, key = result.texts.tokenizer, ft.random.key(config.seed, result.state.key.device)
-    model = pretrain.model_of(config, tokenizer.vocab_size)
-    text = "".join(continuation(result.state.params, model, tokenizer, "", key, tokens=300))
-    folder.write(run / "sample.txt", text + "\n")
-    show.note(f"\na sample:\n\n{progress.printable(text)}\n")
-    show.note(
-        f"learning curve: {plot.draw([run], run / 'loss.png')}   more text: functrain generate {run} --prompt 'def '"
-    )
+    over = _numbers(options)
+    # help and a wrong word need no torch, which takes seconds to load
+    from functrain.cli import training
+
+    training.train(options.config, over, Path(options.run), accept_changes=options.accept_changes)
 
 
 def _numbers(options: Options) -> dict[str, list[float]]:
@@ -99,11 +74,6 @@ def _numbers(options: Options) -> dict[str, list[float]]:
         over[name] = numbers
     if over and options.accept_changes:
         raise UsageError("--sweep: a sweep goes on under the config it began with; leave out --accept-changes")
-    if over:
-        try:
-            sweep.check(over)
-        except ValueError as error:
-            raise UsageError(f"--{error}") from error
     return over
 
 

@@ -33,7 +33,9 @@ class Result(NamedTuple):
     validation_bits_per_byte: float
 
 
-def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False) -> Result:
+def main(
+    config: Config, run: Path, show: Show, *, accept_changes: bool = False, bar: texts_of.Bar = texts_of.no_bar
+) -> Result:
     """Pre-train as `config` says in the folder `run`, from its newest checkpoint if it has one.
 
     Equals, after any number of kills and starts, the run that was not killed: bit for bit, on the same machine with as
@@ -56,7 +58,7 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
     fingerprints = {"train": sides.train.fingerprint, "validation": sides.validation.fingerprint}
     if newest is not None and not accept_changes:
         folder.check_same_text(newest, fingerprints)
-    tokenizer = texts_of.tokenizer_of(sides, config.data, run, resumed=newest is not None)
+    tokenizer = texts_of.tokenizer_of(sides, config.data, run, resumed=newest is not None, bar=bar)
     short = texts_of.check_lengths(sides, tokenizer, config.model.context)
 
     model, optimizer, schedule = model_of(config, tokenizer.vocab_size), optimizer_of(config), schedule_of(config)
@@ -72,7 +74,7 @@ def main(config: Config, run: Path, show: Show, *, accept_changes: bool = False)
     saves = ft.checkpoint.every(config.checkpoint_every, run, metadata=folder.metadata(fingerprints, model))
     folder.check_unchanged(run, there)
     folder.write(run / "config.toml", toml.dumps(config))
-    texts = texts_of.encode(sides, tokenizer, run)
+    texts = texts_of.encode(sides, tokenizer, run, bar=bar)
     describe(config, texts, show)
     for text in [*told, *([] if short is None else [short])]:
         show.note(text)

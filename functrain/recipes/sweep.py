@@ -33,7 +33,14 @@ from functrain.train import Hook
 SWEPT = [field.name for field in dataclasses.fields(Optimizer) if field.name != "warmup"]
 
 
-def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: Show) -> tuple[Config, Result]:
+def main(
+    config: Config,
+    over: Mapping[str, Sequence[float]],
+    run: Path,
+    show: Show,
+    *,
+    bar: texts_of.Bar = texts_of.no_bar,
+) -> tuple[Config, Result]:
     """Pre-train a lane for every combination of the numbers in `over`; return the best one's config and result.
 
     Lane by lane equals `pretrain.main` with these numbers, to floating-point rounding: all lanes see the same batches.
@@ -61,7 +68,7 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
     fingerprints = {"train": sides.train.fingerprint, "validation": sides.validation.fingerprint}
     if newest is not None:
         folder.check_same_text(newest, fingerprints)
-    tokenizer = texts_of.tokenizer_of(sides, config.data, run, resumed=newest is not None)
+    tokenizer = texts_of.tokenizer_of(sides, config.data, run, resumed=newest is not None, bar=bar)
     short = texts_of.check_lengths(sides, tokenizer, config.model.context)
 
     model, optimizer = pretrain.model_of(config, tokenizer.vocab_size), _injected(config)
@@ -86,7 +93,7 @@ def main(config: Config, over: Mapping[str, Sequence[float]], run: Path, show: S
         folder.write(run / "config.toml", toml.dumps(config))
     folder.write(inside / "config.toml", toml.dumps(config))
     folder.write(inside / "sweep.json", json.dumps({"over": dict(over)}, indent=1) + "\n")
-    texts = texts_of.encode(sides, tokenizer, run)
+    texts = texts_of.encode(sides, tokenizer, run, bar=bar)
     pretrain.describe(config, texts, show)
     for text in [*told, *([] if short is None else [short])]:
         show.note(text)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy
 
@@ -20,8 +22,12 @@ from functrain.data import (
     tokenize,
     train_bpe,
 )
+from functrain.progress import Progress
 from functrain.recipes import ngram
 from functrain.recipes.config import Data
+
+# what shows how far something is, as a block with its label and what is counted
+Bar: TypeAlias = Callable[[str, Any], AbstractContextManager[Progress | None]]
 
 
 class Texts(NamedTuple):
@@ -45,11 +51,19 @@ def read(data: Data) -> Sides:
     )
 
 
-def tokenizer_of(sides: Sides, data: Data, run: Path, *, resumed: bool) -> Tokenizer:
+def no_bar(label: str, unit: str) -> AbstractContextManager[Progress | None]:
+    """Show nothing of what takes long."""
+    return nullcontext()
+
+
+def tokenizer_of(sides: Sides, data: Data, run: Path, *, resumed: bool, bar: Bar = no_bar) -> Tokenizer:
     """Learn the tokenizer of a new run; a resumed one keeps that in its folder, which its model was trained with."""
     if resumed:
         return load_tokenizer(run / "tokenizer.json")
-    return Bytes() if data.vocabulary == 256 else train_bpe(sides.train, vocab_size=data.vocabulary)
+    if data.vocabulary == 256:
+        return Bytes()
+    with bar("learning the tokenizer", "characters") as progress:
+        return train_bpe(sides.train, vocab_size=data.vocabulary, progress=progress)
 
 
 def check_lengths(sides: Sides, tokenizer: Tokenizer, context: int) -> str | None:
@@ -78,11 +92,14 @@ def _is_long(side: Corpus) -> bool:
     return sum(len(document.text) for document in side.documents) > 1_000_000
 
 
-def encode(sides: Sides, tokenizer: Tokenizer, run: Path) -> Texts:
+def encode(sides: Sides, tokenizer: Tokenizer, run: Path, *, bar: Bar = no_bar) -> Texts:
     """Encode both sides; tokenizer and tokens are kept in the folder `run`."""
     train, validation = sides
     tokenizer.save(run / "tokenizer.json")
-    tokens = [tokenize(side, tokenizer, folder=run / "tokens") for side in (train, validation)]
+    tokens = []
+    for name, side in (("training", train), ("validation", validation)):
+        with bar(f"encoding the {name} text", "characters") as progress:
+            tokens.append(tokenize(side, tokenizer, folder=run / "tokens", progress=progress))
     trigram = _trigram(tokenize(train), tokenize(validation))
     token_trigram = trigram if isinstance(tokenizer, Bytes) else _trigram(*tokens)
     return Texts(tokenizer, tokens[0], tokens[1], trigram, token_trigram)

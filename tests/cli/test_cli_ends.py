@@ -42,11 +42,13 @@ def test_help_needs_no_torch() -> None:
         ["import sys, functrain_command as f", "assert f.main(['--help']) == 0 and f.main(['--version']) == 0"]
         + [
             "assert f.main(['trian']) == 2 and f.main([]) == 2",
-            "print('torch' in sys.modules, 'functrain' in sys.modules)",
+            "assert 'functrain' not in sys.modules and f.main(['train', '--help']) == 0",
+            "assert f.main(['train', 'tinny']) == 2 and f.main(['presets', 'tiny']) == 0",
+            "print('torch' in sys.modules)",
         ]
     )
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, env=environment())
-    assert done.stdout.endswith("False False\n"), done.stderr
+    assert done.stdout.endswith("False\n"), done.stderr
     assert "usage: functrain COMMAND" in done.stdout and "no command 'trian'" in done.stderr
 
 

@@ -6,6 +6,8 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import pytest
 import functrain as ft
 from functrain import cli
 from functrain.cli import bars
+from functrain.recipes import texts
+from functrain.recipes.config import Data
 
 ROOT = Path(__file__).parents[2]
 TEXT = "the cat sat on the mat and the dog sat on the cat\n" * 40
@@ -148,3 +152,19 @@ def test_a_bar_is_a_bar_on_a_terminal_and_a_line_now_and_then_elsewhere(
         shown(1, None)
         shown(1000, 2000)
     assert "slow" in screen.getvalue()
+
+
+def test_a_run_tells_how_far_the_reading_of_its_text_is(runs: Path, tmp_path: Path) -> None:
+    seen: dict[str, list[tuple[int, int | None]]] = {}
+
+    @contextmanager
+    def bar(label: str, unit: str) -> Iterator[Any]:
+        assert unit == "characters"
+        yield lambda done, total: seen.setdefault(label, []).append((done, total))
+
+    data = Data(corpus=str(runs / "text.txt"), vocabulary=270)
+    sides = texts.read(data)
+    tokenizer = texts.tokenizer_of(sides, data, tmp_path, resumed=False, bar=bar)
+    texts.encode(sides, tokenizer, tmp_path, bar=bar)
+    whole = {"learning the tokenizer": 1800, "encoding the training text": 1800, "encoding the validation text": 200}
+    assert {label: told[-1] for label, told in seen.items()} == {label: (n, n) for label, n in whole.items()}
