@@ -11,6 +11,7 @@ from torch import Tensor
 from functrain.tree.flattening import leaves
 from functrain.tree.mapping import each
 from functrain.tree.nodes import Tree
+from functrain.tree.reusing import over
 
 
 def sum(tree: Tree) -> Tensor:
@@ -109,7 +110,7 @@ def scaled_squares(
 
     def squares(scale: float) -> Tensor:
         scaled = [part * scale for part in parts]
-        total = scaled[0] * scaled[0]
+        total = over(scaled[0], torch.mul, scaled[0], scaled[0])
         return reduce(total + scaled[1] * scaled[1] if len(scaled) > 1 else total)
 
     low, high = _SCALES[parts[0].dtype]

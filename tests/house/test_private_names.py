@@ -74,6 +74,7 @@ WHY = {
     "torch._sync": "see FunctionalTensorMode",
     "torch._to_functional_tensor": "see FunctionalTensorMode",
     "torch._weight_norm": "what a module's weight normalization calls, whose second derivative is wrong",
+    "torch.autograd.forward_ad._current_level": "whether dual numbers are about, of which nothing is written over",
     "torch.utils._filelock.FileLock": "see get_lock_dir",
     "torch.compiler._is_compiling_flag": "what modules ask before they look at the numbers in a mask",
     "torch.utils._python_dispatch.TorchDispatchMode": "operations as they are below every transform",

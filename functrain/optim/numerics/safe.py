@@ -13,6 +13,7 @@ from functrain.schedules.schedule import check_number
 from functrain.tree import Tree
 from functrain.tree.reductions import length, real_dtype, wide
 from functrain.tree.reductions import working_dtype as working_dtype
+from functrain.tree.reusing import over
 
 
 def like(value: Scalar, leaf: Tensor) -> Scalar:
@@ -27,6 +28,14 @@ def lerp(old: Tensor, new: Tensor, weight: Scalar) -> Tensor:
     """Return (1 - weight) * old + weight * new, in the wider dtype of the two and one pass over memory."""
     dtype = torch.promote_types(old.dtype, new.dtype)
     return torch.lerp(old.to(dtype), new.to(dtype), weight.to(dtype) if isinstance(weight, Tensor) else weight)
+
+
+def lerp_over(old: Tensor, fresh: Tensor, weight: Scalar) -> Tensor:
+    """Return `lerp(old, fresh, weight)` of a `fresh` that nobody reads afterwards, such as a square."""
+    if fresh.dtype != torch.promote_types(old.dtype, fresh.dtype):
+        return lerp(old, fresh, weight)
+    share = weight.to(fresh.dtype) if isinstance(weight, Tensor) else weight
+    return over(fresh, torch.lerp, old.to(fresh.dtype), fresh, share)
 
 
 def plus(x: Tensor, eps: Scalar) -> Tensor:
@@ -98,7 +107,8 @@ def shrunk(x: Tensor, norm: Tensor) -> Tensor:
 
 def within(x: Tensor, largest: float) -> Tensor:
     """Return real x clipped to +-largest; what is not finite becomes NaN, to be seen."""
-    return torch.add(torch.clamp(x, -largest, largest), x, alpha=0)  # 0 * inf is NaN
+    clipped = torch.clamp(x, -largest, largest)
+    return over(clipped, torch.add, clipped, x, alpha=0)  # 0 * inf is NaN
 
 
 def above_zero(x: Tensor) -> Tensor:
@@ -107,6 +117,23 @@ def above_zero(x: Tensor) -> Tensor:
     The derivative where x is less is 0: a moment of a unit whose gradients are all 0 moves nothing.
     """
     return x if x.is_complex() else torch.clamp(x, min=torch.finfo(x.dtype).tiny)
+
+
+def over_root(x: Tensor, square: Tensor, eps: Scalar, eps_root: Scalar) -> Tensor:
+    """Return x / (sqrt(square + eps_root) + eps), of two results that nobody reads afterwards."""
+    if isinstance(eps, (int, float)) and isinstance(eps_root, (int, float)) and not square.is_complex():
+        square = square if eps_root == 0 else over(square, torch.add, square, eps_root)
+        square = over(square, torch.clamp, square, min=torch.finfo(square.dtype).tiny)
+        root = over(square, torch.sqrt, square)
+        root = root if eps == 0 else over(root, torch.add, root, eps)
+    else:
+        root = plus(torch.sqrt(above_zero(plus(square, eps_root))), eps)
+    return over(x, torch.div, x, root) if x.dtype == root.dtype else x / root
+
+
+def squared(fresh: Tensor) -> Tensor:
+    """Return the square of a real tensor that nobody reads afterwards."""
+    return over(fresh, torch.mul, fresh, fresh)
 
 
 def abs_sq(x: Tensor) -> Tensor:

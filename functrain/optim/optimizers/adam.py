@@ -13,7 +13,7 @@ from functrain.optim.decay import add_decayed_weights
 from functrain.optim.masking import MaskOrFn
 from functrain.optim.numerics.leafwise import by_parts, leafwise_squares
 from functrain.optim.numerics.moments import debias, nesterov_factors, zero_moments
-from functrain.optim.numerics.safe import above_zero, abs_sq, add_scaled, lerp, like, plus, zero_count
+from functrain.optim.numerics.safe import abs_sq, add_scaled, lerp, lerp_over, like, over_root, squared, zero_count
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import (
     GradientTransformation,
@@ -62,11 +62,11 @@ def scale_by_adam(
 
         def step(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             m = lerp(m, g, 1 - b1)
-            v = lerp(v, abs_sq(g), 1 - b2)
+            v = lerp_over(v, abs_sq(g) if nesterov else squared(g), 1 - b2)
             mu_hat = like(mu_factor, m) * m
             mu_hat = add_scaled(mu_hat, now_factor, g) if nesterov else mu_hat
             nu_hat = like(nu_factor, v) * v
-            return mu_hat / plus(torch.sqrt(above_zero(plus(nu_hat, eps_root))), eps), m, v
+            return over_root(mu_hat, nu_hat, eps, eps_root), m, v
 
         updates, (mu, nu) = leafwise_squares(by_parts(step), updates, (state.mu, state.nu))
         return updates, ScaleByAdamState(count, mu, nu)

@@ -17,6 +17,7 @@ from functrain.optim.numerics.safe import (
     abs_sq,
     add_scaled,
     lerp,
+    lerp_over,
     like,
     plus,
     scalar,
@@ -77,7 +78,7 @@ def scale_by_ademamix(
         def step(g: Tensor, m1: Tensor, m2: Tensor, v: Tensor) -> tuple[Tensor, ...]:
             m1 = lerp(m1, g, 1 - b1)
             m2 = lerp(m2, g, 1 - slow)
-            v = lerp(v, abs_sq(g), 1 - b2)
+            v = lerp_over(v, abs_sq(g), 1 - b2)
             mixed = add_scaled(like(m1_factor, m1) * m1, share, m2)
             return mixed / plus(torch.sqrt(above_zero(plus(like(nu_factor, v) * v, eps_root))), eps), m1, m2, v
 

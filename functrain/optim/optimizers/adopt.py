@@ -10,7 +10,7 @@ from torch import Tensor
 from functrain.optim.combining import chain
 from functrain.optim.numerics.leafwise import by_parts, leafwise_squares
 from functrain.optim.numerics.moments import zero_moments
-from functrain.optim.numerics.safe import above_zero, abs_sq, clamp, lerp, scalar, working_dtype, zero_count
+from functrain.optim.numerics.safe import above_zero, abs_sq, clamp, lerp, lerp_over, scalar, working_dtype, zero_count
 from functrain.optim.optimizers.adam import ScaleByAdamState
 from functrain.optim.scaling import scale_by_learning_rate
 from functrain.optim.transformation import (
@@ -55,7 +55,7 @@ def scale_by_adopt(
             quotient = g / torch.clamp(torch.sqrt(above_zero(v)), min=eps)
             quotient = quotient if bound is None else clamp(quotient, -bound, bound)
             m = lerp(m, quotient, mu_weight)
-            return lerp(m, quotient, mu_weight) if nesterov else m, m, lerp(v, abs_sq(g), nu_weight)
+            return lerp(m, quotient, mu_weight) if nesterov else m, m, lerp_over(v, abs_sq(g), nu_weight)
 
         updates, (mu, nu) = leafwise_squares(by_parts(step), updates, (state.mu, state.nu))
         return updates, ScaleByAdamState(state.count + 1, mu, nu)

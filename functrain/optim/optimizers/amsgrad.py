@@ -14,6 +14,7 @@ from functrain.optim.numerics.safe import (
     above_zero,
     abs_sq,
     lerp,
+    lerp_over,
     like,
     plus,
     zero_count,
@@ -64,7 +65,7 @@ def scale_by_amsgrad(
 
         def step(g: Tensor, m: Tensor, v: Tensor, largest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             m = lerp(m, g, 1 - b1)
-            v = lerp(v, abs_sq(g), 1 - b2)
+            v = lerp_over(v, abs_sq(g), 1 - b2)
             largest = torch.maximum(largest, like(nu_factor, v) * v)
             return like(mu_factor, m) * m / plus(torch.sqrt(above_zero(plus(largest, eps_root))), eps), m, v, largest
 

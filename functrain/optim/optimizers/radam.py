@@ -13,6 +13,7 @@ from functrain.optim.numerics.safe import (
     abs_sq,
     add_scaled,
     lerp,
+    lerp_over,
     like,
     plus,
     scalar,
@@ -61,7 +62,7 @@ def scale_by_radam(
 
         def step(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             m = lerp(m, g, 1 - b1)
-            v = lerp(v, abs_sq(g), 1 - b2)
+            v = lerp_over(v, abs_sq(g), 1 - b2)
             mu_hat = like(mu_factor, m) * m
             mu_hat = add_scaled(mu_hat, now_factor, g) if nesterov else mu_hat
             root = plus(torch.sqrt(above_zero(plus(like(nu_factor, v) * v, eps_root))), eps)

@@ -15,6 +15,7 @@ from functrain.optim.numerics.safe import (
     above_zero,
     abs_sq,
     lerp,
+    lerp_over,
     like,
     plus,
     zero_count,
@@ -76,7 +77,7 @@ def scale_by_rms(
         factor = 1.0 if count is None else debias(decay, count, updates)
 
         def step(g: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            v = lerp(v, abs_sq(g), 1 - decay)
+            v = lerp_over(v, abs_sq(g), 1 - decay)
             nu_hat = v if count is None else like(factor, v) * v
             return _over_root(g, nu_hat, eps, eps_in_sqrt), v
 
@@ -114,7 +115,7 @@ def scale_by_stddev(
 
         def step(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             m = lerp(m, g, 1 - decay)
-            v = lerp(v, abs_sq(g), 1 - decay)
+            v = lerp_over(v, abs_sq(g), 1 - decay)
             mu_hat, nu_hat = (m, v) if count is None else (like(factor, m) * m, like(factor, v) * v)
             return _over_root(g, torch.clamp(nu_hat - abs_sq(mu_hat), min=0.0), eps, eps_in_sqrt), m, v
 
