@@ -11,7 +11,7 @@ ROOM ?=
 # Compiled kernels outlive a run: the second run starts in seconds.
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-.PHONY: train test lint types docs clean
+.PHONY: train test lint types docs wheel clean
 
 train: $(VENV)/.installed-cli
 	$(BIN)/functrain train tiny --run $(RUN) $(ARGS)
@@ -29,6 +29,14 @@ types: $(VENV)/.installed-all
 # The documentation site, in docs/_build/html; a warning is an error.
 docs: $(VENV)/.installed-all
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+# A wheel in dist/, installed with its own dependencies alone, in an environment of its own, and tried there.
+wheel: $(VENV)/.installed-all
+	rm -rf dist build .cache/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv .cache/wheel
+	.cache/wheel/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd .cache/wheel && bin/python $(CURDIR)/tests/house/in_a_wheel.py && bin/functrain --version
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
