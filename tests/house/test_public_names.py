@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pydoc
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -92,3 +93,10 @@ def test_a_room_that_is_imported_by_itself_knows_what_may_be_meant() -> None:
     said = "import functrain.random as r\ntry:\n    r.randn\nexcept AttributeError as error:\n    print(error)"
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, cwd=ROOT.parent)
     assert done.stdout.endswith("has no attribute 'randn'; did you mean ft.random.normal?\n"), done.stderr
+
+
+def test_the_names_of_the_house_are_those_that_a_type_checker_sees() -> None:
+    assert set(ft.__all__) == {*ft.ROOMS, *ft._ROOM_OF}
+    written = (ROOT / "__init__.py").read_text()
+    seen = written[written.index("if TYPE_CHECKING:") : written.index("__version__")]
+    assert [name for name in ft.__all__ if not re.search(rf"\b{name}\b", seen)] == []
