@@ -93,8 +93,8 @@ def test_the_best_is_no_place_to_go_back_to(tmp_path: Path) -> None:
     fit(step, start(), range(99), steps=9, every=[hook, measure])
     assert hook.rewind(8) == tmp_path / "checkpoints" / "step-00000005"
     assert steps(tmp_path) == [4, 5] and checkpoint.best(tmp_path).name == "step-00000004"
-    hook(6, start(), {"validation_loss": 2.5})  # the 2.0 of step 8 went with the steps after 5
-    assert checkpoint.best(tmp_path).name == "step-00000006"
+    hook(9, start(), {"validation_loss": 2.5})  # the 2.0 of step 8 went with the steps after 5
+    assert checkpoint.best(tmp_path).name == "step-00000009"
 
 
 def test_roll_back_saves_the_best_too(tmp_path: Path) -> None:
@@ -108,4 +108,4 @@ def test_of_equal_values_the_newer_is_saved_as_the_best(tmp_path: Path) -> None:
     hook = checkpoint.every(100, tmp_path, keep_last=1, keep_best=checkpoint.Best("accuracy", mode="max"))
     for t, accuracy in enumerate([0.5, 0.5, 0.4], 1):
         hook(t, start(), {"accuracy": accuracy})
-    assert steps(tmp_path) == [2] and checkpoint.best(tmp_path).name == "step-00000002"
+    assert steps(tmp_path) == [1, 2] and checkpoint.best(tmp_path).name == "step-00000002"
