@@ -14,17 +14,31 @@ from functrain.tree.reductions import joined, wide
 
 
 def add(a: Tree, b: Tree, *others: Tree) -> Tree:
-    """Return the sum of two or more trees, added from the left."""
+    """Return the sum of two or more trees, added from the left.
+
+    >>> ft.tree.add({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([10.0, 20.0])})
+    {'w': tensor([11., 22.])}
+    """
     return map(lambda *terms: functools.reduce(torch.add, terms), a, b, *others)
 
 
 def sub(a: Tree, b: Tree) -> Tree:
-    """Return a - b."""
+    """Return a - b.
+
+    >>> before, after = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.5, 1.0])}
+    >>> ft.tree.sub(after, before)  # what a step changed
+    {'w': tensor([ 0.5000, -1.0000])}
+    """
     return map(torch.sub, a, b)
 
 
 def mul(a: Tree, b: Tree) -> Tree:
-    """Return a * b, leaf by leaf."""
+    """Return a * b, leaf by leaf.
+
+    >>> grads, mask = {"w": torch.tensor([3.0, 4.0])}, {"w": torch.tensor([1.0, 0.0])}
+    >>> ft.tree.mul(grads, mask)
+    {'w': tensor([3., 0.])}
+    """
     return map(torch.mul, a, b)
 
 
@@ -32,6 +46,9 @@ def scale(scalar: float | Tensor, tree: Tree) -> Tree:
     """Return scalar * tree; floating-point leaves keep their dtype.
 
     Shapes: a tensor `scalar` is ().
+
+    >>> ft.tree.scale(0.5, {"w": torch.tensor([10.0, 20.0]), "b": torch.tensor(3.0)})
+    {'w': tensor([ 5., 10.]), 'b': tensor(1.5000)}
     """
     _check_scalar("scale", scalar)
     return map(lambda leaf: _times(scalar, leaf), tree)
@@ -41,6 +58,10 @@ def add_scale(a: Tree, scalar: float | Tensor, b: Tree) -> Tree:
     """Return a + scalar * b; where both are floating-point, the dtype is that of a + b.
 
     Shapes: a tensor `scalar` is ().
+
+    >>> params, grads = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([10.0, 0.0])}
+    >>> ft.tree.add_scale(params, -0.01, grads)  # a step of gradient descent
+    {'w': tensor([0.9000, 2.0000])}
     """
     _check_scalar("add_scale", scalar)
     return map(lambda x, y: x + _times(scalar, y), a, b)
@@ -50,6 +71,10 @@ def vdot(a: Tree, b: Tree) -> Tensor:
     """Return the sum over all elements of conj(a) * b, a () tensor, at least float32.
 
     Raises: ValueError, with the path in a note, for leaves of two shapes.
+
+    >>> a = {"w": torch.tensor([1.0, 2.0]), "b": torch.tensor(3.0)}
+    >>> ft.tree.vdot(a, {"w": torch.tensor([4.0, 5.0]), "b": torch.tensor(6.0)})
+    tensor(32.)
     """
     first, structure = flatten(a)
     return joined(each(_product, [first, leaves_like(a, structure, b)], a), torch.sum, 0.0)
@@ -60,6 +85,10 @@ def where(condition: Tensor, a: Tree, b: Tree) -> Tree:
     same object in both comes back as it is, from a () condition.
 
     Shapes: `condition` is () or broadcasts with every leaf.
+
+    >>> old, new = {"w": torch.tensor([1.0])}, {"w": torch.tensor([torch.nan])}
+    >>> ft.tree.where(torch.isfinite(ft.tree.norm(new)), new, old)  # keep the old params when the new ones are NaN
+    {'w': tensor([1.])}
     """
     if not isinstance(condition, Tensor) or condition.dtype != torch.bool:
         came = condition.dtype if isinstance(condition, Tensor) else type(condition).__name__
@@ -73,6 +102,10 @@ def allclose(a: Tree, b: Tree, rtol: float = 1e-5, atol: float = 1e-8, equal_nan
 
     Tensors of other shapes are not close. Raises: ValueError naming the paths when the structures differ; TypeError
     naming the path of tensors of two dtypes.
+
+    >>> a, b = {"w": torch.tensor([1.0])}, {"w": torch.tensor([1.001])}
+    >>> ft.tree.allclose(a, b), ft.tree.allclose(a, b, rtol=0.01)
+    (False, True)
     """
     first, structure = flatten(a)
     pairs = list(zip(first, leaves_like(a, structure, b), strict=True))

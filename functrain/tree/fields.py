@@ -20,6 +20,10 @@ def get_all_with_path(tree: Tree, key: Any, filtering: Filter | None = None) -> 
 
     `filtering` keeps those of which it is true. To tell two states with a field of one name apart, take the state by
     its type first: `get_all_with_path(state, "ScaleByAdamState")`.
+
+    >>> optimizer = ft.optim.adam(ft.schedules.linear_schedule(1.0, 0.0, 100))
+    >>> ft.tree.get_all_with_path(optimizer.init({"w": torch.ones(2)}), "count")
+    [('0/count', tensor(0)), ('1/count', tensor(0))]
     """
     found: list[tuple[str, Any]] = []
     _search(tree, key, "", found)
@@ -30,6 +34,10 @@ def get(tree: Tree, key: Any, default: Any = None, filtering: Filter | None = No
     """Return the one value named `key`, or `default` where there is none.
 
     Raises: PathError, a KeyError, that names the paths where several have the name.
+
+    >>> state = ft.optim.adam(1e-3).init({"w": torch.ones(2)})
+    >>> ft.tree.get(state, "mu")
+    {'w': tensor([0., 0.])}
     """
     found = get_all_with_path(tree, key, filtering)
     if len(found) > 1:
@@ -46,6 +54,10 @@ def set(tree: Tree, filtering: Filter | None = None, /, **kwargs: Any) -> Tree:
     `filtering` keeps the old value where it is false. Inside a value that was replaced nothing is looked for.
 
     Raises: PathError, a KeyError, for a name that nothing has.
+
+    >>> state = ft.optim.adam(1e-3).init({"w": torch.ones(2)})
+    >>> ft.tree.get(ft.tree.set(state, count=torch.tensor(100)), "count")
+    tensor(100)
     """
     for key in kwargs:
         if not get_all_with_path(tree, key, filtering):

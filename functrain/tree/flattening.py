@@ -16,7 +16,12 @@ from functrain.tree.nodes import NAMESPACE, Tree, below, children, rebuild, sign
 
 
 def flatten(tree: Tree) -> tuple[list[Any], Any]:
-    """Return the leaves, in path order, and the structure that `unflatten` takes."""
+    """Return the leaves, in path order, and the structure that `unflatten` takes.
+
+    >>> leaves, structure = ft.tree.flatten({"w": 1, "b": [2, 3]})
+    >>> leaves  # by sorted keys: b, then w
+    [2, 3, 1]
+    """
     if torch.compiler.is_dynamo_compiling():
         found = leaves(tree)
         return found, _Traced(tree, len(found))
@@ -27,6 +32,10 @@ def unflatten(structure: Any, leaves: Iterable[Any]) -> Tree:
     """Return the tree of this structure with these leaves; the inverse of `flatten`.
 
     Raises: ValueError for another number of leaves; TypeError for what is no structure.
+
+    >>> leaves, structure = ft.tree.flatten({"w": 1, "b": [2, 3]})
+    >>> ft.tree.unflatten(structure, [10 * leaf for leaf in leaves])
+    {'w': 10, 'b': [20, 30]}
     """
     given = list(leaves)
     if isinstance(structure, _Traced):
@@ -45,7 +54,11 @@ def unflatten(structure: Any, leaves: Iterable[Any]) -> Tree:
 
 
 def leaves(tree: Tree) -> list[Any]:
-    """Return the leaves in path order."""
+    """Return the leaves in path order.
+
+    >>> ft.tree.leaves({"w": 1, "b": [2, 3]})
+    [2, 3, 1]
+    """
     if torch.compiler.is_dynamo_compiling():
         found: list[Any] = []
         _collect(tree, found)
@@ -54,7 +67,11 @@ def leaves(tree: Tree) -> list[Any]:
 
 
 def structure(tree: Tree) -> Any:
-    """Return the structure of a tree; two structures compare with ==."""
+    """Return the structure of a tree; two structures compare with ==.
+
+    >>> ft.tree.structure({"w": 1, "b": [2, 3]}) == ft.tree.structure({"b": [4, 5], "w": 6})
+    True
+    """
     if torch.compiler.is_dynamo_compiling():
         return _Traced(tree, len(leaves(tree)))
     return optree.tree_structure(tree, namespace=NAMESPACE)
@@ -64,6 +81,9 @@ def items(tree: Tree) -> list[tuple[str, Any]]:
     """Return (path, leaf) pairs in path order; the path of a tree that is one leaf is the empty string.
 
     Raises: ValueError for dictionary keys whose path would be ambiguous.
+
+    >>> ft.tree.items({"blocks": [{"weight": 1, "bias": 2}], "head": 3})
+    [('blocks/0/bias', 2), ('blocks/0/weight', 1), ('head', 3)]
     """
     pairs = children(tree)
     if pairs is None:
@@ -74,7 +94,11 @@ def items(tree: Tree) -> list[tuple[str, Any]]:
 
 
 def paths(tree: Tree) -> list[str]:
-    """Return the leaves' paths, in the order of `leaves`."""
+    """Return the leaves' paths, in the order of `leaves`.
+
+    >>> ft.tree.paths({"blocks": [{"weight": 1, "bias": 2}], "head": 3})
+    ['blocks/0/bias', 'blocks/0/weight', 'head']
+    """
     return [path for path, _ in items(tree)]
 
 

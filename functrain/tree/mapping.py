@@ -17,6 +17,10 @@ def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
     Raises: ValueError naming the paths that differ when the trees have different structures; what `fn` raises, with
     a note that names the path.
+
+    >>> params, grads = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.0, 0.0])}
+    >>> ft.tree.map(lambda p, g: p - 0.5 * g, params, grads)
+    {'w': tensor([0.5000, 2.0000])}
     """
     first, treedef = flatten(tree)
     columns = [first, *(leaves_like(tree, treedef, other) for other in rest)]
@@ -24,7 +28,12 @@ def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
 
 def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """Return the tree of `fn(path, leaf, *leaves of rest at the same path)`; errors as those of `map`."""
+    """Return the tree of `fn(path, leaf, *leaves of rest at the same path)`; errors as those of `map`.
+
+    >>> grads = {"embedding": torch.ones(2), "head": torch.ones(2)}
+    >>> ft.tree.map_with_path(lambda path, g: 0.0 * g if path.startswith("embedding") else g, grads)
+    {'embedding': tensor([0., 0.]), 'head': tensor([1., 1.])}
+    """
     first, treedef = flatten(tree)
     columns = [paths(tree), first, *(leaves_like(tree, treedef, other) for other in rest)]
     return unflatten(treedef, each(fn, columns, tree))
@@ -53,7 +62,15 @@ def each(fn: Callable[..., Any], columns: list[list[Any]], tree: Tree) -> list[A
 
 
 def check_same_structure(expected: Tree, got: Tree, *, what: str = "trees") -> None:
-    """Raise a ValueError that names the paths in which two trees differ; return when their structures are equal."""
+    """Raise a ValueError that names the paths in which two trees differ; return when their structures are equal.
+
+    >>> ft.tree.check_same_structure({"weight": 1, "bias": 2}, {"weight": 1, "bais": 2}, what="params")
+    Traceback (most recent call last):
+        ...
+    ValueError: params: expected one structure, came two; make the second like the first
+      missing: 'bias' (did you mean 'bais'?)
+      unexpected: 'bais' (did you mean 'bias'?)
+    """
     if structure(expected) == structure(got):
         return
     want, have = [path for path, _ in items(expected)], [path for path, _ in items(got)]

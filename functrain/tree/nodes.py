@@ -24,6 +24,11 @@ def children(node: Tree) -> list[tuple[str, Tree]] | None:
     """Return a node's (name, child) pairs in traversal order, or None for a leaf.
 
     Raises: ValueError for a dictionary key that cannot stand in a path.
+
+    >>> ft.tree.children({"w": 3, "b": [1, 2]})
+    [('b', [1, 2]), ('w', 3)]
+    >>> ft.tree.children(torch.ones(2)) is None
+    True
     """
     if isinstance(node, Tensor):
         return None

@@ -15,17 +15,29 @@ from functrain.tree.reusing import over
 
 
 def sum(tree: Tree) -> Tensor:
-    """Return the sum of all elements, a () tensor: at least float32, of integers int64; 0.0 for an empty tree."""
+    """Return the sum of all elements, a () tensor: at least float32, of integers int64; 0.0 for an empty tree.
+
+    >>> ft.tree.sum({"w": torch.tensor([1.0, 2.0]), "b": torch.tensor(3.0)})
+    tensor(6.)
+    """
     return joined(each(_sum, [leaves(tree)], tree), torch.sum, 0.0)
 
 
 def max(tree: Tree) -> Tensor:
-    """Return the largest element, a () tensor; -inf for a tree without elements."""
+    """Return the largest element, a () tensor; -inf for a tree without elements.
+
+    >>> ft.tree.max({"w": torch.tensor([1.0, 5.0]), "b": torch.tensor(3.0)})
+    tensor(5.)
+    """
     return joined(_of_filled(torch.amax, tree), torch.amax, -torch.inf)
 
 
 def min(tree: Tree) -> Tensor:
-    """Return the smallest element, a () tensor; inf for a tree without elements."""
+    """Return the smallest element, a () tensor; inf for a tree without elements.
+
+    >>> ft.tree.min({"w": torch.tensor([1.0, 5.0]), "b": torch.tensor(3.0)})
+    tensor(1.)
+    """
     return joined(_of_filled(torch.amin, tree), torch.amin, torch.inf)
 
 
@@ -37,6 +49,10 @@ def norm(tree: Tree, ord: int | float | str | None = None, squared: bool = False
     do not count as infinite or 0: [1e20, 1] in float32 has the norm 1e20. `squared` returns the square.
 
     Raises: ValueError for another order.
+
+    >>> grads = {"w": torch.tensor([3.0]), "b": torch.tensor([-4.0])}
+    >>> ft.tree.norm(grads), ft.tree.norm(grads, 1), ft.tree.norm(grads, "inf")
+    (tensor(5.), tensor(7.), tensor(4.))
     """
     if ord is None or ord == 2:
         found = each(wide, [leaves(tree)], tree)

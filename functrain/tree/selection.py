@@ -20,6 +20,10 @@ def select(tree: Tree, *patterns: str) -> dict[str, Any]:
     """Return the leaves whose path fits any pattern, by path. `*` stops at "/", `**` does not, `?` is one character.
 
     Raises: PathError, a KeyError, for a pattern that fits no path.
+
+    >>> params = {"blocks": [{"weight": 1, "bias": 2}, {"weight": 3, "bias": 4}], "head": 5}
+    >>> ft.tree.select(params, "blocks/*/bias", "head")
+    {'blocks/0/bias': 2, 'blocks/1/bias': 4, 'head': 5}
     """
     pairs = items(tree)
     chosen = _chosen(patterns, pairs)
@@ -28,7 +32,12 @@ def select(tree: Tree, *patterns: str) -> dict[str, Any]:
 
 def mask(where: Where, tree: Tree) -> Tree:
     """Return the tree of booleans that says which leaves fit a pattern, any of several patterns, or a predicate of
-    (path, leaf)."""
+    (path, leaf).
+
+    >>> params = {"weight": torch.ones(2, 2), "bias": torch.ones(2)}
+    >>> ft.tree.mask(lambda path, leaf: leaf.dim() > 1, params)  # matrices alone, for weight decay
+    {'weight': True, 'bias': False}
+    """
     return unflatten(flatten(tree)[1], _chosen(where, items(tree)))
 
 
@@ -36,6 +45,12 @@ def partition(where: Where, tree: Tree) -> tuple[Tree, Tree]:
     """Split a tree in two of the same containers: leaves that fit, and the others; None stands in the holes.
 
     Equals the tree again under `combine`.
+
+    >>> trained, frozen = ft.tree.partition("head/**", {"backbone": {"w": 1}, "head": {"w": 2}})
+    >>> trained
+    {'backbone': {'w': None}, 'head': {'w': 2}}
+    >>> frozen
+    {'backbone': {'w': 1}, 'head': {'w': None}}
     """
     leaves, structure = flatten(tree)
     rows = list(zip(_chosen(where, items(tree)), leaves, strict=True))
@@ -47,6 +62,9 @@ def combine(first: Tree, second: Tree) -> Tree:
     """Fill the None holes of `first` with what `second` has there; the inverse of `partition`.
 
     Raises: ValueError naming the path when both have a leaf there, or other containers.
+
+    >>> ft.tree.combine({"backbone": None, "head": 2}, {"backbone": 1, "head": None})
+    {'backbone': 1, 'head': 2}
     """
     return _combine(first, second, "")
 

@@ -30,6 +30,13 @@ def summary(tree: Tree, *, depth: int = 2, trainable: Where | None = None) -> st
 
     Raises: TypeError and ValueError for a `depth` that is no int of at least 1; PathError for a pattern that fits no
     path.
+
+    >>> params = {"blocks": [{"w": torch.ones(64, 64)} for _ in range(12)], "embedding": torch.ones(256, 64)}
+    >>> print(ft.tree.summary(params, trainable="blocks/**"))
+    path          parameters     size  dtype    trainable
+    blocks/0..11      49,152   197 kB  float32  yes
+    embedding         16,384  65.5 kB  float32  no
+    total             65,536   262 kB  float32  75 %
     """
     if isinstance(depth, bool) or not isinstance(depth, int):
         raise TypeError(f"summary: expected depth to be an int, came {type(depth).__name__} {depth!r}")

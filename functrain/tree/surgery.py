@@ -17,6 +17,9 @@ def at(tree: Tree, path: str) -> Tree:
     """Return the leaf or subtree at `path`; the tree itself at the empty path.
 
     Raises: PathError, a KeyError, that lists what is there instead.
+
+    >>> ft.tree.at({"blocks": [{"bias": 1}, {"bias": 2}]}, "blocks/1/bias")
+    2
     """
     node = tree
     for name in _split(path):
@@ -28,6 +31,9 @@ def set_at(tree: Tree, path: str, value: Tree) -> Tree:
     """Return the tree with `value` in place of the leaf or subtree at `path`; every other leaf is the same object.
 
     Raises: PathError, a KeyError, that lists what is there instead.
+
+    >>> ft.tree.set_at({"backbone": {"w": 1}, "head": {"w": 2}}, "head", {"w": 3, "b": 4})
+    {'backbone': {'w': 1}, 'head': {'w': 3, 'b': 4}}
     """
     return _set(tree, _split(path), value, path)
 

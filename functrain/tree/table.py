@@ -15,12 +15,20 @@ _WIDEST = 40  # characters of a leaf that is no tensor
 
 
 def size(tree: Tree) -> int:
-    """Return the number of elements in all tensors, a tied tensor counted once."""
+    """Return the number of elements in all tensors, a tied tensor counted once.
+
+    >>> ft.tree.size({"w": torch.ones(2, 3), "b": torch.ones(3)})
+    9
+    """
     return sum([leaf.numel() for leaf in _tensors(tree)])
 
 
 def bytes(tree: Tree) -> int:
-    """Return the number of bytes in all tensors, a tied tensor counted once."""
+    """Return the number of bytes in all tensors, a tied tensor counted once.
+
+    >>> ft.tree.bytes({"w": torch.ones(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)})
+    30
+    """
     return sum([leaf.numel() * leaf.element_size() for leaf in _tensors(tree)])
 
 
@@ -28,6 +36,12 @@ def format(tree: Tree, *, trainable: Where = "**") -> str:
     """Return a table of path, shape, dtype, bytes and whether the leaf is trainable, with a line of totals.
 
     Trainable are floating-point and complex tensors that `trainable` names: a pattern, several, or a predicate.
+
+    >>> print(ft.tree.format({"w": torch.ones(2, 3), "b": torch.ones(3)}, trainable="w"))
+    path   shape       dtype    bytes  trainable
+    b      (3,)        float32     12  no
+    w      (2, 3)      float32     24  yes
+    total  9 elements              36
     """
     pairs = items(tree)
     chosen = leaves(mask(trainable, tree)) if pairs else []

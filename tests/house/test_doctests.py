@@ -17,7 +17,9 @@ import torch
 import functrain as ft
 
 ROOT = Path(ft.__file__).parent
-EXEMPLARY = [ft.transforms, ft.transforms.loss_scale, ft.curvature, ft.curvature.laplace, ft.losses, ft.schedules]
+EXEMPLARY = [
+    ft.transforms, ft.transforms.loss_scale, ft.curvature, ft.curvature.laplace, ft.losses, ft.schedules, ft.tree,
+]  # fmt: skip
 
 
 def modules(root: Path) -> list[str]:
