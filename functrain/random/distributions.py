@@ -14,7 +14,11 @@ from functrain.random.values import affine, check_float, double_word, inverse_no
 
 
 def bits(key: Tensor, shape: Sequence[int] = (), *, offset: int = 0) -> Tensor:
-    """Draw 32 random bits per element, int32. Equals `jax.random.bits`, reinterpreted."""
+    """Draw 32 random bits per element, int32. Equals `jax.random.bits`, reinterpreted.
+
+    >>> ft.random.bits(ft.random.key(0), (2,))
+    tensor([-224768089,  -91998574], dtype=torch.int32)
+    """
     return draw("bits", key, shape, offset, torch.int32, lambda x0, x1: x0 ^ x1)
 
 
@@ -33,6 +37,12 @@ def uniform(
 
     Equals `jax.random.uniform` on the CPU; in float64 outside [0, 1) to float rounding, and in float16 on a CPU that
     computes in float16 itself.
+
+    >>> key = ft.random.key(0)
+    >>> ft.random.uniform(key, (4,))
+    tensor([0.9477, 0.9786, 0.3323, 0.4687])
+    >>> ft.random.uniform(key, (2,), offset=1)  # a piece of the same draw
+    tensor([0.9786, 0.3323])
     """
     check_float("uniform", dtype)
     if not minval <= maxval:
@@ -50,6 +60,9 @@ def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
 
     Equals `jax.random.normal` to float rounding in float32 and float64; float64 compiled equals eager to rounding only.
     bfloat16 and float16 are float32 draws rounded: jax inverts 7 and 10 random bits there, 128 different numbers.
+
+    >>> ft.random.normal(ft.random.key(0), (3,))
+    tensor([ 1.6226,  2.0253, -0.4336])
     """
     check_float("normal", dtype)
     finish = normal_from(torch.float64 if dtype == torch.float64 else torch.float32)
@@ -69,6 +82,10 @@ def truncated_normal(
 
     Equals `jax.random.truncated_normal` to float rounding; bfloat16 and float16 are float32 draws rounded.
     Raises: ValueError when the bounds hold less of the distribution than a step of the grid.
+
+    >>> x = ft.random.truncated_normal(ft.random.key(0), -2.0, 2.0, (1000,))
+    >>> x.abs().max() <= 2.0, x.std()
+    (tensor(True), tensor(0.8643))
     """
     check_float("truncated_normal", dtype)
     check_key("truncated_normal", key)
@@ -93,6 +110,10 @@ def bernoulli(key: Tensor, p: float | Tensor = 0.5, shape: Sequence[int] = (), *
     """Draw True with probability p, bool. Equals `jax.random.bernoulli`: float32 `uniform(key, shape) < p`.
 
     Shapes: a tensor p is () or broadcasts to `shape`.
+
+    >>> ft.random.bernoulli(ft.random.key(0), torch.tensor([0.0, 0.5, 1.0]), (2, 3))
+    tensor([[False, False,  True],
+            [False, False,  True]])
     """
     if isinstance(p, Tensor):
         return uniform(key, shape, offset=offset) < p.to(torch.float32)
@@ -107,6 +128,9 @@ def randint(key: Tensor, shape: Sequence[int], minval: int, maxval: int, *, offs
     As there, it is 64 random bits modulo the range, and only 32 when the range is over 2**16: then the probability of
     an integer is off by a factor of up to range / 2**32.
     Raises: ValueError for an empty range or one beyond int32.
+
+    >>> ft.random.randint(ft.random.key(0), (10,), 1, 7)  # dice
+    tensor([2, 1, 3, 2, 6, 4, 1, 6, 4, 4])
     """
     if not -(2**31) <= minval < maxval <= 2**31:
         raise ValueError(
@@ -123,6 +147,10 @@ def bits_of_each(keys: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Draw `bits(key, x.shape)` for each row of a stack of keys (L, 2) and tensor of `like`, all in one pass.
 
     The results share memory: to keep one is to keep all.
+
+    >>> keys, like = ft.random.split(ft.random.key(0), 2), [torch.zeros(3), torch.zeros(2, 2)]
+    >>> torch.equal(ft.random.bits_of_each(keys, like)[1], ft.random.bits(keys[1], (2, 2)))
+    True
     """
     check_keys("bits_of_each", keys, len(like))
     return draw_each(keys, [x.shape for x in like], torch.int32, lambda x0, x1: x0 ^ x1)
@@ -132,6 +160,11 @@ def normal_of_each(keys: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Draw `normal(key, x.shape, x.dtype)` for each row of a stack of keys (L, 2) and tensor of `like`, in one pass.
 
     The results share memory: to keep one is to keep all.
+
+    >>> params = [torch.zeros(3), torch.zeros(2, 2)]
+    >>> noise = ft.random.normal_of_each(ft.random.split(ft.random.key(0), len(params)), params)
+    >>> [tuple(x.shape) for x in noise]
+    [(3,), (2, 2)]
     """
     check_keys("normal_of_each", keys, len(like))
     for x in like:
@@ -151,6 +184,12 @@ def permutation(key: Tensor, n_or_x: int | Tensor) -> Tensor:
 
     It sorts 64 random bits per row, stably. Some two of n rows tie with probability below n**2 / 2**65 (3e-8 for a
     million) and then keep their order: that is the whole bias.
+
+    >>> key = ft.random.key(1)
+    >>> ft.random.permutation(key, 5)
+    tensor([2, 3, 0, 4, 1])
+    >>> ft.random.permutation(key, torch.tensor([0, 10, 20, 30, 40]))
+    tensor([20, 30,  0, 40, 10])
     """
     n = n_or_x.shape[0] if isinstance(n_or_x, Tensor) else n_or_x
     order = torch.argsort(draw("permutation", key, (n,), 0, torch.int64, double_word), stable=True)

@@ -13,6 +13,9 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
     """Make a key. Equals `jax.random.key(seed)`, whose default reads the low 32 bits: seeds equal there are one key.
 
     Raises: TypeError for a seed that is no int; ValueError for one outside [-2**63, 2**64).
+
+    >>> ft.random.key(42)
+    tensor([ 0, 42], dtype=torch.int32)
     """
     if not isinstance(seed, int):
         raise TypeError(f"random.key: expected an int seed, came {type(seed).__name__}; pass int(seed)")
@@ -22,7 +25,12 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
 
 
 def split(key: Tensor, num: int = 2) -> Tensor:
-    """Make `num` independent keys, (num, 2). Equals `jax.random.split`."""
+    """Make `num` independent keys, (num, 2). Equals `jax.random.split`.
+
+    >>> init_key, train_key = ft.random.split(ft.random.key(0))
+    >>> init_key, train_key
+    (tensor([ 1797259609, -1715843330], dtype=torch.int32), tensor([ 928981903, -841280227], dtype=torch.int32))
+    """
     check_key("split", key)
     return torch.stack(words(key, 0, num), dim=-1)
 
@@ -32,6 +40,10 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
 
     A tensor is a () integer, taken modulo 2**32 and never read by the host: other data never recompiles.
     Raises: TypeError for data of another kind; ValueError for an int outside [0, 2**32).
+
+    >>> key = ft.random.key(0)
+    >>> ft.random.normal(ft.random.fold_in(key, 100), (3,))  # the noise of step 100, whatever was drawn before
+    tensor([ 1.7934, -0.3458, -0.5834])
     """
     check_key("fold_in", key)
     if isinstance(data, Tensor):
