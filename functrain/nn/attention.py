@@ -26,6 +26,10 @@ def fused_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Equals `attention(q, k, v, causal_mask(T))`, and is it where transforms differentiate twice or in forward mode,
     which torch's kernel does not know.
+
+    >>> q = k = torch.zeros(1, 1, 3, 1)  # all scores alike: a query takes the mean of what it sees
+    >>> ft.nn.fused_causal_attention(q, k, torch.tensor([[[[0.0], [1.0], [3.0]]]])).flatten()
+    tensor([0.0000, 0.5000, 1.3333])
     """
     if engine.twice():
         return attention(q, k, v, causal_mask(q.shape[-2], q.device))
@@ -41,6 +45,10 @@ def attention(
 
     Shapes: q (B, H, T, K), k and v (B, H, S, K), mask (T, S) boolean or broadcastable to (B, H, T, S).
     Source: Vaswani et al. 2017 (arXiv:1706.03762), equation 1.
+
+    >>> q, k, v = torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 3, 2), torch.tensor([[[[0.0], [1.0], [5.0]]]])
+    >>> ft.nn.attention(q, k, v, torch.tensor([[True, True, False]])).flatten()  # the third key is padding
+    tensor([0.5000])
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, H, T, S)
     # added, not selected: the derivative of a sum costs no pass over the scores
@@ -50,5 +58,11 @@ def attention(
 
 
 def causal_mask(queries: int, device: torch.device | str | None = None) -> Tensor:
-    """Return the mask by which query t sees keys 0 to t, (T, T), boolean."""
+    """Return the mask by which query t sees keys 0 to t, (T, T), boolean.
+
+    >>> ft.nn.causal_mask(3)
+    tensor([[ True, False, False],
+            [ True,  True, False],
+            [ True,  True,  True]])
+    """
     return torch.ones(queries, queries, dtype=torch.bool, device=device).tril()

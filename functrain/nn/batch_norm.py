@@ -29,7 +29,11 @@ class BatchStats(NamedTuple):
 
 
 def batch_stats(channels: int, *, device: torch.device | str | None = None) -> BatchStats:
-    """Return the statistics before the first batch: mean 0 and variance 1."""
+    """Return the statistics before the first batch: mean 0 and variance 1.
+
+    >>> ft.nn.batch_stats(2)
+    BatchStats(running_mean=tensor([0., 0.]), running_var=tensor([1., 1.]))
+    """
     return BatchStats(torch.zeros(channels, device=device), torch.ones(channels, device=device))
 
 
@@ -52,6 +56,10 @@ def batch_norm(
 
     Raises: ValueError for statistics in half precision, which would stop where steps are small, and for a batch of one
     number a channel.
+
+    >>> y, stats = ft.nn.batch_norm(torch.tensor([[1.0], [3.0]]), ft.nn.batch_stats(1))
+    >>> y.flatten(), stats.running_mean
+    (tensor([-1.0000,  1.0000]), tensor([0.2000]))
     """
     _check("batch_norm", x, stats)
     wide = _wide(x, stats)
@@ -76,6 +84,10 @@ def batch_norm_inference(
     Computed in float32 at least, and returned in x's dtype. Equals `torch.nn.functional.batch_norm` in evaluation.
 
     Raises: ValueError for statistics in half precision.
+
+    >>> stats = ft.nn.BatchStats(running_mean=torch.tensor([2.0]), running_var=torch.tensor([4.0]))
+    >>> ft.nn.batch_norm_inference(torch.tensor([[3.0], [0.0]]), stats).flatten()
+    tensor([ 0.5000, -1.0000])
     """
     _check("batch_norm_inference", x, stats)
     wide = _wide(x, stats)

@@ -29,6 +29,12 @@ def conv(
     `padding="same"` keeps the sizes of space at a stride of 1. Equals `torch.nn.functional.conv1d`, `conv2d`, `conv3d`.
 
     Raises: ValueError for an x without the dims of the weight.
+
+    >>> ft.nn.conv(torch.tensor([[[0.0, 1.0, 3.0, 6.0]]]), torch.tensor([[[-1.0, 1.0]]]))  # differences of neighbours
+    tensor([[[1., 2., 3.]]])
+    >>> images, weight = torch.ones(2, 3, 32, 32), torch.ones(16, 3, 3, 3)
+    >>> ft.nn.conv(images, weight, stride=2, padding=1).shape
+    torch.Size([2, 16, 16, 16])
     """
     of = _of_dims("conv", x, weight, {3: F.conv1d, 4: F.conv2d, 5: F.conv3d})
     return of(x, weight, bias, stride, padding, dilation, groups)
@@ -51,6 +57,9 @@ def conv_transpose(
     `torch.nn.functional.conv_transpose1d`, `conv_transpose2d`, `conv_transpose3d`.
 
     Raises: ValueError for an x without the dims of the weight.
+
+    >>> ft.nn.conv_transpose(torch.tensor([[[1.0, 2.0]]]), torch.ones(1, 1, 2), stride=2)
+    tensor([[[1., 1., 2., 2.]]])
     """
     by_dims = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
     of = _of_dims("conv_transpose", x, weight, by_dims)

@@ -14,6 +14,12 @@ def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
     A key decides which, the same ones for the same key and shape, eager, compiled and mapped. Without a key, or at
     rate 0, x itself. Source: Srivastava et al. 2014.
     Raises: ValueError for a rate outside [0, 1).
+
+    >>> x = torch.ones(8)
+    >>> ft.nn.dropout(x, 0.5, ft.random.key(0))
+    tensor([0., 0., 2., 2., 0., 2., 2., 0.])
+    >>> ft.nn.dropout(x, 0.5, None) is x  # in evaluation
+    True
     """
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"dropout: expected a rate in [0, 1), came {rate}; pass key=None to keep everything")

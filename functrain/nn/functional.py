@@ -48,6 +48,13 @@ def from_module(module: torch.nn.Module) -> Functional:
     that a key cannot replace, for one that remembers something in an attribute that is no buffer, for
     torch.utils.checkpoint inside, and for an embedding with `max_norm` or sparse gradients; ValueError for running
     statistics in half precision that the module has wider.
+
+    >>> net = ft.nn.from_module(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Dropout(0.5)))
+    >>> ft.tree.paths(net.params)
+    ['0/bias', '0/weight']
+    >>> y, buffers = net.apply(net.params, net.buffers, ft.random.key(0), torch.ones(4, 2))
+    >>> y.shape
+    torch.Size([4, 3])
     """
     _check(module)
     register_outputs()
@@ -111,6 +118,12 @@ def to_module(module: torch.nn.Module, params: Params, buffers: Tree) -> torch.n
 
     Equals the module for the params and buffers of its `from_module`.
     Raises: ValueError naming the paths, or the shape, in which they are not the module's.
+
+    >>> module = torch.nn.Linear(2, 1, bias=False)
+    >>> net = ft.nn.from_module(module)
+    >>> ft.nn.to_module(module, ft.tree.ones_like(net.params), net.buffers).weight
+    Parameter containing:
+    tensor([[1., 1.]], requires_grad=True)
     """
     _check(module)
     named: dict[str, Tensor] = {}

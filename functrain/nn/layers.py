@@ -20,6 +20,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight + bias. Shapes: x (..., I), weight (I, O), bias (O,), result (..., O).
 
     Equals `torch.nn.functional.linear(x, weight.T, bias)`.
+
+    >>> weight, bias = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]), torch.tensor([0.0, 0.0, 10.0])
+    >>> ft.nn.linear(torch.tensor([1.0, 2.0]), weight, bias)
+    tensor([ 1.,  2., 13.])
     """
     y = x @ weight  # (..., O)
     return y if bias is None else y + bias
@@ -30,6 +34,10 @@ def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
 
     Raises: TypeError for tokens that are no integers; IndexError for a token outside [0, V) on the CPU, a device
     assertion elsewhere.
+
+    >>> ft.nn.embedding(torch.tensor([2, 0]), torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]))
+    tensor([[4., 5.],
+            [0., 1.]])
     """
     if tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise TypeError(f"embedding: expected integer tokens, came {tokens.dtype}; pass tokens.long()")
@@ -59,6 +67,10 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: fl
 
     Computed in the wider dtype of x and weight, and returned in x's.
     Equals `torch.nn.functional.layer_norm`. Source: Ba et al. 2016 (arXiv:1607.06450).
+
+    >>> ft.nn.layer_norm(torch.tensor([[1.0, 3.0], [10.0, 30.0]]), torch.ones(2))
+    tensor([[-1.0000,  1.0000],
+            [-1.0000,  1.0000]])
     """
     norm = normalization.layer_norm if engine.twice() else F.layer_norm
     if weight.dtype == x.dtype:
@@ -73,6 +85,10 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
 
     Computed in float32 up to the product, which is in the wider dtype of x and weight, and returned in x's.
     Source: Zhang and Sennrich 2019 (arXiv:1910.07467), as Llama has it.
+
+    >>> ft.nn.rms_norm(torch.tensor([[3.0, 4.0], [30.0, 40.0]]), torch.ones(2))
+    tensor([[0.8485, 1.1314],
+            [0.8485, 1.1314]])
     """
     # float32: a bfloat16 sum of a thousand squares keeps 8 bits
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -88,6 +104,9 @@ def group_norm(
 
     Computed in float32 at least, and returned in x's dtype. Equals `torch.nn.functional.group_norm`. Source: Wu and He
     2018 (arXiv:1803.08494).
+
+    >>> ft.nn.group_norm(torch.tensor([[[1.0], [3.0], [10.0], [30.0]]]), groups=2).flatten()
+    tensor([-1.0000,  1.0000, -1.0000,  1.0000])
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     weight, bias = (None if p is None else p.to(wide) for p in (weight, bias))
@@ -100,6 +119,10 @@ def instance_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None =
 
     Computed in float32 at least, and returned in x's dtype. Equals `torch.nn.functional.instance_norm`. Source:
     Ulyanov et al. 2016 (arXiv:1607.08022).
+
+    >>> ft.nn.instance_norm(torch.tensor([[[1.0, 3.0], [10.0, 30.0]]]))
+    tensor([[[-1.0000,  1.0000],
+             [-1.0000,  1.0000]]])
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     weight, bias = (None if p is None else p.to(wide) for p in (weight, bias))
@@ -111,5 +134,8 @@ def gelu(x: Tensor) -> Tensor:
     """Return x times the normal distribution function at x, by GPT-2's tanh approximation.
 
     Source: Hendrycks and Gimpel 2016 (arXiv:1606.08415).
+
+    >>> ft.nn.gelu(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.1588,  0.0000,  0.8412])
     """
     return F.gelu(x, approximate="tanh")

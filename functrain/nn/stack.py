@@ -16,6 +16,10 @@ def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) 
     compiled once for all layers of the same structure and shapes, so that the time to compile does not grow with the
     depth: it must not count its calls, or keep anything of them. `ft.recompute_layers` around the loss recomputes the
     layers.
+
+    >>> layers = [{"weight": torch.eye(2), "bias": torch.ones(2)} for _ in range(3)]
+    >>> ft.nn.stack(lambda layer, x: torch.relu(ft.nn.linear(x, **layer)), layers, torch.zeros(2))
+    tensor([3., 3.])
     """
     blocks, count = recomputed_blocks(block, len(layers))
     cutter = engine.here.cutter

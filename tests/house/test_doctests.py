@@ -19,7 +19,7 @@ import functrain as ft
 ROOT = Path(ft.__file__).parent
 EXEMPLARY = [
     ft.transforms, ft.transforms.loss_scale, ft.curvature, ft.curvature.laplace, ft.losses, ft.schedules, ft.tree,
-    ft.random,
+    ft.random, ft.nn, ft.nn.init,
 ]  # fmt: skip
 
 

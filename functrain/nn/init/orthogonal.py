@@ -22,6 +22,10 @@ def orthogonal(scale: float = 1.0, column_dim: int = -1) -> Initializer:
     (arXiv:1312.6120).
 
     Raises: at the call, ValueError for a shape of less than two dims.
+
+    >>> weight = ft.nn.init.orthogonal()(ft.random.key(0), (4, 3))
+    >>> torch.allclose(weight.T @ weight, torch.eye(3), atol=1e-5)
+    True
     """
 
     def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -49,6 +53,12 @@ def delta_orthogonal(scale: float = 1.0) -> Initializer:
     (arXiv:1806.05393).
 
     Raises: at the call, ValueError for a shape of other than three to five dims, or with fewer outputs than inputs.
+
+    >>> weight = ft.nn.init.delta_orthogonal()(ft.random.key(0), (4, 3, 3))  # (O, I, K)
+    >>> weight.count_nonzero((0, 1))  # zeros but in the middle of the kernel
+    tensor([ 0, 12,  0])
+    >>> torch.allclose(weight[..., 1].T @ weight[..., 1], torch.eye(3), atol=1e-5)
+    True
     """
 
     def init(key: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:

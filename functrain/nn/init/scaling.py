@@ -39,6 +39,11 @@ def variance_scaling(
 
     Raises: ValueError for another mode or distribution or a scale that is not positive; at the call, for a shape that
     is not (I, O) without `in_dim` and `out_dim`.
+
+    >>> init = ft.nn.init.variance_scaling(2.0, "fan_in", "truncated_normal")
+    >>> key, shape = ft.random.key(0), (100, 50)
+    >>> torch.equal(init(key, shape), ft.nn.init.he_normal()(key, shape))
+    True
     """
     if mode not in _MEANS:
         raise ValueError(f"variance_scaling: expected a mode of {', '.join(_MEANS)}, came {mode!r}")
