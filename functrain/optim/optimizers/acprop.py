@@ -37,6 +37,11 @@ def scale_by_acprop(
     A complex update's square is |g|², as in optax.
 
     Source: Zhuang et al. 2021 (arXiv:2110.05454).
+
+    >>> grads, tx = torch.tensor([3.0, -0.5]), ft.optim.scale_by_acprop()
+    >>> first, state = tx.update(grads, tx.init(torch.zeros(2)))
+    >>> first, tx.update(grads, state)[0]
+    (tensor([ 3.0000, -0.5000]), tensor([ 1.0000, -1.0000]))
     """
 
     def init(params: Params) -> ScaleByBeliefState:
@@ -68,7 +73,14 @@ def acprop(
     weight_decay: ScalarOrSchedule = 0.0,
     mask: MaskOrFn = None,
 ) -> GradientTransformationExtraArgs:
-    """ACProp: `scale_by_acprop`, then decoupled weight decay, then minus the learning rate."""
+    """ACProp: `scale_by_acprop`, then decoupled weight decay, then minus the learning rate.
+
+    >>> optimizer = ft.optim.acprop(0.1)
+    >>> params, grads = torch.zeros(2), torch.tensor([3.0, -0.5])
+    >>> _, state = optimizer.update(grads, optimizer.init(params), params)
+    >>> optimizer.update(grads, state, params)[0]
+    tensor([-0.1000,  0.1000])
+    """
     return chain(
         scale_by_acprop(b1, b2, eps, eps_root),
         add_decayed_weights(weight_decay, mask),

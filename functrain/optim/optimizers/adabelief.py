@@ -48,6 +48,10 @@ def scale_by_belief(
     A complex update's square is |g|², as in optax.
 
     Source: Zhuang et al. 2020 (arXiv:2010.07468), algorithm 2.
+
+    >>> tx = ft.optim.scale_by_belief()
+    >>> tx.update(torch.tensor([3.0, -0.5]), tx.init(torch.zeros(2)))[0]
+    tensor([ 1.1111, -1.1111])
     """
 
     def init(params: Params) -> ScaleByBeliefState:
@@ -82,7 +86,12 @@ def adabelief(
     *,
     nesterov: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """AdaBelief: `scale_by_belief`, then minus the learning rate."""
+    """AdaBelief: `scale_by_belief`, then minus the learning rate.
+
+    >>> optimizer, params = ft.optim.adabelief(0.1), torch.zeros(2)
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(params), params)[0]
+    tensor([-0.1111,  0.1111])
+    """
     return chain(
         scale_by_belief(b1, b2, eps, eps_root, nesterov=nesterov),
         scale_by_learning_rate(learning_rate),

@@ -37,6 +37,10 @@ def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6) -> GradientTransfor
     A complex leaf is taken for two real ones, as `torch.optim` does.
 
     Source: Zeiler 2012 (arXiv:1212.5701), algorithm 1.
+
+    >>> tx = ft.optim.scale_by_adadelta(rho=0.9, eps=0.1)
+    >>> tx.update(torch.tensor([3.0, -0.5]), tx.init(torch.zeros(2)))[0]
+    tensor([ 0.9487, -0.4472])
     """
 
     def init(params: Params) -> ScaleByAdaDeltaState:
@@ -66,6 +70,10 @@ def adadelta(
     """Adadelta: weight decay into the gradient, `scale_by_adadelta`, then minus the learning rate.
 
     Without a learning rate, as in optax, updates keep the sign of the gradient: chain with `scale(-1)`.
+
+    >>> params, optimizer = torch.tensor([1.0, -2.0]), ft.optim.adadelta(1.0, eps=0.1)
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(params), params)[0]
+    tensor([-0.9487,  0.4472])
     """
     return chain(
         add_decayed_weights(weight_decay, weight_decay_mask),

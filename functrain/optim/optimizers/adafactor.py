@@ -67,6 +67,11 @@ def scale_by_factored_rms(
     Source: Shazeer and Stern 2018 (arXiv:1804.04235), algorithm 4.
 
     Raises: ValueError without params.
+
+    >>> params, tx = torch.zeros(256, 128), ft.optim.scale_by_factored_rms()
+    >>> state = tx.init(params)
+    >>> state.v_row.shape, state.v_col.shape
+    (torch.Size([128]), torch.Size([256]))
     """
 
     def dims_of(p: Tensor) -> tuple[int, int] | None:
@@ -132,7 +137,12 @@ def adafactor(
     factored: bool = True,
     weight_decay_mask: MaskOrFn = None,
 ) -> GradientTransformationExtraArgs:
-    """Adafactor: `scale_by_factored_rms`, clipped, relative to the parameters' size, averaged, decayed, downhill."""
+    """Adafactor: `scale_by_factored_rms`, clipped, relative to the parameters' size, averaged, decayed, downhill.
+
+    >>> params, optimizer = torch.tensor([3.0, -4.0]), ft.optim.adafactor(0.1)
+    >>> optimizer.update(torch.tensor([0.5, -0.01]), optimizer.init(params), params)[0]
+    tensor([-0.3536,  0.3536])
+    """
     parts = [scale_by_factored_rms(factored, decay_rate, decay_offset, min_dim_size_to_factor, eps)]
     if clipping_threshold is not None:
         parts.append(clip_by_block_rms(clipping_threshold))

@@ -33,6 +33,11 @@ def scale_by_rss(initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7) ->
     """Divide updates by the root of the sum of all squares so far, that starts at `initial_accumulator_value`.
 
     A complex leaf is taken for two real ones, as `torch.optim` does.
+
+    >>> grads, tx = torch.tensor([1.0, -2.0]), ft.optim.scale_by_rss(initial_accumulator_value=0.0)
+    >>> first, state = tx.update(grads, tx.init(torch.zeros(2)))
+    >>> first, tx.update(grads, state)[0]
+    (tensor([ 1., -1.]), tensor([ 0.7071, -0.7071]))
     """
 
     def init(params: Params) -> ScaleByRssState:
@@ -58,5 +63,9 @@ def adagrad(
     """Adagrad: `scale_by_rss`, then minus the learning rate.
 
     Source: Duchi et al. 2011, figure 1, diagonal.
+
+    >>> optimizer, params = ft.optim.adagrad(0.1, initial_accumulator_value=0.0), torch.zeros(2)
+    >>> optimizer.update(torch.tensor([1.0, -2.0]), optimizer.init(params), params)[0]
+    tensor([-0.1000,  0.1000])
     """
     return chain(scale_by_rss(initial_accumulator_value, eps), scale_by_learning_rate(learning_rate))

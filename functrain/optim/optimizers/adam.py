@@ -48,6 +48,10 @@ def scale_by_adam(
     A complex leaf is taken for two real ones, as `torch.optim` does.
 
     Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1; Dozat 2016, algorithm 2 without its last factor b2.
+
+    >>> tx = ft.optim.scale_by_adam()
+    >>> tx.update(torch.tensor([3.0, -0.01]), tx.init(torch.zeros(2)))[0]
+    tensor([ 1.0000, -1.0000])
     """
 
     def init(params: Params) -> ScaleByAdamState:
@@ -84,7 +88,14 @@ def adam(
     *,
     nesterov: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """Adam: `scale_by_adam`, then minus the learning rate. Equals `torch.optim.Adam` without weight decay."""
+    """Adam: `scale_by_adam`, then minus the learning rate. Equals `torch.optim.Adam` without weight decay.
+
+    >>> params, optimizer = {"w": torch.tensor([1.0, -2.0])}, ft.optim.adam(0.1)
+    >>> state = optimizer.init(params)
+    >>> updates, state = optimizer.update({"w": torch.tensor([3.0, -0.01])}, state, params)
+    >>> ft.optim.apply_updates(params, updates)
+    {'w': tensor([ 0.9000, -1.9000])}
+    """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
         scale_by_learning_rate(learning_rate),
@@ -106,6 +117,10 @@ def adamw(
     """Adam with weight decay that does not pass through its moments. Equals `torch.optim.AdamW`.
 
     Source: Loshchilov and Hutter 2019 (arXiv:1711.05101), algorithm 2, the decay also scaled by the learning rate.
+
+    >>> params, optimizer = torch.tensor([10.0, -10.0]), ft.optim.adamw(0.1, weight_decay=0.01)
+    >>> optimizer.update(torch.tensor([1.0, 0.0]), optimizer.init(params), params)[0]  # the second decays only
+    tensor([-0.1100,  0.0100])
     """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),

@@ -33,6 +33,10 @@ def scale_by_adamax(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) ->
     A complex leaf is taken for two real ones, as `torch.optim` does.
 
     Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 2.
+
+    >>> tx = ft.optim.scale_by_adamax()
+    >>> tx.update(torch.tensor([3.0, -0.5]), tx.init(torch.zeros(2)))[0]
+    tensor([ 1.0000, -1.0000])
     """
 
     def init(params: Params) -> ScaleByAdamState:
@@ -58,7 +62,12 @@ def scale_by_adamax(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) ->
 def adamax(
     learning_rate: ScalarOrSchedule, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8
 ) -> GradientTransformationExtraArgs:
-    """AdaMax: `scale_by_adamax`, then minus the learning rate. Equals `torch.optim.Adamax`."""
+    """AdaMax: `scale_by_adamax`, then minus the learning rate. Equals `torch.optim.Adamax`.
+
+    >>> optimizer, params = ft.optim.adamax(0.1), torch.zeros(2)
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(params), params)[0]
+    tensor([-0.1000,  0.1000])
+    """
     return chain(scale_by_adamax(b1, b2, eps), scale_by_learning_rate(learning_rate))
 
 
@@ -70,7 +79,12 @@ def adamaxw(
     weight_decay: ScalarOrSchedule = 1e-4,
     mask: MaskOrFn = None,
 ) -> GradientTransformationExtraArgs:
-    """AdaMax with weight decay that does not pass through its moments."""
+    """AdaMax with weight decay that does not pass through its moments.
+
+    >>> params, optimizer = torch.tensor([10.0, -10.0]), ft.optim.adamaxw(0.1, weight_decay=0.01)
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(params), params)[0]
+    tensor([-0.1100,  0.1100])
+    """
     return chain(
         scale_by_adamax(b1, b2, eps),
         add_decayed_weights(weight_decay, mask),

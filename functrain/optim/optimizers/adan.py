@@ -47,6 +47,10 @@ def scale_by_adan(
     A complex update's square is |g|², as in optax.
 
     Source: Xie et al. 2023 (arXiv:2208.06677), algorithm 1; its betas are one minus these.
+
+    >>> tx = ft.optim.scale_by_adan()
+    >>> tx.update(torch.tensor([3.0, -0.5]), tx.init(torch.zeros(2)))[0]
+    tensor([ 1.0000, -1.0000])
     """
 
     def init(params: Params) -> ScaleByAdanState:
@@ -84,7 +88,12 @@ def adan(
     weight_decay: ScalarOrSchedule = 0.0,
     mask: MaskOrFn = None,
 ) -> GradientTransformationExtraArgs:
-    """Adan: `scale_by_adan`, then decoupled weight decay, then minus the learning rate."""
+    """Adan: `scale_by_adan`, then decoupled weight decay, then minus the learning rate.
+
+    >>> params, optimizer = torch.tensor([1.0, -2.0]), ft.optim.adan(0.1)
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(params), params)[0]
+    tensor([-0.1000,  0.1000])
+    """
     return chain(
         scale_by_adan(b1, b2, b3, eps, eps_root),
         add_decayed_weights(weight_decay, mask),

@@ -61,6 +61,10 @@ def scale_by_ademamix(
     A complex update's square is |g|², as in optax.
 
     Source: Pagliardini et al. 2024 (arXiv:2409.03137), algorithm 1.
+
+    >>> tx = ft.optim.scale_by_ademamix(b3=0.99, alpha=5.0)
+    >>> tx.update(torch.tensor([3.0, -0.5]), tx.init(torch.zeros(2)))[0]  # 1 + 5 * 0.01
+    tensor([ 1.0500, -1.0500])
     """
 
     def init(params: Params) -> ScaleByAdemamixState:
@@ -100,7 +104,12 @@ def ademamix(
     weight_decay: ScalarOrSchedule = 0.0,
     mask: MaskOrFn = None,
 ) -> GradientTransformationExtraArgs:
-    """AdEMAMix: `scale_by_ademamix`, then decoupled weight decay, then minus the learning rate."""
+    """AdEMAMix: `scale_by_ademamix`, then decoupled weight decay, then minus the learning rate.
+
+    >>> params, optimizer = torch.tensor([1.0, -2.0]), ft.optim.ademamix(0.1, b3=0.99)
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(params), params)[0]
+    tensor([-0.1050,  0.1050])
+    """
     return chain(
         scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype),
         add_decayed_weights(weight_decay, mask),
@@ -120,6 +129,11 @@ def scale_by_simplified_ademamix(
     A complex leaf is taken for two real ones, as `torch.optim` does.
 
     Source: Morwani et al. 2025 (arXiv:2502.02431).
+
+    >>> grads, tx = torch.tensor([3.0, -0.5]), ft.optim.scale_by_simplified_ademamix(b1=0.9)
+    >>> first, state = tx.update(grads, tx.init(torch.zeros(2)))
+    >>> first, tx.update(grads, state)[0]
+    (tensor([ 1.0000, -1.0000]), tensor([ 1.9000, -1.9000]))
     """
 
     def init(params: Params) -> ScaleBySimplifiedAdEMAMixState:
@@ -157,7 +171,12 @@ def simplified_ademamix(
     weight_decay: ScalarOrSchedule = 0.0,
     mask: MaskOrFn = None,
 ) -> GradientTransformationExtraArgs:
-    """Simplified AdEMAMix: `scale_by_simplified_ademamix`, decoupled weight decay, then minus the learning rate."""
+    """Simplified AdEMAMix: `scale_by_simplified_ademamix`, decoupled weight decay, then minus the learning rate.
+
+    >>> params, optimizer = torch.tensor([1.0, -2.0]), ft.optim.simplified_ademamix(0.1, alpha=1.0)
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(params), params)[0]
+    tensor([-0.2000,  0.2000])
+    """
     return chain(
         scale_by_simplified_ademamix(b1, b2, alpha, eps, eps_root),
         add_decayed_weights(weight_decay, mask),

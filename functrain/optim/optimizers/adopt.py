@@ -39,6 +39,11 @@ def scale_by_adopt(
     A complex leaf is taken for two real ones, as `torch.optim` does.
 
     Source: Taniguchi et al. 2024 (arXiv:2411.02853), with clipping.
+
+    >>> grads, tx = torch.tensor([3.0, -0.5]), ft.optim.scale_by_adopt()
+    >>> first, state = tx.update(grads, tx.init(torch.zeros(2)))
+    >>> first, tx.update(grads, state)[0]
+    (tensor([0., 0.]), tensor([ 0.1000, -0.1000]))
     """
 
     def init(params: Params) -> ScaleByAdamState:
@@ -74,7 +79,13 @@ def adopt(
     use_clipping: bool = True,
     clip_value_fn: Callable[[Tensor], Tensor] = lambda count: count**0.25,
 ) -> GradientTransformationExtraArgs:
-    """ADOPT: `scale_by_adopt`, then minus the learning rate."""
+    """ADOPT: `scale_by_adopt`, then minus the learning rate.
+
+    >>> grads, optimizer = torch.tensor([3.0, -0.5]), ft.optim.adopt(0.1)
+    >>> _, state = optimizer.update(grads, optimizer.init(torch.zeros(2)))
+    >>> optimizer.update(grads, state)[0]
+    tensor([-0.0100,  0.0100])
+    """
     return chain(
         scale_by_adopt(
             b1, b2, eps, mu_dtype, nesterov=nesterov, use_clipping=use_clipping, clip_value_fn=clip_value_fn

@@ -49,6 +49,11 @@ def scale_by_amsgrad(
 
     The paper corrects neither moment for its start at zero. A complex leaf is taken for two real ones, as `torch.optim`
     does. Source: Reddi et al. 2018 (arXiv:1904.09237), algorithm 2.
+
+    >>> tx = ft.optim.scale_by_amsgrad(b1=0.0, b2=0.5)
+    >>> _, state = tx.update(torch.tensor([4.0]), tx.init(torch.zeros(1)))
+    >>> tx.update(torch.tensor([1.0]), state)[0]  # divided by 4, the largest so far
+    tensor([0.2500])
     """
 
     def init(params: Params) -> ScaleByAmsgradState:
@@ -85,7 +90,12 @@ def amsgrad(
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
 ) -> GradientTransformationExtraArgs:
-    """AMSGrad: `scale_by_amsgrad`, then minus the learning rate."""
+    """AMSGrad: `scale_by_amsgrad`, then minus the learning rate.
+
+    >>> optimizer, params = ft.optim.amsgrad(0.1), torch.zeros(2)
+    >>> optimizer.update(torch.tensor([3.0, -0.01]), optimizer.init(params), params)[0]
+    tensor([-0.1000,  0.1000])
+    """
     return chain(
         scale_by_amsgrad(b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu),
         scale_by_learning_rate(learning_rate),

@@ -42,6 +42,10 @@ def scale_by_lion(
     complex number is its direction.
 
     Source: Chen et al. 2023 (arXiv:2302.06675), algorithm 2.
+
+    >>> tx = ft.optim.scale_by_lion()
+    >>> tx.update(torch.tensor([3.0, -0.01, 0.0]), tx.init(torch.zeros(3)))[0]
+    tensor([ 1., -1.,  0.])
     """
     signs = {
         "hard": torch.sgn,
@@ -75,7 +79,12 @@ def lion(
     weight_decay: ScalarOrSchedule = 1e-3,
     mask: MaskOrFn = None,
 ) -> GradientTransformationExtraArgs:
-    """Lion: `scale_by_lion`, then decoupled weight decay, then minus the learning rate."""
+    """Lion: `scale_by_lion`, then decoupled weight decay, then minus the learning rate.
+
+    >>> params, optimizer = torch.tensor([1.0, -2.0]), ft.optim.lion(0.1, weight_decay=0.1)
+    >>> optimizer.update(torch.tensor([3.0, -0.01]), optimizer.init(params), params)[0]
+    tensor([-0.1100,  0.1200])
+    """
     return chain(
         scale_by_lion(b1, b2, mu_dtype),
         add_decayed_weights(weight_decay, mask),

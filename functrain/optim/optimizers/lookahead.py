@@ -48,6 +48,12 @@ def lookahead(
     Source: Zhang et al. 2019 (arXiv:1907.08610), algorithm 1.
 
     Raises: ValueError for a period below 1; TypeError for params that are no LookaheadParams.
+
+    >>> optimizer = ft.optim.lookahead(ft.optim.sgd(1.0), sync_period=1, slow_step_size=0.5)
+    >>> params = ft.optim.LookaheadParams.init_synced(torch.tensor([4.0]))
+    >>> updates, state = optimizer.update(torch.tensor([2.0]), optimizer.init(params), params)
+    >>> ft.optim.apply_updates(params, updates)
+    LookaheadParams(fast=tensor([3.]), slow=tensor([3.]))
     """
     if sync_period < 1:
         raise ValueError(f"lookahead: sync_period must be at least 1, came {sync_period}")

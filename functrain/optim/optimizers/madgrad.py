@@ -46,6 +46,10 @@ def scale_by_madgrad(
     Source: Defazio and Jelassi 2021 (arXiv:2101.11075), algorithm 1.
 
     Raises: ValueError without params.
+
+    >>> params, tx = torch.tensor([1.0, -2.0]), ft.optim.scale_by_madgrad(0.1)
+    >>> tx.update(torch.tensor([3.0, -0.5]), tx.init(params), params)[0]
+    tensor([-0.0311,  0.0171])
     """
 
     def init(params: Params) -> MadgradState:
@@ -76,5 +80,10 @@ def scale_by_madgrad(
 def madgrad(
     learning_rate: ScalarOrSchedule, momentum: Scalar = 0.9, weight_decay: ScalarOrSchedule = 0.0, eps: Scalar = 1e-6
 ) -> GradientTransformationExtraArgs:
-    """MADGRAD: weight decay into the gradient, then `scale_by_madgrad`."""
+    """MADGRAD: weight decay into the gradient, then `scale_by_madgrad`.
+
+    >>> params, optimizer = torch.tensor([1.0, -2.0]), ft.optim.madgrad(0.1, momentum=0.0)
+    >>> optimizer.update(torch.tensor([8.0, -1.0]), optimizer.init(params), params)[0]
+    tensor([-0.4309,  0.2154])
+    """
     return chain(add_decayed_weights(weight_decay), scale_by_madgrad(learning_rate, momentum, eps))

@@ -53,6 +53,10 @@ def scale_by_novograd(
     Source: Ginsburg et al. 2019 (arXiv:1905.11286), algorithm 1.
 
     Raises: ValueError without params.
+
+    >>> params, tx = torch.zeros(2), ft.optim.scale_by_novograd()
+    >>> tx.update(torch.tensor([3.0, 4.0]), tx.init(params), params)[0]
+    tensor([0.6000, 0.8000])
     """
 
     def init(params: Params) -> ScaleByNovogradState:
@@ -89,7 +93,12 @@ def novograd(
     eps_root: Scalar = 0.0,
     weight_decay: Scalar = 0.0,
 ) -> GradientTransformationExtraArgs:
-    """NovoGrad: `scale_by_novograd`, then minus the learning rate."""
+    """NovoGrad: `scale_by_novograd`, then minus the learning rate.
+
+    >>> params, optimizer = torch.zeros(2), ft.optim.novograd(0.1)
+    >>> optimizer.update(torch.tensor([3.0, 4.0]), optimizer.init(params), params)[0]
+    tensor([-0.0600, -0.0800])
+    """
     return chain(
         scale_by_novograd(b1, b2, eps, eps_root, weight_decay),
         scale_by_learning_rate(learning_rate),

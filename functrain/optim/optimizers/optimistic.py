@@ -35,6 +35,11 @@ def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0) -> Gra
     """Replace updates by (alpha + beta) * updates - beta * the updates before.
 
     Source: Mokhtari et al. 2020 (arXiv:1901.08511).
+
+    >>> tx = ft.optim.scale_by_optimistic_gradient()
+    >>> first, state = tx.update(torch.tensor([3.0]), tx.init(torch.zeros(1)))
+    >>> first, tx.update(torch.tensor([5.0]), state)[0]
+    (tensor([3.]), tensor([7.]))
     """
 
     def init(params: Params) -> ScaleByOptimisticGradientState:
@@ -58,7 +63,13 @@ def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0) -> Gra
 def optimistic_gradient_descent(
     learning_rate: ScalarOrSchedule, alpha: Scalar = 1.0, beta: Scalar = 1.0
 ) -> GradientTransformationExtraArgs:
-    """Descend along the optimistic gradient."""
+    """Descend along the optimistic gradient.
+
+    >>> optimizer = ft.optim.optimistic_gradient_descent(0.1)
+    >>> _, state = optimizer.update(torch.tensor([3.0]), optimizer.init(torch.zeros(1)))
+    >>> optimizer.update(torch.tensor([5.0]), state)[0]
+    tensor([-0.7000])
+    """
     return chain(scale_by_optimistic_gradient(alpha, beta), scale_by_learning_rate(learning_rate))
 
 
@@ -74,7 +85,12 @@ def optimistic_adam_v2(
     mu_dtype: torch.dtype | None = None,
     nesterov: bool = True,
 ) -> GradientTransformationExtraArgs:
-    """Adam, then optimism. Source: Daskalakis et al. 2018 (arXiv:1711.00141), algorithm 1."""
+    """Adam, then optimism. Source: Daskalakis et al. 2018 (arXiv:1711.00141), algorithm 1.
+
+    >>> optimizer, params = ft.optim.optimistic_adam_v2(0.1, nesterov=False), torch.zeros(2)
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(params), params)[0]
+    tensor([-0.1000,  0.1000])
+    """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
         scale_by_optimistic_gradient(alpha, beta),
@@ -96,6 +112,12 @@ def optimistic_adam(
     """Adam, then optimism of a size of its own, by default the learning rate; deprecated in optax for the `_v2`.
 
     Raises: ValueError for a learning rate that is a schedule.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(action="ignore"):
+    ...     optimizer = ft.optim.optimistic_adam(0.1, nesterov=False)
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(torch.zeros(2)))[0]
+    tensor([-0.1000,  0.1000])
     """
     warnings.warn("optimistic_adam is deprecated, use optimistic_adam_v2", DeprecationWarning, stacklevel=2)
     if callable(learning_rate):

@@ -46,6 +46,10 @@ def scale_by_radam(
     A complex leaf is taken for two real ones, as `torch.optim` does.
 
     Source: Liu et al. 2020 (arXiv:1908.03265), algorithm 2.
+
+    >>> tx = ft.optim.scale_by_radam()
+    >>> tx.update(torch.tensor([3.0, -0.5]), tx.init(torch.zeros(2)))[0]  # the gradient: its variance is not known yet
+    tensor([ 3.0000, -0.5000])
     """
 
     def init(params: Params) -> ScaleByAdamState:
@@ -84,7 +88,12 @@ def radam(
     *,
     nesterov: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """RAdam: `scale_by_radam`, then minus the learning rate. Equals `torch.optim.RAdam`."""
+    """RAdam: `scale_by_radam`, then minus the learning rate. Equals `torch.optim.RAdam`.
+
+    >>> optimizer, params = ft.optim.radam(0.1), torch.zeros(2)
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(params), params)[0]
+    tensor([-0.3000,  0.0500])
+    """
     return chain(
         scale_by_radam(b1, b2, eps, eps_root, threshold, nesterov=nesterov),
         scale_by_learning_rate(learning_rate),

@@ -66,6 +66,10 @@ def scale_by_rms(
     A complex leaf is taken for two real ones, as `torch.optim` does.
 
     Source: Tieleman and Hinton 2012, lecture 6.5.
+
+    >>> tx = ft.optim.scale_by_rms(decay=0.75)
+    >>> tx.update(torch.tensor([3.0, -0.5]), tx.init(torch.zeros(2)))[0]
+    tensor([ 2., -2.])
     """
 
     def init(params: Params) -> OptState:
@@ -101,6 +105,10 @@ def scale_by_stddev(
     A complex leaf is taken for two real ones, as `torch.optim` does.
 
     Source: Graves 2013 (arXiv:1308.0850), equations 38 to 41.
+
+    >>> tx = ft.optim.scale_by_stddev(decay=0.5)
+    >>> tx.update(torch.tensor([3.0, -0.5]), tx.init(torch.zeros(2)))[0]
+    tensor([ 2., -2.])
     """
 
     def init(params: Params) -> OptState:
@@ -140,6 +148,10 @@ def rmsprop(
     """RMSProp: `scale_by_rms`, or `scale_by_stddev` if centered, minus the learning rate, then `trace`.
 
     Equals `torch.optim.RMSprop` with `eps_in_sqrt=False`.
+
+    >>> optimizer, params = ft.optim.rmsprop(0.1, decay=0.75), torch.zeros(2)
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(params), params)[0]
+    tensor([-0.2000,  0.2000])
     """
     rescale = scale_by_stddev if centered else scale_by_rms
     return chain(

@@ -42,6 +42,11 @@ def scale_by_rprop(
     A complex leaf is taken for two real ones, as `torch.optim` does.
 
     Source: Riedmiller and Braun 1993; Igel and Huesken 2000, iRprop-.
+
+    >>> tx = ft.optim.scale_by_rprop(0.1)
+    >>> first, state = tx.update(torch.tensor([3.0, -0.5]), tx.init(torch.zeros(2)))
+    >>> first, tx.update(torch.tensor([2.0, 0.5]), state)[0]
+    (tensor([ 0.1000, -0.1000]), tensor([0.1200, 0.0000]))
     """
     check_number("scale_by_rprop: learning_rate", learning_rate)
 
@@ -71,5 +76,11 @@ def rprop(
     min_step_size: Scalar = 1e-6,
     max_step_size: Scalar = 50.0,
 ) -> GradientTransformationExtraArgs:
-    """Rprop: `scale_by_rprop`, downhill."""
+    """Rprop: `scale_by_rprop`, downhill.
+
+    >>> optimizer = ft.optim.rprop(0.1)
+    >>> _, state = optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(torch.zeros(2)))
+    >>> optimizer.update(torch.tensor([2.0, -0.1]), state)[0]
+    tensor([-0.1200,  0.1200])
+    """
     return chain(scale_by_rprop(learning_rate, eta_minus, eta_plus, min_step_size, max_step_size), scale(-1.0))

@@ -20,6 +20,11 @@ def sgd(
     """Descend along the gradient, or along its `trace` if there is a momentum.
 
     Source: Sutskever et al. 2013, equations 1 to 4.
+
+    >>> grads, optimizer = torch.tensor([1.0, -2.0]), ft.optim.sgd(0.1, momentum=0.9)
+    >>> first, state = optimizer.update(grads, optimizer.init(torch.zeros(2)))
+    >>> first, optimizer.update(grads, state)[0]
+    (tensor([-0.1000,  0.2000]), tensor([-0.1900,  0.3800]))
     """
     past = identity() if momentum is None else trace(momentum, nesterov, accumulator_dtype)
     return chain(past, scale_by_learning_rate(learning_rate))

@@ -34,7 +34,12 @@ class SAMState(NamedTuple):
 
 
 def normalize() -> GradientTransformation:
-    """Divide updates by their global norm; updates that are all 0 stay 0."""
+    """Divide updates by their global norm; updates that are all 0 stay 0.
+
+    >>> tx = ft.optim.normalize()
+    >>> tx.update(torch.tensor([3.0, 4.0]), tx.init(torch.zeros(2)))[0]
+    tensor([0.6000, 0.8000])
+    """
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         norm = global_norm(updates)
@@ -62,6 +67,12 @@ def sam(
 
     Raises: ValueError for a period below 1, without params, without grad_fn in opaque mode, and for a batch axis: in
     torch it is grad_fn that reduces over ranks.
+
+    >>> climb = ft.optim.chain(ft.optim.normalize(), ft.optim.sgd(0.5))
+    >>> optimizer, params = ft.optim.sam(ft.optim.sgd(0.1), climb, opaque_mode=True), torch.tensor([1.0])
+    >>> grad_fn = ft.grad(lambda params, step=0: torch.sum(params**2))
+    >>> optimizer.update(grad_fn(params), optimizer.init(params), params, grad_fn=grad_fn)[0]  # 0.1 * the slope at 1.5
+    tensor([-0.3000])
     """
     if sync_period < 1:
         raise ValueError(f"sam: sync_period must be at least 1, came {sync_period}")

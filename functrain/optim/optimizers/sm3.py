@@ -42,6 +42,10 @@ def scale_by_sm3(b1: Scalar = 0.9, b2: Scalar = 1.0, eps: Scalar = 1e-8) -> Grad
     Source: Anil et al. 2019 (arXiv:1901.11150), algorithm SM3-II.
 
     Raises: TypeError naming the leaf that is complex.
+
+    >>> params, tx = torch.zeros(300, 200), ft.optim.scale_by_sm3()
+    >>> [bound.shape for bound in tx.init(params).mu]
+    [torch.Size([300]), torch.Size([200])]
     """
 
     def init(params: Params) -> ScaleBySM3State:
@@ -75,7 +79,12 @@ def scale_by_sm3(b1: Scalar = 0.9, b2: Scalar = 1.0, eps: Scalar = 1e-8) -> Grad
 
 
 def sm3(learning_rate: Scalar, momentum: Scalar = 0.9) -> GradientTransformationExtraArgs:
-    """SM3: `scale_by_sm3`, then minus the learning rate."""
+    """SM3: `scale_by_sm3`, then minus the learning rate.
+
+    >>> optimizer, params = ft.optim.sm3(0.1, momentum=0.0), torch.zeros(1, 2)
+    >>> optimizer.update(torch.tensor([[3.0, -0.5]]), optimizer.init(params), params)[0]
+    tensor([[-0.1000,  0.1000]])
+    """
     return chain(scale_by_sm3(momentum), scale(-learning_rate))
 
 

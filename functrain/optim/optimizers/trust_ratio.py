@@ -42,6 +42,10 @@ def scale_by_trust_ratio(
     No norm is smaller than `min_norm`; where one is 0, the update stays as it is.
 
     Source: You et al. 2020 (arXiv:1904.00962).
+
+    >>> params, tx = torch.tensor([6.0, 8.0]), ft.optim.scale_by_trust_ratio()
+    >>> tx.update(torch.tensor([0.0, 0.5]), tx.init(params), params)[0]
+    tensor([ 0., 10.])
     """
 
     def rescale(u: Tensor, p: Tensor) -> Tensor:
@@ -54,12 +58,22 @@ def scale_by_trust_ratio(
 
 
 def scale_by_param_block_norm(min_scale: Scalar = 1e-3) -> GradientTransformation:
-    """Multiply each leaf by the norm of its parameter, at least `min_scale`."""
+    """Multiply each leaf by the norm of its parameter, at least `min_scale`.
+
+    >>> params, tx = torch.tensor([3.0, 4.0]), ft.optim.scale_by_param_block_norm()
+    >>> tx.update(torch.ones(2), tx.init(params), params)[0]
+    tensor([5., 5.])
+    """
     return _with_params("scale_by_param_block_norm", lambda u, p: u * safe_norm(p, min_scale).to(u.dtype))
 
 
 def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> GradientTransformation:
-    """Multiply each leaf by the root mean square of its parameter, at least `min_scale`."""
+    """Multiply each leaf by the root mean square of its parameter, at least `min_scale`.
+
+    >>> params, tx = torch.tensor([1.0, 7.0]), ft.optim.scale_by_param_block_rms()
+    >>> tx.update(torch.ones(2), tx.init(params), params)[0]
+    tensor([5., 5.])
+    """
     return _with_params("scale_by_param_block_rms", lambda u, p: u * safe_root_mean_squares(p, min_scale).to(u.dtype))
 
 
@@ -76,6 +90,10 @@ def lars(
     """LARS: momentum over gradients with weight decay, each leaf by its trust ratio.
 
     Source: You et al. 2017 (arXiv:1708.03888), algorithm 1.
+
+    >>> params, optimizer = torch.tensor([3.0, 4.0]), ft.optim.lars(1.0, trust_coefficient=0.01)
+    >>> optimizer.update(torch.tensor([0.0, 20.0]), optimizer.init(params), params)[0]
+    tensor([ 0.0000, -0.0500])
     """
     return chain(
         add_decayed_weights(weight_decay, weight_decay_mask),
@@ -94,7 +112,13 @@ def lamb(
     weight_decay: ScalarOrSchedule = 0.0,
     mask: MaskOrFn = None,
 ) -> GradientTransformationExtraArgs:
-    """LAMB: AdamW, each leaf by its trust ratio. Source: You et al. 2020 (arXiv:1904.00962), algorithm 2."""
+    """LAMB: AdamW, each leaf by its trust ratio. Source: You et al. 2020 (arXiv:1904.00962), algorithm 2.
+
+    >>> params, optimizer = torch.tensor([6.0, 8.0]), ft.optim.lamb(0.01)
+    >>> updates, _ = optimizer.update(torch.tensor([5.0, -0.1]), optimizer.init(params), params)
+    >>> ft.optim.global_norm(updates)  # 0.01 times the norm of the params
+    tensor(0.1000)
+    """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root),
         add_decayed_weights(weight_decay, mask),
@@ -107,6 +131,11 @@ def fromage(learning_rate: ScalarOrSchedule, min_norm: Scalar = 1e-6) -> Gradien
     """Fromage: a step relative to the norm of each leaf, which then shrinks so that norms stay.
 
     Source: Bernstein et al. 2020 (arXiv:2002.03432), algorithm 1.
+
+    >>> params, optimizer = torch.tensor([3.0, 4.0]), ft.optim.fromage(0.1)
+    >>> updates, _ = optimizer.update(torch.tensor([4.0, -3.0]), optimizer.init(params), params)
+    >>> round(ft.optim.global_norm(params + updates).item(), 4)
+    5.0
     """
     if not callable(learning_rate):
         shrink = 1 / (1 + learning_rate**2) ** 0.5

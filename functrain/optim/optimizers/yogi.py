@@ -39,6 +39,10 @@ def scale_by_yogi(
     Both moments start at `initial_accumulator_value`. A complex update's square is |g|², as in optax.
 
     Source: Zaheer et al. 2018, algorithm 2.
+
+    >>> tx = ft.optim.scale_by_yogi()
+    >>> tx.update(torch.tensor([3.0, -0.5]), tx.init(torch.zeros(2)))[0]
+    tensor([ 0.9996, -0.9960])
     """
 
     def init(params: Params) -> ScaleByAdamState:
@@ -70,5 +74,10 @@ def scale_by_yogi(
 def yogi(
     learning_rate: ScalarOrSchedule, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-3
 ) -> GradientTransformationExtraArgs:
-    """Yogi: `scale_by_yogi`, then minus the learning rate."""
+    """Yogi: `scale_by_yogi`, then minus the learning rate.
+
+    >>> optimizer, params = ft.optim.yogi(0.1), torch.zeros(2)
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(params), params)[0]
+    tensor([-0.1000,  0.0996])
+    """
     return chain(scale_by_yogi(b1, b2, eps), scale_by_learning_rate(learning_rate))
