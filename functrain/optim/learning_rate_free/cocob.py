@@ -42,6 +42,11 @@ def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8) -> GradientTransfo
     Source: Orabona and Tommasi 2017 (arXiv:1705.07795), algorithm 2.
 
     Raises: ValueError without params; TypeError naming the leaf that is complex.
+
+    >>> tx, params = ft.optim.scale_by_cocob(), torch.tensor([5.0])
+    >>> updates, state = tx.update(2 * params, tx.init(params), params)
+    >>> updates  # the first bet is 1 / alpha
+    tensor([-0.0100])
     """
 
     def init(params: Params) -> COCOBState:
@@ -76,7 +81,12 @@ def cocob(
     weight_decay: ScalarOrSchedule = 0.0,
     mask: MaskOrFn = None,
 ) -> GradientTransformationExtraArgs:
-    """COCOB: weight decay into the gradient, times the learning rate, then `scale_by_cocob`."""
+    """COCOB: weight decay into the gradient, times the learning rate, then `scale_by_cocob`.
+
+    >>> optimizer, params = ft.optim.cocob(), torch.tensor([5.0, -5.0])
+    >>> optimizer.update(2 * params, optimizer.init(params), params)[0]
+    tensor([-0.0100,  0.0100])
+    """
     return chain(
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate, flip_sign=False),

@@ -54,6 +54,10 @@ def scale_by_distance_over_gradients(
     Source: Ivgi et al. 2023 (arXiv:2302.12022), layer-wise.
 
     Raises: ValueError without params.
+
+    >>> tx, params = ft.optim.scale_by_distance_over_gradients(reps_rel=0.1), torch.tensor([3.0, 4.0])
+    >>> tx.update(torch.tensor([0.0, 2.0]), tx.init(params), params)[0]
+    tensor([0.0000, 0.6000])
     """
 
     def init(params: Params) -> ScaleByDistanceOverGradientsState:
@@ -111,6 +115,10 @@ def scale_by_dog(init_step: InitStep, eps: Scalar = 1e-8) -> GradientTransformat
     Source: Ivgi et al. 2023 (arXiv:2302.12022), algorithm 1.
 
     Raises: ValueError for a first step of another kind, and without params.
+
+    >>> tx, params = ft.optim.scale_by_dog(("distance", 0.5)), torch.tensor([3.0, 4.0])
+    >>> tx.update(torch.tensor([6.0, 8.0]), tx.init(params), params)[0]  # scaled to norm 0.5
+    tensor([0.3000, 0.4000])
     """
     how, value = init_step
     if how not in ("distance", "learning_rate", "heuristic"):
@@ -144,7 +152,12 @@ def dog(
     weight_decay: ScalarOrSchedule | None = None,
     mask: MaskOrFn = None,
 ) -> GradientTransformationExtraArgs:
-    """DoG: weight decay into the gradient, `scale_by_dog`, then minus the learning rate."""
+    """DoG: weight decay into the gradient, `scale_by_dog`, then minus the learning rate.
+
+    >>> optimizer, params = ft.optim.dog(init_step=("learning_rate", 0.1)), torch.tensor([3.0, 4.0])
+    >>> optimizer.update(torch.tensor([6.0, 8.0]), optimizer.init(params), params)[0]
+    tensor([-0.6000, -0.8000])
+    """
     decay = identity() if weight_decay is None else add_decayed_weights(weight_decay, mask)
     return chain(decay, scale_by_dog(init_step, eps), scale_by_learning_rate(learning_rate))
 
@@ -157,6 +170,10 @@ def scale_by_dowg(init_estim_sq_dist: Scalar | None = None, eps: Scalar = 1e-4) 
     Source: Khaled et al. 2023 (arXiv:2305.16284), algorithm 1.
 
     Raises: ValueError without params.
+
+    >>> tx, params = ft.optim.scale_by_dowg(init_estim_sq_dist=0.25), torch.tensor([3.0, 4.0])
+    >>> tx.update(torch.tensor([6.0, 8.0]), tx.init(params), params)[0]
+    tensor([0.3000, 0.4000])
     """
 
     def init(params: Params) -> DoWGState:
@@ -185,6 +202,11 @@ def dowg(
     weight_decay: ScalarOrSchedule | None = None,
     mask: MaskOrFn = None,
 ) -> GradientTransformationExtraArgs:
-    """DoWG: weight decay into the gradient, `scale_by_dowg`, then minus the learning rate."""
+    """DoWG: weight decay into the gradient, `scale_by_dowg`, then minus the learning rate.
+
+    >>> optimizer, params = ft.optim.dowg(init_estim_sq_dist=0.25), torch.tensor([3.0, 4.0])
+    >>> optimizer.update(torch.tensor([6.0, 8.0]), optimizer.init(params), params)[0]
+    tensor([-0.3000, -0.4000])
+    """
     decay = identity() if weight_decay is None else add_decayed_weights(weight_decay, mask)
     return chain(decay, scale_by_dowg(init_estim_sq_dist, eps), scale_by_learning_rate(learning_rate))

@@ -53,6 +53,11 @@ def mechanize(
     Source: Cutkosky et al. 2023 (arXiv:2306.00144), algorithm 1.
 
     Raises: ValueError without params.
+
+    >>> optimizer, params = ft.optim.mechanize(ft.optim.sgd(1.0), s_init=0.1), torch.tensor([1.0, -2.0])
+    >>> updates, state = optimizer.update(2 * params, optimizer.init(params), params)
+    >>> updates, state.s
+    (tensor([-0.2000,  0.4000]), tensor([0.0167, 0.0167, 0.0167, 0.0167, 0.0167, 0.0167]))
     """
     base = with_extra_args_support(base_optimizer)
 

@@ -60,6 +60,11 @@ def momo(
     Source: Schaipp et al. 2023 (arXiv:2305.07583), algorithm 1.
 
     Raises: ValueError without params; TypeError naming the leaf that is complex.
+
+    >>> params, optimizer = torch.tensor([1.0, -2.0]), ft.optim.momo()
+    >>> state, value = optimizer.init(params), torch.sum(params**2)
+    >>> optimizer.update(2 * params, state, params, value=value)[0]  # a rate of 5 / 20, the value over the squared norm
+    tensor([-0.5000,  1.0000])
     """
 
     def init(params: Params) -> MomoState:
@@ -114,6 +119,11 @@ def momo_adam(
     Source: Schaipp et al. 2023 (arXiv:2305.07583), algorithm 2.
 
     Raises: ValueError without params; TypeError naming the leaf that is complex.
+
+    >>> params, optimizer = torch.tensor([1.0, -2.0]), ft.optim.momo_adam(0.1)
+    >>> state, value = optimizer.init(params), torch.sum(params**2)
+    >>> optimizer.update(2 * params, state, params, value=value)[0]
+    tensor([-0.1000,  0.1000])
     """
 
     def init(params: Params) -> MomoAdamState:

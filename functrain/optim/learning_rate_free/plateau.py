@@ -48,6 +48,14 @@ def reduce_on_plateau(
 
     Raises: ValueError for a factor outside (0, 1) and for tolerances that are negative, both 0, or above 1;
     tensors are not looked at.
+
+    >>> optimizer = ft.optim.chain(ft.optim.sgd(1.0), ft.optim.reduce_on_plateau(factor=0.5, patience=2))
+    >>> params, grads = torch.zeros(1), torch.ones(1)
+    >>> state = optimizer.init(params)
+    >>> for loss in [3.0, 2.0, 2.0, 2.0]:
+    ...     updates, state = optimizer.update(grads, state, params, value=torch.tensor(loss))
+    >>> updates
+    tensor([-0.5000])
     """
     if isinstance(factor, (int, float)) and not 0.0 < factor < 1.0:
         raise ValueError(f"reduce_on_plateau: factor must be in (0, 1), came {factor}")

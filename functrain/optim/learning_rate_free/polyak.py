@@ -31,6 +31,10 @@ def scale_by_polyak(
     above the float64 epsilon, the update is 0.
 
     Source: Loizou et al. 2021 (arXiv:2002.10542).
+
+    >>> tx, grads = ft.optim.scale_by_polyak(), torch.tensor([3.0, 4.0])
+    >>> tx.update(grads, tx.init(torch.zeros(2)), value=torch.tensor(5.0))[0]  # the gradient times 5 / 25
+    tensor([0.6000, 0.8000])
     """
     if variant not in ("sps", "sps+"):
         raise ValueError(f"scale_by_polyak: variant must be 'sps' or 'sps+', came {variant!r}")
@@ -60,7 +64,13 @@ def polyak_sgd(
     eps: Scalar = 0.0,
     variant: str = "sps",
 ) -> GradientTransformationExtraArgs:
-    """Descend along the gradient by the Polyak step; `update` takes the loss as `value=`."""
+    """Descend along the gradient by the Polyak step; `update` takes the loss as `value=`.
+
+    >>> params, optimizer = torch.tensor([1.0, -2.0]), ft.optim.polyak_sgd()
+    >>> state, value = optimizer.init(params), torch.sum(params**2)
+    >>> optimizer.update(2 * params, state, params, value=value)[0]
+    tensor([-0.5000,  1.0000])
+    """
     return chain(
         sgd(scaling),
         scale_by_polyak(f_min, max_learning_rate, eps, variant),

@@ -66,6 +66,10 @@ def prodigy(
     Source: Mishchenko and Defazio 2023 (arXiv:2306.06101), algorithm 4.
 
     Raises: ValueError without params; TypeError naming the leaf that is complex.
+
+    >>> params, optimizer = torch.tensor([1.0, -2.0]), ft.optim.prodigy(estim_lr0=0.1)
+    >>> optimizer.update(2 * params, optimizer.init(params), params)[0]
+    tensor([-0.1000,  0.1000])
     """
     b1, b2 = betas
     b3 = b2**0.5 if beta3 is None else beta3
@@ -116,6 +120,10 @@ def dadapt_adamw(
     Source: Defazio and Mishchenko 2023 (arXiv:2301.07733), algorithm 5.
 
     Raises: ValueError without params; TypeError naming the leaf that is complex.
+
+    >>> params, optimizer = torch.tensor([1.0, -2.0]), ft.optim.dadapt_adamw(estim_lr0=0.1)
+    >>> optimizer.update(2 * params, optimizer.init(params), params)[0]
+    tensor([-0.1000,  0.1000])
     """
     b1, b2 = betas
     sb2 = b2**0.5

@@ -62,6 +62,12 @@ def schedule_free(
     Source: Defazio et al. 2024 (arXiv:2405.15682).
 
     Raises: ValueError without params, and for a b1 outside (0, 1]: with 0 the params are z, which tell nothing of x.
+
+    >>> optimizer = ft.optim.schedule_free(ft.optim.sgd(0.5), learning_rate=0.5, b1=0.5)
+    >>> params, grads = torch.zeros(1), torch.ones(1)
+    >>> updates, state = optimizer.update(grads, optimizer.init(params), params)
+    >>> updates, state.z
+    (tensor([-0.5000]), tensor([-0.5000]))
     """
     if isinstance(b1, (int, float)) and not 0.0 < b1 <= 1.0:
         raise ValueError(
@@ -111,6 +117,14 @@ def schedule_free_eval_params(state: ScheduleFreeState, params: Params) -> Param
     """Return the average x that goes with the params y, to be evaluated.
 
     Raises: TypeError for a state of another transformation.
+
+    >>> optimizer, params = ft.optim.schedule_free_sgd(0.5, b1=0.5), torch.zeros(1)
+    >>> state = optimizer.init(params)
+    >>> for _ in range(2):
+    ...     updates, state = optimizer.update(torch.ones(1), state, params)
+    ...     params = params + updates
+    >>> params, ft.optim.schedule_free_eval_params(state, params)
+    (tensor([-0.8750]), tensor([-0.7500]))
     """
     if not isinstance(state, ScheduleFreeState):
         raise TypeError(f"schedule_free_eval_params: expected a ScheduleFreeState, came {type(state).__name__}")
@@ -126,7 +140,12 @@ def schedule_free_sgd(
     weight_lr_power: Scalar = 2.0,
     state_dtype: torch.dtype | None = None,
 ) -> GradientTransformationExtraArgs:
-    """Schedule-free SGD, with a warm-up if wanted."""
+    """Schedule-free SGD, with a warm-up if wanted.
+
+    >>> optimizer, params = ft.optim.schedule_free_sgd(0.5, b1=0.5), torch.tensor([1.0, -2.0])
+    >>> optimizer.update(2 * params, optimizer.init(params), params)[0]
+    tensor([-1.,  2.])
+    """
     rate = learning_rate if warmup_steps is None else warmup_constant_schedule(0.0, learning_rate, warmup_steps)
     base = sgd(rate) if weight_decay is None else chain(add_decayed_weights(weight_decay), sgd(rate))
     return schedule_free(base, rate, b1, weight_lr_power, state_dtype)
@@ -142,7 +161,12 @@ def schedule_free_adamw(
     weight_lr_power: Scalar = 2.0,
     state_dtype: torch.dtype | None = None,
 ) -> GradientTransformationExtraArgs:
-    """Schedule-free AdamW, with a warm-up if wanted."""
+    """Schedule-free AdamW, with a warm-up if wanted.
+
+    >>> optimizer, params = ft.optim.schedule_free_adamw(0.1), torch.tensor([1.0, -2.0])
+    >>> optimizer.update(2 * params, optimizer.init(params), params)[0]
+    tensor([-0.1000,  0.1000])
+    """
     rate = learning_rate if warmup_steps is None else warmup_constant_schedule(0.0, learning_rate, warmup_steps)
     base = chain(
         scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),

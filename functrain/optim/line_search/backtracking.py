@@ -57,6 +57,12 @@ def scale_by_backtracking_linesearch(
     float32, or float64 where a leaf is. Equals `optax.scale_by_backtracking_linesearch`.
 
     Source: Nocedal and Wright 1999, algorithm 3.1; Vaswani et al. 2019 (arXiv:1905.09997).
+
+    >>> search = ft.optim.scale_by_backtracking_linesearch(10, decrease_factor=0.5)
+    >>> fn, params = lambda params: torch.sum(params**2), torch.tensor([1.0])
+    >>> given = {"value": fn(params), "grad": 2 * params, "value_fn": fn}
+    >>> search.update(-8 * params, search.init(params), params, **given)[0]  # steps of -8, -4 and -2 are too long
+    tensor([-1.])
     """
 
     def init(params: Params) -> ScaleByBacktrackingLinesearchState:

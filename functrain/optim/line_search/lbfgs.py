@@ -42,6 +42,11 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
     Source: Nocedal and Wright 1999, algorithms 7.4 and 7.5.
 
     Raises: ValueError for a memory below 1.
+
+    >>> tx, params = ft.optim.scale_by_lbfgs(), torch.tensor([1.0])
+    >>> _, state = tx.update(8 * params, tx.init(params), params)
+    >>> tx.update(torch.tensor([4.0]), state, torch.tensor([0.5]))[0]  # 4 divided by the second derivative, 8
+    tensor([0.5000])
     """
     if memory_size < 1:
         raise ValueError(f"scale_by_lbfgs: expected a memory_size of at least 1, came {memory_size}")
@@ -107,6 +112,16 @@ def lbfgs(
     `value_and_grad_from_state(fn)` spares the gradient that the search has computed.
 
     Source: Nocedal and Wright 1999, algorithm 7.5.
+
+    >>> fn, params = lambda x: torch.sum(torch.tensor([1.0, 10.0]) * (x - 3.0) ** 2), torch.zeros(2)
+    >>> optimizer, value_and_grad = ft.optim.lbfgs(), ft.optim.value_and_grad_from_state(fn)
+    >>> state = optimizer.init(params)
+    >>> for _ in range(10):
+    ...     value, grad = value_and_grad(params, state=state)
+    ...     updates, state = optimizer.update(grad, state, params, value=value, grad=grad, value_fn=fn)
+    ...     params = ft.optim.apply_updates(params, updates)
+    >>> params.round(decimals=3)
+    tensor([3., 3.])
     """
     return chain(
         scale_by_lbfgs(memory_size, scale_init_precond),

@@ -26,6 +26,11 @@ def value_and_grad_from_state(value_fn: ValueFn) -> Callable[..., tuple[Tensor, 
     `optax.value_and_grad_from_state`.
 
     Raises: ValueError when the state has no value or no gradient.
+
+    >>> value_and_grad = ft.optim.value_and_grad_from_state(lambda params: torch.sum(params**2))
+    >>> params, optimizer = torch.tensor([1.0, -2.0]), ft.optim.lbfgs()
+    >>> value_and_grad(params, state=optimizer.init(params))
+    (tensor(5.), tensor([ 2., -4.]))
     """
 
     def value_and_grad_of(params: Params, *args: Any, state: OptState, **kwargs: Any) -> tuple[Tensor, Updates]:

@@ -83,6 +83,12 @@ def scale_by_zoom_linesearch(
 
     Raises: ValueError for another strategy, and for an update without value, grad or value_fn; TypeError naming keyword
     arguments that `value_fn` does not take.
+
+    >>> optimizer = ft.optim.chain(ft.optim.sgd(1.0), ft.optim.scale_by_zoom_linesearch(10))
+    >>> fn, params = lambda params: torch.sum(params**2), torch.tensor([1.0])
+    >>> given = {"value": fn(params), "grad": 2 * params, "value_fn": fn}
+    >>> optimizer.update(2 * params, optimizer.init(params), params, **given)[0].round(decimals=3)
+    tensor([-1.])
     """
     name = "scale_by_zoom_linesearch"
     if initial_guess_strategy not in ("one", "keep"):

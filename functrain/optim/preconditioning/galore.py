@@ -56,6 +56,11 @@ def scale_by_galore(
 
     Raises: ValueError for a rank below 1, and for dimension numbers that do not name each dimension once;
     TypeError naming the leaf that is complex.
+
+    >>> tx = ft.optim.scale_by_galore(rank=1, base_optimizer=ft.optim.identity())
+    >>> updates, _ = tx.update(torch.diag(torch.tensor([3.0, 1.0])), tx.init(torch.zeros(2, 2)))
+    >>> torch.linalg.matrix_rank(updates)
+    tensor(1)
     """
     if not isinstance(rank, int) or rank < 1:
         raise ValueError(f"scale_by_galore: expected a rank of at least 1, came {rank!r}")
@@ -103,6 +108,11 @@ def galore(
     """GaLore: `scale_by_galore`, with decoupled weight decay of the whole params.
 
     Source: Zhao et al. 2024 (arXiv:2403.03507), algorithm 1.
+
+    >>> params, optimizer = torch.zeros(32, 16), ft.optim.galore(0.1, rank=4)
+    >>> state = optimizer.init(params)
+    >>> sorted({tuple(leaf.shape) for leaf in ft.tree.leaves(state)})
+    [(), (4, 16), (32, 4)]
     """
     return chain(
         scale_by_galore(rank, update_proj_gap, scale, base_optimizer, weight_dimension_numbers),

@@ -59,6 +59,10 @@ def scale_by_kron(
     Source: Li 2015 (arXiv:1512.04202); Pooladzandi and Li 2024 (arXiv:2402.04553).
 
     Raises: TypeError naming the leaf that is complex.
+
+    >>> tx = ft.optim.scale_by_kron(max_size_triangular=8)
+    >>> [factor.shape for factor in ft.tree.leaves(tx.init(torch.zeros(4, 16)).factors)]  # triangle, diagonal
+    [torch.Size([4, 4]), torch.Size([16])]
     """
 
     def init(params: Params) -> ScaleByKronState:
@@ -128,6 +132,11 @@ def kron(
     """PSGD Kron: `scale_by_kron`, each leaf bounded to a root mean square of `max_rms`, and decoupled weight decay.
 
     Source: Pooladzandi and Li 2024 (arXiv:2402.04553).
+
+    >>> params, optimizer = torch.zeros(4, 3), ft.optim.kron(0.1)
+    >>> updates, state = optimizer.update(torch.full((4, 3), 100.0), optimizer.init(params), params)
+    >>> round(updates.square().mean().sqrt().item(), 4)  # at most 0.1 * 1.1
+    0.11
     """
     return chain(
         scale_by_kron(

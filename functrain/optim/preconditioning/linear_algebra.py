@@ -34,6 +34,11 @@ def power_iteration(
     [-1, 1) by `key`. Equals `optax.power_iteration`.
 
     Raises: ValueError for a function without `v0`, and for a tensor that is no square matrix.
+
+    >>> matrix = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    >>> value, vector = ft.optim.power_iteration(matrix, v0=torch.tensor([1.0, 0.5]))
+    >>> round(value.item(), 4), vector
+    (3.0, tensor([0.7071, 0.7071]))
     """
     if isinstance(matrix, Tensor):
         _check_square("power_iteration", matrix)
@@ -73,6 +78,11 @@ def matrix_inverse_pth_root(
     Source: Higham 2008, Functions of Matrices, equation 7.18: coupled Newton iterations.
 
     Raises: ValueError for a tensor that is no square matrix, and for p < 1.
+
+    >>> root, error = ft.optim.matrix_inverse_pth_root(torch.diag(torch.tensor([4.0, 16.0])), p=2)
+    >>> root.round(decimals=3), bool(error < 1e-4)
+    (tensor([[0.5000, 0.0000],
+            [0.0000, 0.2500]]), True)
     """
     _check_square("matrix_inverse_pth_root", matrix)
     if p < 1:
@@ -114,6 +124,9 @@ def nnls(A: Tensor, b: Tensor, iters: int, L: Scalar | None = None) -> Tensor:
     Source: Polyak 2015, Projected gradient method for non-negative least square.
 
     Raises: ValueError for other shapes.
+
+    >>> ft.optim.nnls(torch.diag(torch.tensor([1.0, 2.0])), torch.tensor([3.0, -4.0]), iters=100).round(decimals=3)
+    tensor([3., 0.])
     """
     if A.dim() != 2 or b.dim() not in (1, 2) or b.shape[0] != A.shape[0]:
         raise ValueError(f"nnls: expected A (m, n) and b (m,) or (m, k), came {tuple(A.shape)} and {tuple(b.shape)}")

@@ -83,6 +83,11 @@ def scale_by_muon(
     Source: Jordan et al. 2024, Muon; Bernstein and Newhouse 2024 (arXiv:2409.20325) for `adaptive`.
 
     Raises: ValueError for coefficients of another shape, and for leaves that are no matrices without dimension numbers.
+
+    >>> tx = ft.optim.scale_by_muon()
+    >>> updates, _ = tx.update(torch.diag(torch.tensor([5.0, 0.5])), tx.init(torch.zeros(2, 2)))
+    >>> [round(value, 1) for value in torch.linalg.svdvals(updates).tolist()]
+    [0.7, 0.7]
     """
     shape = torch.tensor(ns_coeffs).shape
     if len(shape) not in (1, 2) or shape[-1] != 3:
@@ -124,6 +129,11 @@ def scale_by_shape(
     With `consistent_rms`, by sqrt(max(inputs, outputs)) times that: it becomes the root mean square of the update.
 
     Source: Bernstein 2025, "Deriving Muon"; Liu et al. 2025 (arXiv:2502.16982), section 2.2.
+
+    >>> tx, params = ft.optim.scale_by_shape(), torch.zeros(2, 8)
+    >>> tx.update(torch.ones(2, 8), tx.init(params))[0]
+    tensor([[2., 2., 2., 2., 2., 2., 2., 2.],
+            [2., 2., 2., 2., 2., 2., 2., 2.]])
     """
 
     def rescale(g: Tensor, numbers: MuonDimensionNumbers | None) -> Tensor:
@@ -167,6 +177,12 @@ def muon(
     """Muon for matrices, or for what has dimension numbers if given, and AdamW for the rest.
 
     `ns_coeffs` is "standard", "dion", or the numbers. Source: Jordan et al. 2024, Muon.
+
+    >>> params, optimizer = {"w": torch.zeros(2, 2), "b": torch.zeros(2)}, ft.optim.muon(0.1)
+    >>> grads = {"w": torch.diag(torch.tensor([5.0, 0.5])), "b": torch.tensor([3.0, -0.5])}
+    >>> updates, state = optimizer.update(grads, optimizer.init(params), params)
+    >>> updates["w"].diagonal().round(decimals=2), updates["b"]
+    (tensor([-0.0700, -0.0700]), tensor([-0.1474,  0.1474]))
     """
     presets = {"standard": _STANDARD, "dion": _DION}
     if isinstance(ns_coeffs, str) and ns_coeffs not in presets:

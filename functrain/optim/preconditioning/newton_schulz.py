@@ -41,6 +41,11 @@ def orthogonalize_via_newton_schulz(
     Grishina et al. 2025 (arXiv:2506.10935) for "schatten".
 
     Raises: ValueError for a tensor that is no matrix and has no dimension numbers.
+
+    >>> x = torch.tensor([[3.0, 0.0], [0.0, -1.0]])
+    >>> ft.optim.orthogonalize_via_newton_schulz(x, torch.tensor([1.5, -0.5, 0.0]), ns_steps=20).round(decimals=3)
+    tensor([[ 1.,  0.],
+            [ 0., -1.]])
     """
     return orthogonalize_all([x], [dimension_numbers], ns_coeffs, ns_steps, preconditioning, eps)[0]
 

@@ -50,6 +50,11 @@ def scale_by_soap(
     Source: Vyas et al. 2024 (arXiv:2409.11321), algorithms 3 and 4.
 
     Raises: TypeError naming the leaf that is complex.
+
+    >>> tx, grads = ft.optim.scale_by_soap(), torch.diag(torch.tensor([3.0, -0.5]))
+    >>> first, state = tx.update(grads, tx.init(torch.zeros(2, 2)))
+    >>> first.diagonal(), tx.update(grads, state)[0].diagonal().round(decimals=3)
+    (tensor([0., 0.]), tensor([ 1., -1.]))
     """
     covariance_decay = b2 if shampoo_beta is None else shampoo_beta
 
@@ -122,6 +127,12 @@ def soap(
     """SOAP: `scale_by_soap`, with decoupled weight decay.
 
     Source: Vyas et al. 2024 (arXiv:2409.11321), algorithm 3.
+
+    >>> params, optimizer = torch.zeros(2, 2), ft.optim.soap(0.1)
+    >>> _, state = optimizer.update(torch.ones(2, 2), optimizer.init(params), params)
+    >>> optimizer.update(torch.ones(2, 2), state, params)[0].round(decimals=3)
+    tensor([[-0.0500, -0.0500],
+            [-0.0500, -0.0500]])
     """
     return chain(
         scale_by_soap(b1, b2, eps, shampoo_beta, precondition_frequency, max_precond_dim),

@@ -52,6 +52,11 @@ def hutchinson_estimator_diag_hessian(random_seed: Tensor | None = None) -> Grad
     `optax.contrib.hutchinson_estimator_diag_hessian`.
 
     Raises: ValueError without params or `obj_fn`; TypeError naming the leaf that is complex.
+
+    >>> tx, params = ft.optim.hutchinson_estimator_diag_hessian(), torch.tensor([1.0, 2.0])
+    >>> obj_fn = lambda params: torch.sum(torch.tensor([1.0, 3.0]) * params**2)
+    >>> tx.update(params, tx.init(params), params, obj_fn=obj_fn)[0]
+    tensor([2., 6.])
     """
 
     def init(params: Params) -> HutchinsonState:
@@ -99,6 +104,12 @@ def scale_by_sophia(
     Source: Liu et al. 2023 (arXiv:2305.14342), algorithm 3.
 
     Raises: TypeError naming the leaf that is complex.
+
+    >>> tx, params = ft.optim.scale_by_sophia(b1=0.0, b2=0.0, gamma=1.0), torch.tensor([1.0, 0.1])
+    >>> obj_fn = lambda params: torch.sum(torch.tensor([1.0, 4.0]) * params**2)
+    >>> _, state = tx.update(ft.grad(obj_fn)(params), tx.init(params), params, obj_fn=obj_fn)
+    >>> tx.update(ft.grad(obj_fn)(params), state, params, obj_fn=obj_fn)[0]  # Newton's step
+    tensor([1.0000, 0.1000])
     """
     hessian = with_extra_args_support(hessian_diagonal_fn)
 
@@ -150,6 +161,11 @@ def sophia(
     Give the update `obj_fn=lambda params: loss_fn(params, batch)`.
 
     Source: Liu et al. 2023 (arXiv:2305.14342), algorithm 3, with signs in place of normal numbers in the estimate.
+
+    >>> optimizer, params = ft.optim.sophia(0.1, weight_decay=0.0), torch.tensor([1.0, -2.0])
+    >>> obj_fn = lambda params: torch.sum(params**2)
+    >>> optimizer.update(ft.grad(obj_fn)(params), optimizer.init(params), params, obj_fn=obj_fn)[0]
+    tensor([-0.1000,  0.1000])
     """
     return chain(
         scale_by_sophia(b1, b2, eps, gamma, clip_threshold, update_interval, hessian_diagonal_fn, mu_dtype),
