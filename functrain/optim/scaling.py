@@ -27,7 +27,12 @@ class ScaleByScheduleState(NamedTuple):
 
 
 def scale(step_size: Scalar) -> GradientTransformation:
-    """Multiply updates by `step_size`."""
+    """Multiply updates by `step_size`.
+
+    >>> tx = ft.optim.scale(-0.1)
+    >>> tx.update(torch.tensor([1.0, -2.0]), tx.init(torch.zeros(2)))[0]
+    tensor([-0.1000,  0.2000])
+    """
     check_number("scale: step_size", step_size)
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
@@ -38,7 +43,13 @@ def scale(step_size: Scalar) -> GradientTransformation:
 
 
 def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformation:
-    """Multiply updates by `step_size_fn(number of updates so far)`."""
+    """Multiply updates by `step_size_fn(number of updates so far)`.
+
+    >>> tx = ft.optim.scale_by_schedule(ft.schedules.linear_schedule(1.0, 0.0, transition_steps=4))
+    >>> _, state = tx.update(torch.ones(2), tx.init(torch.zeros(2)))
+    >>> tx.update(torch.ones(2), state)[0]
+    tensor([0.7500, 0.7500])
+    """
 
     def init(params: Params) -> ScaleByScheduleState:
         return ScaleByScheduleState(zero_count(params))
@@ -58,6 +69,10 @@ def scale_by_learning_rate(
     """Multiply updates by minus the learning rate, a number or a schedule; None leaves them as they are.
 
     `flip_sign=False` multiplies by the learning rate itself.
+
+    >>> optimizer = ft.optim.chain(ft.optim.scale_by_adam(), ft.optim.scale_by_learning_rate(0.1))  # is adam(0.1)
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(torch.zeros(2)))[0]
+    tensor([-0.1000,  0.1000])
     """
     if learning_rate is None:
         return identity()

@@ -51,12 +51,21 @@ class EmptyState(NamedTuple):
 
 
 def init_empty_state(params: Params) -> EmptyState:
-    """Return the empty state."""
+    """Return the empty state.
+
+    >>> ft.optim.init_empty_state({"w": torch.zeros(2)})
+    EmptyState()
+    """
     return EmptyState()
 
 
 def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:
-    """Make a transformation pass over keyword arguments that it does not know."""
+    """Make a transformation pass over keyword arguments that it does not know.
+
+    >>> tx = ft.optim.with_extra_args_support(ft.optim.scale(-1.0))
+    >>> tx.update(torch.tensor([2.0]), tx.init(torch.zeros(1)), value=torch.tensor(0.5))[0]
+    tensor([-2.])
+    """
     if isinstance(tx, GradientTransformationExtraArgs):
         return tx
 
@@ -69,7 +78,12 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
 
 
 def identity() -> GradientTransformation:
-    """Leave updates as they are. The neutral element of `chain`."""
+    """Leave updates as they are. The neutral element of `chain`.
+
+    >>> tx = ft.optim.identity()
+    >>> tx.update(torch.tensor([1.0, -2.0]), tx.init(torch.zeros(2)))
+    (tensor([ 1., -2.]), EmptyState())
+    """
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         return updates, state
@@ -78,7 +92,12 @@ def identity() -> GradientTransformation:
 
 
 def set_to_zero() -> GradientTransformation:
-    """Set updates to zero, so that params stay as they are."""
+    """Set updates to zero, so that params stay as they are.
+
+    >>> tx = ft.optim.set_to_zero()
+    >>> tx.update(torch.tensor([1.0, -2.0]), tx.init(torch.zeros(2)))[0]
+    tensor([0., 0.])
+    """
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         return tree.map(torch.zeros_like, updates), state
@@ -87,7 +106,12 @@ def set_to_zero() -> GradientTransformation:
 
 
 def stateless(f: Callable[[Updates, Params | None], Updates]) -> GradientTransformation:
-    """Make a transformation of a function of (updates, params)."""
+    """Make a transformation of a function of (updates, params).
+
+    >>> tx = ft.optim.stateless(lambda updates, params: ft.tree.map(torch.tanh, updates))
+    >>> tx.update({"w": torch.tensor([0.0, 1.0])}, tx.init({"w": torch.zeros(2)}))[0]
+    {'w': tensor([0.0000, 0.7616])}
+    """
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         return f(updates, params), EmptyState()
@@ -96,7 +120,13 @@ def stateless(f: Callable[[Updates, Params | None], Updates]) -> GradientTransfo
 
 
 def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> GradientTransformation:
-    """Make a transformation of a function of one leaf of updates and one of params, None where there are no params."""
+    """Make a transformation of a function of one leaf of updates and one of params, None where there are no params.
+
+    >>> tx = ft.optim.stateless_with_tree_map(lambda update, param: update * param.abs())
+    >>> params = {"w": torch.tensor([1.0, -2.0])}
+    >>> tx.update({"w": torch.ones(2)}, tx.init(params), params)[0]
+    {'w': tensor([1., 2.])}
+    """
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         if params is None:

@@ -17,6 +17,9 @@ def apply_updates(params: Params, updates: Updates) -> Params:
 
     Raises: ValueError naming the paths in which the trees differ, or a leaf of another shape; TypeError naming an
     integer parameter whose update would be cut to an integer.
+
+    >>> ft.optim.apply_updates({"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([-0.1, 0.2])})
+    {'w': tensor([ 0.9000, -1.8000])}
     """
     if tree.structure(params) == tree.structure(updates):
         return _add(params, updates)
@@ -34,6 +37,9 @@ def incremental_update(new_tensors: Params, old_tensors: Params, step_size: Scal
 
     Raises: TypeError naming the old leaf that is in half precision; ValueError naming the paths in which the trees
     differ, or a leaf of another shape.
+
+    >>> ft.optim.incremental_update({"w": torch.tensor([1.0])}, {"w": torch.tensor([0.0])}, step_size=0.1)
+    {'w': tensor([0.1000])}
     """
     tree.check_same_structure(old_tensors, new_tensors, what="incremental_update: old and new tensors")
     check_shapes("incremental_update", old_tensors, new_tensors)
@@ -54,7 +60,12 @@ def incremental_update(new_tensors: Params, old_tensors: Params, step_size: Scal
 
 
 def periodic_update(new_tensors: Params, old_tensors: Params, steps: Tensor, update_period: int | Tensor) -> Params:
-    """Return the new params when `update_period` divides `steps`, else the old ones; errors as `incremental_update`."""
+    """Return the new params when `update_period` divides `steps`, else the old ones; errors as `incremental_update`.
+
+    >>> new, old = torch.tensor([1.0]), torch.tensor([0.0])
+    >>> [ft.optim.periodic_update(new, old, torch.tensor(step), update_period=2) for step in (1, 2)]
+    [tensor([0.]), tensor([1.])]
+    """
     tree.check_same_structure(old_tensors, new_tensors, what="periodic_update: old and new tensors")
     check_shapes("periodic_update", old_tensors, new_tensors)
     return tree.where(steps % update_period == 0, new_tensors, old_tensors)

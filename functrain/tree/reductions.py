@@ -145,7 +145,11 @@ def of_squares(low: Tensor, high: Tensor, *, squared: bool = False) -> Tensor:
 
 
 def working_dtype(tree: Tree) -> torch.dtype:
-    """Return float64 when a leaf is that wide, else float32: what a number shared by all leaves is computed in."""
+    """Return float64 when a leaf is that wide, else float32: what a number shared by all leaves is computed in.
+
+    >>> working_dtype({"w": torch.zeros(2, dtype=torch.bfloat16), "b": torch.zeros(2)})
+    torch.float32
+    """
     double = (torch.float64, torch.complex128)
     return torch.float64 if any(leaf.dtype in double for leaf in leaves(tree)) else torch.float32
 

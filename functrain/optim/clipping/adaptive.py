@@ -31,6 +31,10 @@ def adaptive_grad_clip(
     Units are those of `unitwise_norm`. Source: Brock et al. 2021 (arXiv:2102.06171), equation 3.
 
     Raises: ValueError without params.
+
+    >>> params, tx = torch.tensor([3.0, 4.0]), ft.optim.adaptive_grad_clip(0.1)
+    >>> tx.update(torch.tensor([6.0, 8.0]), tx.init(params), params)[0]  # scaled to norm 0.1 * 5
+    tensor([0.3000, 0.4000])
     """
 
     def clip_leaf(g: Tensor, p: Tensor) -> Tensor:
@@ -51,6 +55,10 @@ def unitwise_norm(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tenso
     dimension of 2 or 3, along all but the last of 4 or 5.
 
     Raises: ValueError for more than 5 dimensions and no axis.
+
+    >>> ft.optim.unitwise_norm(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    tensor([[3.0000, 4.1231],
+            [3.0000, 4.1231]])
     """
     if axis is None and x.dim() > 5:
         raise ValueError(f"unitwise_norm: a unit of a tensor of {x.dim()} dimensions is not known; pass axis=")
@@ -64,6 +72,12 @@ def unitwise_norm(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tenso
 
 
 def unitwise_clip(g_norm: Tensor, max_norm: Tensor, grad: Tensor, div_eps: Scalar = 1e-6) -> Tensor:
-    """Scale units of `grad`, whose norms are `g_norm`, down to `max_norm`; all three in one shape."""
+    """Scale units of `grad`, whose norms are `g_norm`, down to `max_norm`; all three in one shape.
+
+    >>> grad = torch.tensor([[6.0, 8.0], [0.0, 0.5]])
+    >>> ft.optim.unitwise_clip(ft.optim.unitwise_norm(grad), torch.ones(2, 2), grad)
+    tensor([[1.0000, 0.9981],
+            [0.0000, 0.0624]])
+    """
     clipped = scaled(grad, max_norm / torch.clamp(g_norm, min=div_eps))
     return torch.where(g_norm < max_norm, grad, clipped)

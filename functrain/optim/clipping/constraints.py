@@ -32,6 +32,10 @@ def keep_params_nonnegative() -> GradientTransformation:
     """Change updates so that params, if they are not negative, do not become so.
 
     Raises: ValueError without params; TypeError naming the leaf that is complex.
+
+    >>> params, tx = torch.tensor([1.0, 1.0]), ft.optim.keep_params_nonnegative()
+    >>> tx.update(torch.tensor([-0.5, -3.0]), tx.init(params), params)[0]
+    tensor([-0.5000, -1.0000])
     """
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
@@ -43,7 +47,13 @@ def keep_params_nonnegative() -> GradientTransformation:
 
 
 def zero_nans() -> GradientTransformation:
-    """Replace NaN in updates by 0, and remember in which leaves it was."""
+    """Replace NaN in updates by 0, and remember in which leaves it was.
+
+    >>> tx = ft.optim.zero_nans()
+    >>> updates, state = tx.update(torch.tensor([1.0, float("nan")]), tx.init(torch.zeros(2)))
+    >>> updates, state.found_nan
+    (tensor([1., 0.]), tensor(True))
+    """
 
     def init(params: Params) -> ZeroNansState:
         return ZeroNansState(tree.map(lambda p: torch.zeros((), dtype=torch.bool, device=p.device), params))
@@ -59,6 +69,11 @@ def centralize() -> GradientTransformation:
     """Subtract from each update of two or more dimensions its mean over all but the first.
 
     Source: Yong et al. 2020 (arXiv:2004.01461), equation 1.
+
+    >>> tx = ft.optim.centralize()
+    >>> tx.update(torch.tensor([[1.0, 3.0], [5.0, 5.0]]), tx.init(torch.zeros(2, 2)))[0]
+    tensor([[-1.,  1.],
+            [ 0.,  0.]])
     """
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
@@ -68,7 +83,12 @@ def centralize() -> GradientTransformation:
 
 
 def normalize_by_update_norm(scale_factor: Scalar = 1.0, eps: Scalar = 1e-6) -> GradientTransformation:
-    """Rescale updates together to norm `scale_factor`."""
+    """Rescale updates together to norm `scale_factor`.
+
+    >>> tx = ft.optim.normalize_by_update_norm(scale_factor=10.0)
+    >>> tx.update(torch.tensor([0.3, 0.4]), tx.init(torch.zeros(2)))[0].round(decimals=3)
+    tensor([6., 8.])
+    """
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         factor = scale_factor / plus(global_norm(updates), eps)

@@ -15,6 +15,9 @@ def scale_gradient(inputs: Tree, scale: Scalar) -> Tree:
     """Return the tree, whose gradient will be multiplied by `scale`: 0 stops it, -1 reverses it.
 
     The scale itself has no gradient, nor has an element that is infinite or NaN. Equals `optax.scale_gradient`.
+
+    >>> ft.grad(lambda x: ft.optim.scale_gradient(x, -0.5) ** 2)(torch.tensor(3.0))
+    tensor(-3.)
     """
     if not isinstance(scale, Tensor) and scale == 1.0:
         return inputs

@@ -18,6 +18,10 @@ def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tre
     Shapes: every leaf is (B, ...). Source: Abadi et al. 2016 (arXiv:1607.00133), algorithm 1.
 
     Raises: ValueError naming the leaf whose first dimension is not B.
+
+    >>> grads = {"w": torch.tensor([[6.0, 8.0], [0.3, 0.4]])}  # gradients of two examples
+    >>> ft.optim.per_example_global_norm_clip(grads, l2_norm_clip=1.0)
+    ({'w': tensor([0.9000, 1.2000])}, tensor(1))
     """
     sums, clipped = clipped_sums(grads, l2_norm_clip)
     return tree.map(lambda total, g: total.to(g.dtype), sums, grads), clipped
@@ -58,6 +62,10 @@ def per_example_layer_norm_clip(grads: Tree, global_l2_norm_clip: Scalar, unifor
     Of K leaves each gets global_l2_norm_clip / sqrt(K), or if not uniform the root of its share of all elements.
 
     Source: McMahan et al. 2018 (arXiv:1710.06963).
+
+    >>> grads = {"w": torch.tensor([[6.0, 8.0], [0.3, 0.4]])}  # gradients of two examples
+    >>> ft.optim.per_example_layer_norm_clip(grads, global_l2_norm_clip=1.0)
+    ({'w': tensor([0.9000, 1.2000])}, {'w': tensor(1)})
     """
     _check_batch(grads)
     leaves, structure = tree.flatten(grads)

@@ -45,6 +45,10 @@ def differentially_private_aggregate(
 
     Raises: ValueError without a key or a seed, and with both; ValueError naming a leaf that has no batch;
     TypeError naming the leaf that is complex.
+
+    >>> tx = ft.optim.differentially_private_aggregate(l2_norm_clip=1.0, noise_multiplier=0.0, key=0)
+    >>> tx.update(torch.tensor([[6.0, 8.0], [0.0, 0.4]]), tx.init(torch.zeros(2)))[0]
+    tensor([0.3000, 0.6000])
     """
     if (key is None) == (seed is None):
         raise ValueError("differentially_private_aggregate: pass key=, a key of functrain.random or an int")
@@ -81,7 +85,13 @@ def dpsgd(
     momentum: Scalar | None = None,
     nesterov: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """Descend along the `differentially_private_aggregate` of gradients of single examples."""
+    """Descend along the `differentially_private_aggregate` of gradients of single examples.
+
+    >>> optimizer, params = ft.optim.dpsgd(0.1, l2_norm_clip=1.0, noise_multiplier=1.1, seed=0), torch.zeros(2)
+    >>> grads = ft.per_example_grad(lambda params, x: torch.sum((params - x) ** 2))(params, torch.ones(3, 2))
+    >>> optimizer.update(grads, optimizer.init(params), params)[0].shape
+    torch.Size([2])
+    """
     return chain(
         differentially_private_aggregate(l2_norm_clip, noise_multiplier, seed=seed),
         identity() if momentum is None else trace(momentum, nesterov),

@@ -53,6 +53,13 @@ def skip_loss_spikes(
     Source: the skip-step optimizer of OLMo 2 (arXiv:2501.00656).
 
     Raises: ValueError for a window below 2, and without `value`.
+
+    >>> optimizer, params = ft.optim.skip_loss_spikes(ft.optim.sgd(0.1), window=4), torch.zeros(1)
+    >>> state = optimizer.init(params)
+    >>> for loss in [1.0, 1.1, 1.0, 50.0]:
+    ...     updates, state = optimizer.update(torch.ones(1), state, params, value=torch.tensor(loss))
+    >>> updates
+    tensor([0.])
     """
     if not isinstance(window, int) or window < 2:
         raise ValueError(f"skip_loss_spikes: expected a window of at least 2 losses, came {window!r}")

@@ -43,7 +43,12 @@ Accumulators: TypeAlias = Accumulator | AccumulationType | Tree
 
 
 def compose(accumulators: Accumulators, parts: int) -> Accumulator:
-    """Return one accumulator of trees that has a prefix of accumulators in it."""
+    """Return one accumulator of trees that has a prefix of accumulators in it.
+
+    >>> both = compose((AccumulationType.SUM, AccumulationType.MEAN), parts=2)
+    >>> both.aggregate((torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0])))
+    (tensor(3.), tensor(1.5000))
+    """
     chosen = _at_leaves(lambda way: _of_type(way, parts), accumulators)
     return Accumulator(
         lambda values: _at_leaves(lambda way, value: way.init(value), chosen, values),

@@ -55,7 +55,11 @@ def full_parts(params: Params, value: Scalar) -> Tree:
 
 
 def update_moment(updates: Updates, moments: Tree, decay: Scalar, order: int) -> Tree:
-    """Return (1 - decay) * updates ** order + decay * moments."""
+    """Return (1 - decay) * updates ** order + decay * moments.
+
+    >>> ft.optim.update_moment(torch.tensor([3.0]), torch.tensor([1.0]), decay=0.9, order=2)
+    tensor([1.8000])
+    """
     return tree.map(lambda g, t: _moved(t, _power(wide(g), order), 1 - decay, g), updates, moments)
 
 
@@ -63,17 +67,28 @@ def update_moment_per_elem_norm(updates: Updates, moments: Tree, decay: Scalar, 
     """Return (1 - decay) * |updates| ** order + decay * moments, for an even order.
 
     Equals `update_moment` where updates are real.
+
+    >>> ft.optim.update_moment_per_elem_norm(torch.tensor([3.0 + 4.0j]), torch.tensor([1.0]), decay=0.9, order=2)
+    tensor([3.4000])
     """
     return tree.map(lambda g, t: _moved(t, _power(abs_sq(wide(g)), order // 2), 1 - decay, g), updates, moments)
 
 
 def update_infinity_moment(updates: Updates, moments: Tree, decay: Scalar, eps: Scalar) -> Tree:
-    """Return max(|updates| + eps, decay * moments)."""
+    """Return max(|updates| + eps, decay * moments).
+
+    >>> ft.optim.update_infinity_moment(torch.tensor([-3.0, 1.0]), torch.tensor([2.0, 2.0]), decay=0.9, eps=0.0)
+    tensor([3.0000, 1.8000])
+    """
     return tree.map(lambda g, t: torch.maximum(torch.abs(g) + like(eps, g), like(decay, t) * t), updates, moments)
 
 
 def bias_correction(moment: Tree, decay: Scalar, count: Tensor) -> Tree:
-    """Return moment / (1 - decay ** count): what the average would be, had it not started at zero."""
+    """Return moment / (1 - decay ** count): what the average would be, had it not started at zero.
+
+    >>> ft.optim.bias_correction(torch.tensor([0.05, 0.2]), decay=0.9, count=torch.tensor(1))
+    tensor([0.5000, 2.0000])
+    """
     factor = debias(decay, count, moment)
     return tree.map(lambda t: like(factor, t) * t, moment)
 

@@ -45,5 +45,9 @@ def multi_normal(loc: Tensor, log_scale: Tensor) -> MultiNormalDiagFromLogScale:
     """Return the distribution of independent normal numbers.
 
     Equals `optax.multi_normal`.
+
+    >>> normal = ft.optim.multi_normal(loc=torch.zeros(2), log_scale=torch.zeros(2))
+    >>> normal.log_prob(torch.zeros(2)), normal.sample((5,), ft.random.key(0)).shape
+    (tensor(-1.8379), torch.Size([5, 2]))
     """
     return MultiNormalDiagFromLogScale(loc=loc, log_scale=log_scale)

@@ -36,6 +36,11 @@ def round_state_stochastically(
     derivative is that of the mean, 1. A leaf draws by its number among those of the state.
 
     Source: Gupta et al. 2015 (arXiv:1502.02551), section 3; Zamirai et al. 2020 (arXiv:2010.06192).
+
+    >>> optimizer = ft.optim.round_state_stochastically(ft.optim.adam(1e-3), key=ft.random.key(0))
+    >>> state = optimizer.init({"w": torch.zeros(2)})
+    >>> ft.tree.get(state, "mu")["w"].dtype
+    torch.bfloat16
     """
     inner = with_extra_args_support(inner)
 
@@ -60,6 +65,11 @@ def round_stochastically(x: Tensor, key: Tensor) -> Tensor:
     """Return x in bfloat16: one of its two neighbours there, with probabilities that make the mean x.
 
     What is not finite stays, and so does what has no neighbour above. The derivative is that of the mean, 1.
+
+    >>> x = torch.full((10000,), 1 + 2**-8)  # halfway from 1 to the next bfloat16
+    >>> rounded = ft.optim.round_stochastically(x, ft.random.key(0))
+    >>> rounded.unique(), round((rounded > 1).float().mean().item(), 1)
+    (tensor([1.0000, 1.0078], dtype=torch.bfloat16), 0.5)
     """
     return round_with_bits(x, random.bits(key, x.shape))
 

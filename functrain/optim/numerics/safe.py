@@ -51,7 +51,11 @@ def add_scaled(x: Tensor, scale: Scalar, y: Tensor) -> Tensor:
 
 
 def clamp(x: Tensor, low: Scalar, high: Scalar) -> Tensor:
-    """Return x, not below `low` and not above `high`."""
+    """Return x, not below `low` and not above `high`.
+
+    >>> clamp(torch.tensor([-3.0, 0.5]), -1.0, 1.0)
+    tensor([-1.0000,  0.5000])
+    """
     bounds: Any = like(low, x), like(high, x)
     if isinstance(bounds[0], Tensor) == isinstance(bounds[1], Tensor):
         return torch.clamp(x, *bounds)
@@ -69,12 +73,20 @@ def device_of(params: Tree) -> torch.device:
 
 
 def zero_count(params: Tree) -> Tensor:
-    """Return a counter at zero, () int64, on the device of the params."""
+    """Return a counter at zero, () int64, on the device of the params.
+
+    >>> zero_count({"w": torch.ones(2)})
+    tensor(0)
+    """
     return torch.zeros((), dtype=torch.int64, device=device_of(params))
 
 
 def safe_increment(count: Tensor) -> Tensor:
-    """Return count + 1, and the largest value of its dtype once that is reached."""
+    """Return count + 1, and the largest value of its dtype once that is reached.
+
+    >>> ft.optim.safe_increment(torch.tensor(2)), ft.optim.safe_increment(torch.tensor(127, dtype=torch.int8))
+    (tensor(3), tensor(127, dtype=torch.int8))
+    """
     info: Any = torch.finfo(count.dtype) if count.dtype.is_floating_point else torch.iinfo(count.dtype)
     return torch.where(count < info.max, count + 1, count)
 
@@ -147,12 +159,22 @@ def scaled(g: Tensor, factor: Tensor) -> Tensor:
 
 
 def safe_norm(x: Tensor, min_norm: Scalar) -> Tensor:
-    """Return max(‖x‖, min_norm), (), with a gradient of zero where the bound holds and the plain one may be NaN."""
+    """Return max(‖x‖, min_norm), (), with a gradient of zero where the bound holds and the plain one may be NaN.
+
+    >>> ft.optim.safe_norm(torch.zeros(2), min_norm=1e-3), ft.optim.safe_norm(torch.tensor([3.0, 4.0]), 1e-3)
+    (tensor(0.0010), tensor(5.))
+    >>> ft.grad(lambda x: ft.optim.safe_norm(x, 1e-3))(torch.zeros(2))
+    tensor([0., 0.])
+    """
     return _at_least(length(x), min_norm).to(real_dtype(x.dtype))
 
 
 def safe_root_mean_squares(x: Tensor, min_rms: Scalar) -> Tensor:
-    """Return max(rms(x), min_rms), (), with a gradient of zero where the bound holds."""
+    """Return max(rms(x), min_rms), (), with a gradient of zero where the bound holds.
+
+    >>> ft.optim.safe_root_mean_squares(torch.tensor([1.0, 7.0]), min_rms=1e-3)
+    tensor(5.)
+    """
     return _at_least(length(x, torch.mean), min_rms).to(real_dtype(x.dtype))
 
 
