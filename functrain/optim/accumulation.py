@@ -33,7 +33,13 @@ class ApplyEvery(NamedTuple):
 
 
 def apply_every(k: int | Tensor = 1) -> GradientTransformation:
-    """Add up k updates and let their sum through at the last of them; 0 at the others."""
+    """Add up k updates and let their sum through at the last of them; 0 at the others.
+
+    >>> tx = ft.optim.apply_every(2)
+    >>> first, state = tx.update(torch.tensor([1.0]), tx.init(torch.zeros(1)))
+    >>> first, tx.update(torch.tensor([2.0]), state)[0]
+    (tensor([0.]), tensor([3.]))
+    """
 
     def init(params: Params) -> ApplyEvery:
         return ApplyEvery(zero_count(params), zero_moments(params))
@@ -58,7 +64,12 @@ class ShouldSkipUpdateFunction(Protocol):
 
 
 def skip_not_finite(updates: Updates, gradient_step: Tensor, params: Params | None) -> tuple[Tensor, Tree]:
-    """Skip updates in which something is infinite or NaN."""
+    """Skip updates in which something is infinite or NaN.
+
+    >>> optimizer = ft.optim.MultiSteps(ft.optim.sgd(0.1), 1, should_skip_update_fn=ft.optim.skip_not_finite)
+    >>> optimizer.update(torch.tensor([float("nan"), 1.0]), optimizer.init(torch.zeros(2)))[0]
+    tensor([0., 0.])
+    """
     bad = [torch.sum(~torch.isfinite(g)) for g in tree.leaves(updates)]
     number = torch.stack(bad).sum() if bad else torch.zeros((), dtype=torch.int64)
     return number > 0, {"should_skip": number > 0, "num_not_finite": number}
@@ -67,7 +78,14 @@ def skip_not_finite(updates: Updates, gradient_step: Tensor, params: Params | No
 def skip_large_updates(
     updates: Updates, gradient_step: Tensor, params: Params | None, max_squared_norm: Scalar
 ) -> tuple[Tensor, Tree]:
-    """Skip updates whose squared norm is not below `max_squared_norm`; bind that with functools.partial."""
+    """Skip updates whose squared norm is not below `max_squared_norm`; bind that with functools.partial.
+
+    >>> from functools import partial
+    >>> skip = partial(ft.optim.skip_large_updates, max_squared_norm=100.0)
+    >>> optimizer = ft.optim.MultiSteps(ft.optim.sgd(0.1), 1, should_skip_update_fn=skip)
+    >>> optimizer.update(torch.tensor([6.0, 80.0]), optimizer.init(torch.zeros(2)))[0]
+    tensor([0., 0.])
+    """
     square = tree.vdot(updates, updates).real
     skip = ~(square < max_squared_norm)
     return skip, {"should_skip": skip, "norm_squared": square}
@@ -86,6 +104,11 @@ class MultiSteps:
 
     Equals the inner transformation run every k steps on the mean of the updates, or their sum if not `use_grad_mean`.
     k may depend on the number of inner steps.
+
+    >>> optimizer = ft.optim.MultiSteps(ft.optim.sgd(0.1), every_k_schedule=2)
+    >>> first, state = optimizer.update(torch.tensor([1.0]), optimizer.init(torch.zeros(1)))
+    >>> first, optimizer.update(torch.tensor([4.0]), state)[0]
+    (tensor([0.]), tensor([-0.2500]))
     """
 
     def __init__(

@@ -52,8 +52,11 @@ def process(
 
     While the aggregator's state has a field `ready` that is false, updates are zero and the postprocessor's state
     stays. With `aggregator_has_aux` the aggregator returns (updates, keyword arguments for the postprocessor).
-
     Equals `optax.experimental.aggregating.process`. The result is an `Aggregator` when `aggregator` is one.
+
+    >>> tx = ft.optim.aggregating.process(ft.optim.clip(1), ft.optim.stateless(lambda g, _: g.mean(0)), ft.optim.sgd(1))
+    >>> tx.update(torch.tensor([[9.0], [0.5]]), tx.init(torch.zeros(1)))[0]  # clipped to 1 and 0.5, then averaged
+    tensor([-0.7500])
     """
     before, between, after = (with_extra_args_support(tx) for tx in (preprocessor, aggregator, postprocessor))
 
@@ -80,7 +83,11 @@ def process(
 
 
 def average_per_element_updates(per_elt_dim: Dims = 0) -> Aggregator:
-    """Make one update of those of single examples: their mean."""
+    """Make one update of those of single examples: their mean.
+
+    >>> ft.optim.aggregating.average_per_element_updates().update(torch.tensor([[1.0], [4.0]]), ())[0]
+    tensor([2.5000])
+    """
 
     def update(updates: Updates, state: OptState, params: Params | None = None, **_: Any) -> tuple[Updates, OptState]:
         return tree.map(lambda x: torch.mean(x, _tuple(per_elt_dim)), updates), state
@@ -98,6 +105,10 @@ def accumulate_avg_updates(accumulation_steps: int) -> GradientTransformation:
     """Pass on the mean of `accumulation_steps` updates, and zeros until there are as many.
 
     Raises: ValueError for less than one.
+
+    >>> tx = ft.optim.aggregating.accumulate_avg_updates(2)
+    >>> tx.update(torch.tensor([1.0]), tx.init(torch.zeros(1)))[0]  # the mean comes with the second update
+    tensor([0.])
     """
     if accumulation_steps < 1:
         raise ValueError(f"accumulate_avg_updates: expected at least 1 accumulation step, came {accumulation_steps}")
@@ -119,7 +130,12 @@ def accumulate_avg_updates(accumulation_steps: int) -> GradientTransformation:
 
 
 def average_incrementally_updates(per_elt_dim: Dims | None, accumulation_steps: int) -> GradientTransformation:
-    """Average over examples, unless `per_elt_dim` is None, and over `accumulation_steps` updates."""
+    """Average over examples, unless `per_elt_dim` is None, and over `accumulation_steps` updates.
+
+    >>> tx = ft.optim.aggregating.average_incrementally_updates(per_elt_dim=0, accumulation_steps=1)
+    >>> tx.update(torch.tensor([[1.0], [4.0]]), tx.init(torch.zeros(1)))[0]
+    tensor([2.5000])
+    """
     over_steps = accumulate_avg_updates(accumulation_steps)
     if per_elt_dim is None:
         return over_steps
@@ -131,6 +147,9 @@ def get_batch_size_from_per_elt_updates(per_elt_updates: Updates, per_elt_dim: D
     """Return the number of examples that updates are of.
 
     Raises: ValueError when leaves disagree.
+
+    >>> ft.optim.aggregating.get_batch_size_from_per_elt_updates({"w": torch.ones(8, 3, 2), "b": torch.ones(8, 2)}, 0)
+    8
     """
     sizes = {path: math.prod(x.shape[d] for d in _tuple(per_elt_dim)) for path, x in tree.items(per_elt_updates)}
     if len(set(sizes.values())) != 1:
@@ -149,8 +168,10 @@ def get_per_element_mean_and_sum_sq_diff_grads(per_elt_dim: Dims = 0, accumulati
     """Return the mean over examples, and as auxiliary output `sum_sq_diff_grads` and the `sample_size` B.
 
     Both over `accumulation_steps` updates, if there are several, by the formula that joins two samples.
-
     Source: Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance.
+
+    >>> ft.optim.aggregating.get_per_element_mean_and_sum_sq_diff_grads().update(torch.tensor([1.0, 2.0, 4.5]), ())[0]
+    (tensor(2.5000), {'sum_sq_diff_grads': tensor(6.5000), 'sample_size': 3})
     """
 
     def of_batch(updates: Updates) -> tuple[Updates, Updates, int]:
@@ -197,6 +218,10 @@ def track_per_element_mean_and_variance_with_ema(ema_decay: Scalar = 0.9) -> Gra
     """Keep moving averages of mean and variance over examples; updates stay.
 
     It reads the keyword arguments that `get_per_element_mean_and_sum_sq_diff_grads` gives through `process`.
+
+    >>> tx = ft.optim.aggregating.track_per_element_mean_and_variance_with_ema(ema_decay=0.9)
+    >>> tx.update(torch.ones(()), tx.init(torch.ones(())), sum_sq_diff_grads=torch.tensor(6.5), sample_size=3)[1][2:]
+    (tensor(0.1000), tensor(0.3250))
     """
 
     def init(params: Params) -> PerElementMeanAndVarianceEMAState:
@@ -228,6 +253,10 @@ def get_unbiased_mean_and_variance_ema(state: OptState) -> tuple[Updates, Update
     """Return the moving averages of mean and variance over examples, corrected for their start at zero.
 
     Raises: ValueError for a state without them.
+
+    >>> opt, rows = ft.optim.aggregating.add_mean_variance_to_opt(ft.optim.sgd(0.1)), torch.tensor([1.0, 2.0, 4.5])
+    >>> ft.optim.aggregating.get_unbiased_mean_and_variance_ema(opt.update(rows, opt.init(torch.tensor(0.0)))[1])
+    (tensor(2.5000), tensor(3.2500))
     """
     found = tree.get(state, "PerElementMeanAndVarianceEMAState")
     if found is None:
@@ -246,6 +275,10 @@ def add_mean_variance_to_opt(
     """Make an optimizer that takes gradients of single examples, and keeps moving averages of their mean and variance.
 
     Equals `optax.experimental.aggregating.add_mean_variance_to_opt`.
+
+    >>> opt = ft.optim.aggregating.add_mean_variance_to_opt(ft.optim.sgd(0.1))
+    >>> opt.update(torch.tensor([1.0, 2.0, 4.5]), opt.init(torch.tensor(0.0)))[0]
+    tensor(-0.2500)
     """
     return process(
         identity(),

@@ -18,6 +18,11 @@ def hungarian_algorithm(cost_matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     Shapes: cost_matrix (n, m); both results (min(n, m),), int64.
     Raises: ValueError for a tensor that is no matrix, or holds NaN; when no assignment has a finite sum.
+
+    >>> costs = torch.tensor([[4.0, 1.0, 3.0], [2.0, 0.0, 5.0], [3.0, 2.0, 2.0]])
+    >>> rows, columns = ft.optim.assignment.hungarian_algorithm(costs)
+    >>> columns, costs[rows, columns].sum()
+    (tensor([1, 0, 2]), tensor(5.))
     """
     if cost_matrix.ndim != 2:
         raise ValueError(f"hungarian_algorithm: expected costs (n, m), came {tuple(cost_matrix.shape)}")

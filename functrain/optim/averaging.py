@@ -26,7 +26,13 @@ class TraceState(NamedTuple):
 def trace(
     decay: Scalar, nesterov: bool = False, accumulator_dtype: torch.dtype | None = None
 ) -> GradientTransformation:
-    """Add up updates, the older ones decayed: trace = updates + decay * trace. Momentum as in `torch.optim.SGD`."""
+    """Add up updates, the older ones decayed: trace = updates + decay * trace. Momentum as in `torch.optim.SGD`.
+
+    >>> tx = ft.optim.trace(0.9)
+    >>> first, state = tx.update(torch.tensor([1.0]), tx.init(torch.zeros(1)))
+    >>> first, tx.update(torch.tensor([3.0]), state)[0]
+    (tensor([1.]), tensor([3.9000]))
+    """
 
     def init(params: Params) -> TraceState:
         return TraceState(zero_moments(params, accumulator_dtype))
@@ -48,7 +54,13 @@ class EmaState(NamedTuple):
 
 
 def ema(decay: Scalar, debias: bool = True, accumulator_dtype: torch.dtype | None = None) -> GradientTransformation:
-    """Average updates exponentially: ema = (1 - decay) * updates + decay * ema."""
+    """Average updates exponentially: ema = (1 - decay) * updates + decay * ema.
+
+    >>> tx = ft.optim.ema(0.9)
+    >>> first, state = tx.update(torch.tensor([0.5]), tx.init(torch.zeros(1)))
+    >>> first, tx.update(torch.tensor([3.0]), state)[0]
+    (tensor([0.5000]), tensor([1.8158]))
+    """
 
     def init(params: Params) -> EmaState:
         return EmaState(zero_count(params), zero_moments(params, accumulator_dtype))

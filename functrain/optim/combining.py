@@ -22,6 +22,11 @@ def chain(*args: GradientTransformation) -> GradientTransformationExtraArgs:
     Equals `identity` of nothing. `chain(a, chain(b, c))` and `chain(chain(a, b), c)` make the same updates.
 
     Raises: ValueError for the state of other transformations.
+
+    >>> optimizer = ft.optim.chain(ft.optim.clip(1.0), ft.optim.add_decayed_weights(0.1), ft.optim.scale(-0.1))
+    >>> params = torch.tensor([1.0, -2.0])
+    >>> optimizer.update(torch.tensor([0.5, -3.0]), optimizer.init(params), params)[0]
+    tensor([-0.0600,  0.1200])
     """
     transforms = [with_extra_args_support(tx) for tx in args]
 
@@ -53,6 +58,11 @@ def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransforma
     """Apply named transformations in order. The state is a dictionary from name to state, in that order.
 
     Raises: ValueError when two have one name.
+
+    >>> optimizer = ft.optim.named_chain(("clip", ft.optim.clip(1.0)), ("momentum", ft.optim.trace(0.9)))
+    >>> _, state = optimizer.update(torch.tensor([0.5, -3.0]), optimizer.init(torch.zeros(2)))
+    >>> state["momentum"].trace
+    tensor([ 0.5000, -1.0000])
     """
     names = [name for name, _ in args]
     if len(set(names)) != len(names):

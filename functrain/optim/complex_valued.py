@@ -32,6 +32,10 @@ def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransform
 
     It is the way for what is defined for real numbers only, as `clip` and `prodigy`. A function among the keyword
     arguments, as the `obj_fn` of `sophia`, is given the pairs.
+
+    >>> tx = ft.optim.split_real_and_imaginary(ft.optim.clip(1.0))
+    >>> tx.update(torch.tensor([3.0 - 0.5j]), tx.init(torch.zeros(1, dtype=torch.complex64)))[0]
+    tensor([1.-0.5000j])
     """
     inner = with_extra_args_support(inner)
 

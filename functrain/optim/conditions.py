@@ -43,7 +43,13 @@ class ApplyIfFiniteState(NamedTuple):
 def conditionally_transform(
     inner: GradientTransformation, should_transform_fn: ConditionFn, forward_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
-    """Apply `inner` at the steps where `should_transform_fn(step)` is true; leave updates alone at the others."""
+    """Apply `inner` at the steps where `should_transform_fn(step)` is true; leave updates alone at the others.
+
+    >>> tx = ft.optim.conditionally_transform(ft.optim.scale(10.0), lambda step: step >= 1)
+    >>> first, state = tx.update(torch.tensor([1.0]), tx.init(torch.zeros(1)))
+    >>> first, tx.update(torch.tensor([1.0]), state)[0]
+    (tensor([1.]), tensor([10.]))
+    """
     inner = with_extra_args_support(inner)
 
     def init(params: Params) -> ConditionallyTransformState:
@@ -63,7 +69,13 @@ def conditionally_transform(
 def conditionally_mask(
     inner: GradientTransformation, should_transform_fn: ConditionFn, forward_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
-    """Apply `inner` at the steps where `should_transform_fn(step)` is true; make updates 0 at the others."""
+    """Apply `inner` at the steps where `should_transform_fn(step)` is true; make updates 0 at the others.
+
+    >>> tx = ft.optim.conditionally_mask(ft.optim.scale(10.0), lambda step: step >= 1)
+    >>> first, state = tx.update(torch.tensor([1.0]), tx.init(torch.zeros(1)))
+    >>> first, tx.update(torch.tensor([1.0]), state)[0]
+    (tensor([0.]), tensor([10.]))
+    """
     inner = with_extra_args_support(inner)
 
     def init(params: Params) -> ConditionallyMaskState:
@@ -85,6 +97,11 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) 
 
     optax looks at the updates before it alone. Those that are made 0 are counted; after more than
     `max_consecutive_errors` in a row they are let through, so that what is wrong is seen.
+
+    >>> optimizer = ft.optim.apply_if_finite(ft.optim.sgd(0.1), max_consecutive_errors=5)
+    >>> updates, state = optimizer.update(torch.tensor([float("inf"), 1.0]), optimizer.init(torch.zeros(2)))
+    >>> updates, state.total_notfinite
+    (tensor([0., 0.]), tensor(1))
     """
     inner = with_extra_args_support(inner)
 

@@ -27,6 +27,11 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: MaskOrFn = N
     """Add weight_decay * params to updates, where the mask is True if there is one.
 
     Raises: ValueError without params, or naming the paths in which params and updates differ.
+
+    >>> params = {"w": torch.tensor([10.0]), "b": torch.tensor([10.0])}
+    >>> tx = ft.optim.add_decayed_weights(0.01, mask={"w": True, "b": False})
+    >>> tx.update(ft.tree.zeros_like(params), tx.init(params), params)[0]
+    {'w': tensor([0.1000]), 'b': tensor([0.])}
     """
     if not callable(weight_decay):
         check_number("add_decayed_weights: weight_decay", weight_decay)

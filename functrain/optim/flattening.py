@@ -22,6 +22,10 @@ def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
     """Apply `inner` to all leaves joined to one vector, so that its state is one vector too.
 
     Equals `inner` where that treats elements alike.
+
+    >>> params, optimizer = {"w": torch.zeros(3, 2), "b": torch.zeros(2)}, ft.optim.flatten(ft.optim.adam(0.1))
+    >>> ft.tree.get(optimizer.init(params), "mu").shape
+    torch.Size([8])
     """
     inner = with_extra_args_support(inner)
 

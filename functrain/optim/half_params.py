@@ -42,6 +42,15 @@ def keep_master_copies(inner: GradientTransformation) -> GradientTransformationE
     changes params by hand starts again with `init`.
 
     Source: Micikevicius et al. 2018 (arXiv:1710.03740), section 3.1.
+
+    >>> params = torch.ones(1, dtype=torch.bfloat16)
+    >>> optimizer = ft.optim.keep_master_copies(ft.optim.sgd(2**-10))
+    >>> state = optimizer.init(params)
+    >>> for _ in range(8):  # each step alone is too small for bfloat16
+    ...     updates, state = optimizer.update(torch.ones_like(params), state, params)
+    ...     params = ft.optim.apply_updates(params, updates)
+    >>> params
+    tensor([0.9922], dtype=torch.bfloat16)
     """
     inner = with_extra_args_support(inner)
 
@@ -77,6 +86,12 @@ def round_params_stochastically(
 
     Source: Zamirai et al. 2020 (arXiv:2010.06192).
     Raises: TypeError naming a float16 param, for which there is no such rounding.
+
+    >>> params = torch.ones(10000, dtype=torch.bfloat16)
+    >>> optimizer = ft.optim.round_params_stochastically(ft.optim.sgd(2**-9), key=ft.random.key(0))
+    >>> updates, _ = optimizer.update(torch.ones_like(params), optimizer.init(params), params)
+    >>> ft.optim.apply_updates(params, updates).unique()  # half of them stay, half move by 2**-8
+    tensor([0.9961, 1.0000], dtype=torch.bfloat16)
     """
     inner = with_extra_args_support(inner)
 

@@ -96,6 +96,12 @@ def inject_hyperparams(
 
     Raises: ValueError for a static argument that `inner_factory` does not have; from init, TypeError for a function
     that is no schedule, such as a mask.
+
+    >>> optimizer, params = ft.optim.inject_hyperparams(ft.optim.adam)(learning_rate=0.1), torch.zeros(1)
+    >>> state = optimizer.init(params)
+    >>> state.hyperparams["learning_rate"] = torch.tensor(0.01)
+    >>> optimizer.update(torch.ones(1), state, params)[0]
+    tensor([-0.0100])
     """
     static = {static_args} if isinstance(static_args, str) else set(static_args)
     signature = inspect.signature(inner_factory)
@@ -163,7 +169,14 @@ def inject_stateful_hyperparams(
     static_args: str | Iterable[str] = (),
     hyperparam_dtype: torch.dtype | None = None,
 ) -> Callable[..., GradientTransformationExtraArgs]:
-    """Equals `inject_hyperparams`; deprecated in optax for it."""
+    """Equals `inject_hyperparams`; deprecated in optax for it.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(action="ignore"):
+    ...     optimizer = ft.optim.inject_stateful_hyperparams(ft.optim.sgd)(learning_rate=0.1)
+    >>> optimizer.init(torch.zeros(1)).hyperparams["learning_rate"]
+    tensor(0.1000)
+    """
     warnings.warn("inject_stateful_hyperparams is deprecated, use inject_hyperparams", DeprecationWarning, stacklevel=2)
     return inject_hyperparams(inner_factory, static_args, hyperparam_dtype)
 

@@ -33,6 +33,11 @@ def layerwise_decay(
     Source: Howard and Ruder 2018 (arXiv:1801.06146), discriminative fine-tuning; Clark et al. 2020 (arXiv:2003.10555).
 
     Raises: ValueError naming the path whose depth is no integer from 0 to `deepest`.
+
+    >>> tx = ft.optim.layerwise_decay(0.5, depth=lambda path: int(path.split("/")[1]))
+    >>> updates = {"blocks": [torch.ones(1), torch.ones(1), torch.ones(1)]}
+    >>> tx.update(updates, tx.init(updates))[0]
+    {'blocks': [tensor([0.2500]), tensor([0.5000]), tensor([1.])]}
     """
 
     def init(params: Params) -> LayerwiseDecayState:

@@ -43,6 +43,11 @@ def masked(
 
     Raises: TypeError naming the leaf of the mask that is no bool; ValueError or KeyError naming the path where mask and
     updates do not fit.
+
+    >>> params = {"w": torch.tensor([3.0]), "b": torch.tensor([3.0])}
+    >>> tx = ft.optim.masked(ft.optim.clip(1.0), {"w": True, "b": False})
+    >>> tx.update(params, tx.init(params))[0]
+    {'w': tensor([1.]), 'b': tensor([3.])}
     """
     inner = with_extra_args_support(inner)
 
@@ -71,7 +76,13 @@ def masked(
 
 
 def freeze(mask: Mask) -> GradientTransformationExtraArgs:
-    """Set updates to zero where the mask is True."""
+    """Set updates to zero where the mask is True.
+
+    >>> params = {"body": torch.ones(1), "head": torch.ones(1)}
+    >>> optimizer = ft.optim.chain(ft.optim.sgd(0.1), ft.optim.freeze({"body": True, "head": False}))
+    >>> optimizer.update(params, optimizer.init(params), params)[0]
+    {'body': tensor([0.]), 'head': tensor([-0.1000])}
+    """
     return masked(set_to_zero(), mask)
 
 

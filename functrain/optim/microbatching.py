@@ -33,6 +33,10 @@ def reshape_batch_axis(tree: Tree, microbatch_size: int, dim: int = 0) -> Tree:
 
     Shapes: (..., B, ...) to (..., n, m, ...).
     Raises: ValueError naming a leaf whose rows `microbatch_size` does not divide.
+
+    >>> ft.optim.microbatching.reshape_batch_axis(torch.arange(6), microbatch_size=3)
+    tensor([[0, 2, 4],
+            [1, 3, 5]])
     """
 
     return _cut(tree, microbatch_size, dim)
@@ -55,6 +59,10 @@ def microbatch(
     are not run, as a tensor they are run and not counted. Equals `optax.microbatch`.
 
     Raises: ValueError for batches of different numbers of rows, and where the size does not divide them.
+
+    >>> sum_of_squares = lambda x: torch.sum(x**2)
+    >>> ft.optim.microbatch(sum_of_squares, argnums=0, microbatch_size=2)(torch.arange(6.0))
+    tensor(55.)
     """
     if microbatch_size is None:
         return fun
@@ -100,6 +108,10 @@ def micro_vmap(
     by keyword are mapped along their first dimension. Equals `optax.microbatching.micro_vmap`.
 
     Raises: ValueError for out_axes other than 0.
+
+    >>> squares = ft.optim.microbatching.micro_vmap(lambda x: x**2, microbatch_size=2)
+    >>> squares(torch.arange(6.0))
+    tensor([ 0.,  1.,  4.,  9., 16., 25.])
     """
     if out_axes != 0:
         raise ValueError(f"micro_vmap: expected out_axes=0, came {out_axes}; move the dimension afterwards")
@@ -142,6 +154,12 @@ def micro_grad(
 
     It is the way to clip, to square or to measure gradients of single examples without keeping them. With
     `keep_batch_dim` a row is a batch of one. Equals `optax.microbatching.micro_grad`.
+
+    >>> loss = lambda params, x: torch.sum((params - x) ** 2)
+    >>> grad_fn = ft.optim.microbatching.micro_grad(loss, microbatch_size=2, metrics_fn=ft.optim.global_norm)
+    >>> grads, per_row = grad_fn(torch.tensor(0.0), torch.arange(4.0))
+    >>> grads, per_row.metrics
+    (tensor(-12.), tensor([0., 2., 4., 6.]))
     """
     rows = (batch_argnums,) if isinstance(batch_argnums, int) else tuple(batch_argnums)
     positions = argnums if isinstance(argnums, int) else tuple(argnums)

@@ -33,7 +33,13 @@ class MonitorState(NamedTuple):
 
 
 def snapshot(measure_name: str, measure: Callable[[Updates], Tree]) -> GradientTransformation:
-    """Leave updates alone and keep `measure(updates)` in the state; the first one measures the params."""
+    """Leave updates alone and keep `measure(updates)` in the state; the first one measures the params.
+
+    >>> optimizer = ft.optim.chain(ft.optim.snapshot("grad_norm", ft.optim.global_norm), ft.optim.sgd(0.1))
+    >>> _, state = optimizer.update(torch.tensor([3.0, 4.0]), optimizer.init(torch.zeros(2)))
+    >>> ft.tree.get(state, "measurement")
+    {'grad_norm': tensor(5.)}
+    """
 
     def keep(updates: Updates) -> SnapshotState:
         return SnapshotState({measure_name: _copy(measure(updates))})
@@ -51,6 +57,12 @@ def monitor(
 
     A measure is a function of updates, or a transformation whose updates are the measurement. optax starts with no
     measurements; here they start at 0, so that the state of a step keeps its structure.
+
+    >>> measures = {"norm": ft.optim.global_norm, "largest": torch.max}
+    >>> optimizer = ft.optim.chain(ft.optim.monitor(measures), ft.optim.sgd(0.1))
+    >>> _, state = optimizer.update(torch.tensor([3.0, 4.0]), optimizer.init(torch.zeros(2)))
+    >>> ft.tree.get(state, "measurements")
+    {'norm': tensor(5.), 'largest': tensor(4.)}
     """
     every = {name: with_extra_args_support(_as_transformation(measure)) for name, measure in measures.items()}
 
@@ -83,7 +95,13 @@ def measure_with_ema(
     debias: bool = True,
     accumulator_dtype: torch.dtype | None = None,
 ) -> GradientTransformationExtraArgs:
-    """Make a measure for `monitor` that averages `measure(updates)` over time."""
+    """Make a measure for `monitor` that averages `measure(updates)` over time.
+
+    >>> tx = ft.optim.monitor({"mean": ft.optim.measure_with_ema(torch.mean, decay=0.5, debias=False)})
+    >>> _, state = tx.update(torch.tensor([1.0, 2.0]), tx.init(torch.zeros(2)))
+    >>> state.measurements
+    {'mean': tensor(0.7500)}
+    """
     average = ema(decay, debias, accumulator_dtype)
     return chain(
         stateless(lambda updates, _: measure(updates)),

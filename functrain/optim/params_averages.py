@@ -49,6 +49,11 @@ def keep_ema(
     which would stand still otherwise. A leaf that is no floating-point number, such as a count, is copied.
 
     Equals `optax.ema` of the params instead of the updates.
+
+    >>> params, optimizer = torch.tensor([1.0]), ft.optim.keep_ema(ft.optim.sgd(0.5), decay=0.9, debias=False)
+    >>> updates, state = optimizer.update(torch.tensor([1.0]), optimizer.init(params), params)
+    >>> params + updates, state.average
+    (tensor([0.5000]), tensor([0.9500]))
     """
     inner = with_extra_args_support(inner)
     constant = None if callable(decay) else check_number("keep_ema: decay", decay)
@@ -98,6 +103,14 @@ def keep_swa(inner: GradientTransformation, start: int, every: int = 1) -> Gradi
     (arXiv:1803.05407), algorithm 1.
 
     Raises: ValueError for a start or a period below 1.
+
+    >>> params, optimizer = torch.tensor([3.0]), ft.optim.keep_swa(ft.optim.sgd(1.0), start=1)
+    >>> state = optimizer.init(params)
+    >>> for _ in range(2):
+    ...     updates, state = optimizer.update(torch.tensor([1.0]), state, params)
+    ...     params = params + updates
+    >>> params, state.average
+    (tensor([1.]), tensor([1.5000]))
     """
     for name, value in (("start", start), ("every", every)):
         if type(value) is not int or value < 1:

@@ -28,6 +28,12 @@ def tree_map_params(
     stay. A MaskedNode stays, unless `is_leaf` is true of it: then `f` gets it. Equals `optax.tree_map_params`.
 
     Raises: ValueError naming where the state is not one of `initable`, or where `rest` is not like params.
+
+    >>> optimizer = ft.optim.adam(0.1)
+    >>> state = optimizer.init({"w": torch.zeros(2)})
+    >>> state = ft.optim.tree_map_params(optimizer, lambda moment: moment.to(torch.float64), state)
+    >>> state[0].mu["w"].dtype, state[0].count.dtype
+    (torch.float64, torch.int64)
     """
     init = initable.init if hasattr(initable, "init") else initable
     return _outside(init(ParamsPlaceholder()), state, "", f, rest, transform_non_params, is_leaf)

@@ -38,6 +38,11 @@ def partition(
     Equals each transformation run by itself on the params with its label.
 
     Raises: ValueError naming the params whose label is no key.
+
+    >>> params, labels = {"w": torch.ones(1), "b": torch.ones(1)}, {"w": "fast", "b": "slow"}
+    >>> optimizer = ft.optim.partition({"fast": ft.optim.sgd(1.0), "slow": ft.optim.sgd(0.1)}, labels)
+    >>> optimizer.update(params, optimizer.init(params), params)[0]
+    {'w': tensor([-1.]), 'b': tensor([-0.1000])}
     """
     groups = {label: with_extra_args_support(tx) for label, tx in transforms.items()}
 
@@ -72,6 +77,12 @@ multi_transform = partition
 
 
 def selective_transform(optimizer: GradientTransformation, *, freeze_mask: Tree) -> GradientTransformationExtraArgs:
-    """Apply `optimizer` where the mask is False, and keep the parameters where it is True."""
+    """Apply `optimizer` where the mask is False, and keep the parameters where it is True.
+
+    >>> params = {"body": torch.ones(1), "head": torch.ones(1)}
+    >>> optimizer = ft.optim.selective_transform(ft.optim.sgd(0.1), freeze_mask={"body": True, "head": False})
+    >>> optimizer.update(params, optimizer.init(params), params)[0]
+    {'body': tensor([0.]), 'head': tensor([-0.1000])}
+    """
     labels = tree.map(lambda frozen: "freeze" if frozen else "train", freeze_mask)
     return partition({"train": optimizer, "freeze": set_to_zero()}, labels)

@@ -67,6 +67,12 @@ def make_perturbed_fun(
     `fun` takes and returns trees of floating-point tensors. Equals `optax.perturbations.make_perturbed_fun`.
 
     Source: Berthet et al. 2020 (arXiv:2002.08676); Foerster et al. 2018 (arXiv:1802.05098), the magic box.
+
+    >>> step = lambda x: (x > 0).float()  # a function without a useful derivative
+    >>> noise = ft.optim.perturbations.Normal()
+    >>> smooth = ft.optim.perturbations.make_perturbed_fun(step, num_samples=10000, sigma=1.0, noise=noise)
+    >>> round(ft.grad(lambda x: smooth(ft.random.key(0), x))(torch.tensor(0.0)).item(), 1)  # 1 / sqrt(2 pi)
+    0.4
     """
 
     def estimate(key: Tensor, x: Tree) -> Tree:

@@ -25,6 +25,11 @@ def hvp(loss: LossFn, v: Tensor, params: Params, inputs: Tree, targets: Tree) ->
 
     Shapes: v (n,).
     Raises: ValueError when v has another number of elements.
+
+    >>> loss = lambda params, inputs, targets: torch.sum((inputs @ params - targets) ** 2)
+    >>> params, inputs, targets = torch.zeros(2), torch.diag(torch.tensor([1.0, 2.0])), torch.ones(2)
+    >>> ft.optim.second_order.hvp(loss, torch.tensor([1.0, 1.0]), params, inputs, targets)
+    tensor([2., 8.])
     """
     direction = _like(v, params)
     return grad(lambda p: tree.vdot(grad(loss)(p, inputs, targets), direction))(params)
@@ -34,6 +39,11 @@ def hessian_diag(loss: LossFn, params: Params, inputs: Tree, targets: Tree) -> T
     """Return the diagonal of the loss's Hessian, (n,): exact, at n times the work of `hvp`.
 
     Equals `optax.second_order.hessian_diag`.
+
+    >>> loss = lambda params, inputs, targets: torch.sum((inputs @ params - targets) ** 2)
+    >>> params, inputs, targets = torch.zeros(2), torch.diag(torch.tensor([1.0, 2.0])), torch.ones(2)
+    >>> ft.optim.second_order.hessian_diag(loss, params, inputs, targets)
+    tensor([2., 8.])
     """
     n = sum(leaf.numel() for leaf in tree.leaves(params))
     first = tree.leaves(params)[0]
@@ -48,6 +58,11 @@ def fisher_diag(negative_log_likelihood: LossFn, params: Params, inputs: Tree, t
     """Return the squares of the gradient, (n,): the diagonal of the Fisher information that one batch shows.
 
     Equals `optax.second_order.fisher_diag`.
+
+    >>> loss = lambda params, inputs, targets: torch.sum((inputs @ params - targets) ** 2)
+    >>> params, inputs, targets = torch.zeros(2), torch.diag(torch.tensor([1.0, 2.0])), torch.ones(2)
+    >>> ft.optim.second_order.fisher_diag(loss, params, inputs, targets)
+    tensor([ 4., 16.])
     """
     return _vector(grad(negative_log_likelihood)(params, inputs, targets)) ** 2
 

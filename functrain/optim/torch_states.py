@@ -57,6 +57,14 @@ def from_torch_state(
     number of steps where torch does not keep it, as SGD's.
 
     Raises: ValueError that names a parameter, field or state that only one of the two has; TypeError for another dtype.
+
+    >>> params = {"w": torch.nn.Parameter(torch.tensor([1.0, -2.0]))}
+    >>> theirs = torch.optim.AdamW(params.items(), lr=0.1)
+    >>> params["w"].grad = torch.tensor([3.0, -0.5])
+    >>> theirs.step()
+    >>> state = ft.optim.adamw(0.1).init({"w": params["w"].detach()})
+    >>> ft.tree.get(ft.optim.from_torch_state(state, theirs.state_dict()), "mu")
+    {'w': tensor([ 0.3000, -0.0500])}
     """
     by_path = _by_path(torch_state, names)
     factors = _rates(torch_state, names)
@@ -75,6 +83,12 @@ def to_torch_state(
     their hyper-parameters. `step` is the number of steps where our state does not keep it, as that of `rmsprop`.
 
     Raises: ValueError that names what one of the two lacks.
+
+    >>> params, optimizer = {"w": torch.tensor([1.0, -2.0])}, ft.optim.adamw(0.1)
+    >>> _, state = optimizer.update({"w": torch.tensor([3.0, -0.5])}, optimizer.init(params), params)
+    >>> theirs = torch.optim.AdamW([("w", torch.nn.Parameter(params["w"]))], lr=0.1)
+    >>> ft.optim.to_torch_state(state, theirs)["state"][0]["exp_avg"]
+    tensor([ 0.3000, -0.0500])
     """
     kind = type(torch_optimizer).__name__
     if kind not in _KEYS:
