@@ -22,6 +22,13 @@ def averaged(state: TrainState) -> Params:
     a sweep gives the params of all lanes.
 
     Raises: ValueError for a state without an average, or with several; TypeError for what is no TrainState.
+
+    >>> optimizer = ft.optim.keep_ema(ft.optim.sgd(0.25), decay=0.5, debias=False)
+    >>> step = ft.train_step(lambda params, x, key: (params["w"] - x) ** 2, optimizer)
+    >>> state = ft.init_state({"w": torch.tensor(0.0)}, optimizer, key=ft.random.key(0))
+    >>> state, metrics = step(state, torch.tensor(1.0))
+    >>> state.params["w"], ft.train.averaged(state)["w"]
+    (tensor(0.5000), tensor(0.2500))
     """
     if not isinstance(state, TrainState):
         raise TypeError(f"averaged: expected a state of init_state, came {type(state).__name__}")

@@ -59,6 +59,11 @@ def evaluate(
 
     Raises: ValueError for no batches or endless ones, weights that add up to 0, rows that are not known, and metrics
     without predict; TypeError for arguments, a loss or a metric of another kind.
+
+    >>> loss_fn = lambda params, batch, key: torch.mean((batch["x"] - params["w"]) ** 2)
+    >>> batches = [{"x": torch.tensor([1.0, 2.0])}, {"x": torch.tensor([2.0])}]  # means of 2.5 and 4, of 2 rows and 1
+    >>> ft.evaluate(loss_fn, {"w": torch.tensor(0.0)}, batches, compile=False)
+    {'loss': 3.0}
     """
     check_arguments("evaluate", loss_fn, batches, metrics, predict)
     has_buffers = buffers is not None

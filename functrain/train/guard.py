@@ -46,6 +46,13 @@ def skip_nonfinite() -> Guard:
     """Skip a step whose loss or gradient holds an infinity or a NaN, or which would bring one into the state.
 
     The state is params, opt_state and buffers; a number of it that was not finite before does not count.
+
+    >>> optimizer, guard = ft.optim.sgd(0.25), ft.train.skip_nonfinite()
+    >>> step = ft.train_step(lambda params, x, key: (params["w"] - x) ** 2, optimizer, guard=guard)
+    >>> state = ft.init_state({"w": torch.tensor(0.5)}, optimizer, key=ft.random.key(0), guard=guard)
+    >>> state, metrics = step(state, torch.tensor(float("nan")))
+    >>> state.step, state.params["w"], metrics["skipped"]
+    (tensor(1), tensor(0.5000), tensor(1.))
     """
 
     def init(device: torch.device | str | None = None) -> SkipState:
@@ -65,6 +72,14 @@ def skip_spikes(window: int = 128, deviations: float = 6.0) -> Guard:
     `stop_after` ends the run.
 
     Raises: ValueError for a window below 2 or deviations that are not positive.
+
+    >>> guard = ft.train.skip_spikes(window=4)  # for ft.train_step(..., guard=guard), which judges each loss by it
+    >>> state, kept = guard.init(), []
+    >>> for loss in [1.0, 1.1, 0.9, 1.0, 50.0, 1.0]:
+    ...     keep, state = guard.judge(state, torch.tensor(loss), torch.tensor(True))
+    ...     kept.append(bool(keep))
+    >>> kept
+    [True, True, True, True, False, True]
     """
     if type(window) is not int or window < 2:
         raise ValueError(f"skip_spikes: expected a window of at least 2 losses, came {window!r}")
@@ -111,6 +126,11 @@ def stop_after(in_row: int, *, read_every: int = 1) -> Callable[[int, Tree, dict
     between is no reason to stop. Of the lanes of an `ft.sweep`, all must have such a row.
 
     Raises: ValueError for numbers below 1; from the hook, Diverged, and ValueError for a step without a guard.
+
+    >>> hook = ft.train.stop_after(10)  # for ft.fit, whose step has a guard
+    >>> hook(500, None, {"skipped_in_row": torch.tensor(10)})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    functrain.train.guard.Diverged: step 500: 10 steps in a row were skipped, ...
     """
     for name, value in (("in_row", in_row), ("read_every", read_every)):
         if type(value) is not int or value < 1:

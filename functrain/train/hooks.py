@@ -62,6 +62,12 @@ def every(n: int, fn: Hook) -> Hook:
     The last step is no exception: choose a number of steps that is a multiple, or call `fn` on what `fit` returns.
 
     Raises: ValueError if `n` is not positive; TypeError for what is no int, or no hook.
+
+    >>> hook = ft.train.every(2, lambda t, state, metrics: print(f"step {t}: {metrics['loss']}"))
+    >>> for t in range(1, 5):  # as ft.fit does with every=[hook]
+    ...     hook(t, None, {"loss": 1 / t})
+    step 2: 0.5
+    step 4: 0.25
     """
     check_hook("every", fn)
     if count("every", "n", n) < 1:

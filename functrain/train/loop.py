@@ -64,6 +64,15 @@ def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Seque
     Raises: Interrupted; Diverged; ValueError if the state is past `steps`, the batches are fewer, or where they go on
     is not known, naming a leaf that requires grad, and for a metric that two give; TypeError for an argument, or what a
     hook returns, of another kind.
+
+    >>> step = ft.train_step(lambda params, x, key: (params["w"] - x) ** 2, ft.optim.sgd(0.25))
+    >>> state = ft.init_state({"w": torch.tensor(0.0)}, ft.optim.sgd(0.25), key=ft.random.key(0))
+    >>> losses = lambda t, state, metrics: print(t, metrics["loss"])
+    >>> ft.fit(step, state, [torch.tensor(1.0)] * 3, steps=3, every=[losses]).params
+    1 tensor(1.)
+    2 tensor(0.2500)
+    3 tensor(0.0625)
+    {'w': tensor(0.8750)}
     """
     check_fit(step, state, batches, every)
     steps = count("fit", "steps", steps)

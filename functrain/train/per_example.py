@@ -43,6 +43,13 @@ def private_step(
     weight they are 0.
     Raises: TypeError for an optimizer that takes the loss as `value=`, because the loss is not private; ValueError for
     a state with a loss scale, a guard or buffers.
+
+    >>> optimizer = ft.optim.dpsgd(0.5, l2_norm_clip=1.0, noise_multiplier=0.0, seed=0)  # no privacy
+    >>> step = ft.train.private_step(lambda params, x, key: torch.sum((params["w"] - x) ** 2), optimizer)
+    >>> state = ft.init_state({"w": torch.tensor(0.0)}, optimizer, key=ft.random.key(0))
+    >>> state, metrics = step(state, torch.tensor([1.0, 3.0]))  # gradients of -2 and -6, clipped to -1 each
+    >>> state.params["w"], metrics["gradient_norm_mean"]
+    (tensor(0.5000), tensor(4.))
     """
 
     def own_mean(params: Params, example: Batch, key: Tensor) -> tuple[Tensor, Loss]:
@@ -92,6 +99,13 @@ def noise_scale_step(
     one the three are NaN.
     Raises: ValueError for a batch of one row, whose variance nothing tells, and for a state with a loss scale, a guard
     or buffers.
+
+    >>> loss_fn = lambda params, x, key: ft.Loss(torch.sum((params["w"] - x) ** 2), torch.tensor(1.0 * len(x)), {})
+    >>> step = ft.train.noise_scale_step(loss_fn, ft.optim.sgd(0.1))
+    >>> state = ft.init_state({"w": torch.tensor(0.0)}, ft.optim.sgd(0.1), key=ft.random.key(0))
+    >>> state, metrics = step(state, torch.tensor([1.0, 3.0]))  # gradients of -2 and -6
+    >>> metrics["gradient_variance"], metrics["gradient_squared_norm"], metrics["gradient_noise_scale"]
+    (tensor(8.), tensor(12.), tensor(0.6667))
     """
     tx = with_extra_args_support(optimizer)
 

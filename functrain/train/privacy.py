@@ -27,6 +27,9 @@ def epsilon(*, noise_multiplier: float, sampling_rate: float, steps: int, delta:
 
     Source: privacy loss distributions, Doroshenko et al. 2022 (arXiv:2207.04380), by dp-accounting.
     Raises: ValueError for numbers that make no mechanism; ModuleNotFoundError without dp-accounting.
+
+    >>> round(ft.train.privacy.epsilon(noise_multiplier=4.0, sampling_rate=1.0, steps=1, delta=1e-5), 3)
+    0.926
     """
     _check(sampling_rate, steps, delta)
     if not noise_multiplier > 0:
@@ -43,6 +46,9 @@ def noise_multiplier(*, epsilon: float, delta: float, sampling_rate: float, step
     Equals the inverse of `epsilon`, whose value for it is at most the one wished and at least 0.999 of it.
 
     Raises: ValueError for numbers that make no mechanism; ModuleNotFoundError without dp-accounting.
+
+    >>> round(ft.train.privacy.noise_multiplier(epsilon=1.0, delta=1e-5, sampling_rate=1.0, steps=1), 2)
+    3.73
     """
     _check(sampling_rate, steps, delta)
     if not epsilon > 0:
@@ -119,6 +125,10 @@ def poisson_rows(key: Tensor, count: int, sampling_rate: float, capacity: int) -
     on the draw, so that a compiled step never compiles again. Reads the number drawn to the host.
 
     Raises: ValueError when more than `capacity` were drawn: a batch that leaves some out is not what is accounted for.
+
+    >>> rows, mask = ft.train.privacy.poisson_rows(ft.random.key(0), count=8, sampling_rate=1.0, capacity=10)
+    >>> rows.tolist(), mask.tolist().count(True)
+    ([0, 1, 2, 3, 4, 5, 6, 7, 0, 0], 8)
     """
     drawn = torch.nonzero(random.bernoulli(key, sampling_rate, (count,))).squeeze(1)
     if len(drawn) > capacity:

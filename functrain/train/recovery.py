@@ -50,6 +50,17 @@ def roll_back(saves: Saves, *, after: int = 10, times: int = 3, skip: int = 0, r
 
     Raises: ValueError for numbers that cannot be; from the hook, Diverged, and ValueError for a step without a guard
     and for the lanes of a sweep.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> optimizer, guard = ft.optim.sgd(0.25), ft.train.skip_nonfinite()
+    >>> step = ft.train_step(lambda params, x, key: (params["w"] - x) ** 2, optimizer, guard=guard)
+    >>> state = ft.init_state({"w": torch.tensor(0.0)}, optimizer, key=ft.random.key(0), guard=guard)
+    >>> batches = torch.tensor([1.0, 1.0, float("nan"), float("nan"), 1.0, 1.0])
+    >>> with TemporaryDirectory() as run:
+    ...     hook = ft.train.roll_back(ft.checkpoint.every(1, run), after=2)
+    ...     state = ft.fit(step, state, batches, steps=4, every=[hook])
+    >>> state.params["w"], state.guard.left_out  # four halvings of the distance to 1, and two batches left out
+    (tensor(0.9375), tensor(2))
     """
     for name, value in (("times", times), ("skip", skip)):
         if type(value) is not int or value < 0:

@@ -51,6 +51,10 @@ def init_state(
     Raises: TypeError naming a leaf of params that is no floating-point tensor, or of buffers that is no tensor, and for
     an argument of another kind; ValueError for keys that make a path ambiguous, naming a leaf that is a Parameter, and
     for a `trainable` that fits nothing.
+
+    >>> state = ft.init_state({"w": torch.zeros(2)}, ft.optim.adam(1e-3), key=ft.random.key(0))
+    >>> ft.tree.paths(state)
+    ['step', 'params/w', 'opt_state/0/count', 'opt_state/0/mu/w', 'opt_state/0/nu/w', 'key']
     """
     if not hasattr(optimizer, "init"):
         raise TypeError(f"init_state: expected (params, optimizer, key=...), came {type(optimizer).__name__} second")

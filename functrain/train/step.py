@@ -119,6 +119,11 @@ def train_step(
     torch's global generator, as its first call in eager tells; ValueError for a state made with other options or by
     another optimizer, a loss that writes into its batch, a metric with the name of one of the step's, and a
     `trainable` that fits no param.
+
+    >>> step = ft.train_step(lambda params, x, key: (params["w"] - x) ** 2, ft.optim.sgd(0.25))
+    >>> state = ft.init_state({"w": torch.tensor(0.0)}, ft.optim.sgd(0.25), key=ft.random.key(0))
+    >>> step(state, torch.tensor(1.0))[1]
+    {'loss': tensor(1.), 'weight': tensor(1.), 'grad_norm': tensor(2.)}
     """
     if not callable(loss_fn) or not hasattr(optimizer, "update"):
         came = f"({type(loss_fn).__name__}, {type(optimizer).__name__})"

@@ -34,6 +34,12 @@ def early_stopping(
 
     Raises: ValueError for numbers that cannot be; from `fit`, ValueError for a metric of several numbers, and at its
     end where the metric never came, naming those that did.
+
+    >>> hook = ft.train.early_stopping("validation_loss", patience=2)  # for ft.fit, behind ft.train.validate
+    >>> for t, loss in enumerate([1.0, 0.5, 0.7, 0.6], 1):
+    ...     stop = hook(t, None, {"validation_loss": loss})
+    >>> stop.reason
+    'validation_loss has not improved in 2 measurements; the best was 0.5 at step 2'
     """
     if type(patience) is not int or patience < 1:
         raise ValueError(

@@ -36,6 +36,14 @@ def sweep(step: Step, over: Over, *, batches: bool = False) -> Sweep:
     `ft.compile`, where all lanes are one graph.
 
     Raises: ValueError for lists of different lengths or none; at the call, naming a leaf that is not (K, ...).
+
+    >>> optimizer = ft.optim.inject_hyperparams(ft.optim.sgd)(learning_rate=0.1)
+    >>> step = ft.train_step(lambda params, x, key: (params["w"] - x) ** 2, optimizer)
+    >>> swept = ft.sweep(step, {"learning_rate": [0.25, 0.5]})
+    >>> states = swept.init(ft.init_state({"w": torch.tensor(0.0)}, optimizer, key=ft.random.key(0)))
+    >>> states, metrics = swept(states, torch.tensor(1.0))
+    >>> states.params["w"]
+    tensor([0.5000, 1.0000])
     """
     return Sweep(step, over, batches=batches)
 

@@ -36,6 +36,13 @@ def unroll(
 
     Raises: ValueError without a batch, and for truncate < 1; TypeError for batches without an end, and for a recompute
     that is neither True nor False.
+
+    >>> step = ft.train_step(lambda params, x, key: (params["w"] - x) ** 2, ft.optim.sgd(0.25))
+    >>> state = ft.init_state({"w": torch.tensor(0.0)}, ft.optim.sgd(0.25), key=ft.random.key(0))
+    >>> def trained(w):  # the param after three steps from w, each of which halves the distance to 1
+    ...     return ft.train.unroll(step, state._replace(params={"w": w}), [torch.tensor(1.0)] * 3)[0].params["w"]
+    >>> trained(torch.tensor(0.0)), ft.grad(trained)(torch.tensor(0.0))
+    (tensor(0.8750), tensor(0.1250))
     """
     if isinstance(batches, dict) or not (hasattr(batches, "__len__") or hasattr(batches, "__iter__")):
         raise TypeError(  # what has __getitem__ alone, as ft.data.windows, has no end

@@ -36,6 +36,12 @@ def validate(
 
     Raises: TypeError for an iterator, which would be at its end the second time, and what `ft.evaluate` raises; from
     the hook, ValueError for the lanes of a sweep.
+
+    >>> loss_fn = lambda params, batch, key: torch.mean((batch["x"] - params["w"]) ** 2)
+    >>> hook = ft.train.validate(loss_fn, [{"x": torch.tensor([1.0, 2.0])}], compile=False)
+    >>> state = ft.init_state({"w": torch.tensor(0.0)}, ft.optim.sgd(0.25), key=ft.random.key(0))
+    >>> hook(10, state, {})  # as ft.fit does with every=[ft.train.every(10, hook)]
+    {'validation_loss': 2.5}
     """
     check_arguments("validate", loss_fn, batches, metrics, predict)
     if isinstance(batches, Iterator):

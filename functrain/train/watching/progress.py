@@ -32,6 +32,12 @@ def progress(
     In a loop of one's own: `bar.begin(t, steps, state)`, `bar(t, state, metrics)` after step t, `bar.close()`.
 
     Raises: what `ft.train.record` raises.
+
+    >>> bar = ft.train.progress()  # ft.fit(step, state, batches, steps=100, every=[bar]) makes these calls
+    >>> bar.begin(0, 100, None)
+    >>> bar(1, None, {"loss": 0.5, "accuracy": 0.75})
+    step 1/100  loss 0.5000  accuracy 0.75  ETA -
+    >>> bar.close()
     """
     meter = Meter(
         "progress", every=every, learning_rate=learning_rate, steps_per_epoch=steps_per_epoch, samples=samples,

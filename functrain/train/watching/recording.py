@@ -50,6 +50,15 @@ def record(
 
     Raises: ValueError for numbers that cannot be; from the hook, for metrics that are no numbers or () tensors, and for
     a metric to count that is not there.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     record = ft.train.record(run, learning_rate=ft.schedules.linear_schedule(0.5, 0.0, 2))
+    ...     record(1, None, {"loss": 1.0})  # as ft.fit does with every=[record]
+    ...     record(2, None, {"loss": torch.tensor(0.25)})
+    ...     record.close()
+    ...     [(row["step"], row["loss"], row["learning_rate"]) for row in ft.train.watching.rows(f"{run}/metrics.jsonl")]
+    [(1.0, 1.0, 0.5), (2.0, 0.25, 0.25)]
     """
     meter = Meter(
         "record", every=every, learning_rate=learning_rate, steps_per_epoch=steps_per_epoch, samples=samples,

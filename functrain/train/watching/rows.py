@@ -21,7 +21,15 @@ _log = logging.getLogger(__name__)
 
 
 def rows(path: str | os.PathLike[str]) -> list[Row]:
-    """Read a metrics file: one dict of floats for each step, in order. A damaged line is left out with a warning."""
+    """Read a metrics file: one dict of floats for each step, in order. A damaged line is left out with a warning.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     record = ft.train.record(run)
+    ...     record(1, None, {"loss": 0.5})
+    ...     ft.train.watching.rows(f"{run}/metrics.jsonl")[0]["loss"]
+    0.5
+    """
     return [row for _, row in _lines(Path(path))]
 
 

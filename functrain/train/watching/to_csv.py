@@ -16,6 +16,16 @@ def csv(file: str | os.PathLike[str]) -> Csv:
     """Return a logger that writes a CSV file: a column for each metric, empty where a step does not have it.
 
     A column that comes later, as a first validation's, is added to the rows before, for which the file is written anew.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     logger = ft.train.watching.csv(f"{run}/metrics.csv")  # for ft.train.record(run, loggers=[logger])
+    ...     logger.log([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25, "validation_loss": 0.75}])
+    ...     print(Path(run, "metrics.csv").read_text(), end="")
+    step,loss,validation_loss
+    1,0.5,
+    2,0.25,0.75
     """
     return Csv(Path(file))
 

@@ -17,6 +17,9 @@ def mlflow(run_id: str | None = None, **options: Any) -> MLflow:
     After going back, the points of both are there. Needs the package mlflow, or mlflow-skinny.
 
     Raises: ImportError, with the command to install it; ValueError for an id and options.
+
+    >>> logger = ft.train.watching.mlflow(experiment_id="0", run_name="mine")
+    >>> hook = ft.train.record("runs/mine", loggers=[logger], hyperparameters={"learning_rate": 1e-3})  # for ft.fit
     """
     try:
         import mlflow as _  # noqa: F401

@@ -19,6 +19,8 @@ def tensorboard(folder: str | os.PathLike[str], *, splits: Sequence[str] = ("val
 
     Raises: ImportError, with the command to install it; ValueError for a folder whose name is not UTF-8, which
     TensorBoard does not take.
+
+    >>> hook = ft.train.record("runs/mine", loggers=[ft.train.watching.tensorboard("runs/mine")])  # for ft.fit
     """
     try:
         import tensorboard as _  # noqa: F401

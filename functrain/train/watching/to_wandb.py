@@ -15,6 +15,9 @@ def wandb(run: Any = None, **options: Any) -> WandB:
     count only grows: after going back, the points of both are there. Needs the package wandb.
 
     Raises: ImportError, with the command to install it; ValueError for a run and options.
+
+    >>> logger = ft.train.watching.wandb(project="digits", name="mine")
+    >>> hook = ft.train.record("runs/mine", loggers=[logger], hyperparameters={"learning_rate": 1e-3})  # for ft.fit
     """
     try:
         import wandb as _  # noqa: F401
