@@ -11,7 +11,7 @@ Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learner
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,8 +21,8 @@ from einops import rearrange
 from torch import Tensor
 
 from functrain import nn, random
-from functrain.models import hf
-from functrain.models.names import Names
+from functrain.models import gpt2_layout, hf
+from functrain.models.gpt2_layout import NAMES as NAMES
 from functrain.progress import Progress
 from functrain.tree import Params
 
@@ -83,6 +83,11 @@ def init(config: Config, key: Tensor) -> Params:
 
     Weights are normal with deviation 0.02, those of `attn/out` and `mlp/down`, which add to the residual stream, with
     0.02 / sqrt(2 L); biases are 0 and norms 1.
+
+    >>> config = ft.models.gpt2.Config(vocab=256, context=16, layers=2, heads=2, width=8)
+    >>> params = ft.models.gpt2.init(config, ft.random.key(0))
+    >>> ft.tree.size(params), params["blocks"][0]["attn"]["qkv"]["weight"].shape
+    (3936, torch.Size([8, 24]))
     """
     width, residual = config.width, 0.02 / (2 * config.layers) ** 0.5
     tokens, positions, blocks = random.split(key, 3).unbind()
@@ -120,7 +125,13 @@ def init(config: Config, key: Tensor) -> Params:
 
 
 def apply(params: Params, tokens: Tensor, config: Config, *, key: Tensor | None = None) -> Tensor:
-    """Return the logits of the token after each token, (B, T, V). Without a key nothing is dropped."""
+    """Return the logits of the token after each token, (B, T, V). Without a key nothing is dropped.
+
+    >>> config = ft.models.gpt2.Config(vocab=256, context=16, layers=2, heads=2, width=8)
+    >>> params = ft.models.gpt2.init(config, ft.random.key(0))
+    >>> ft.models.gpt2.apply(params, torch.tensor([[1, 2, 3]]), config).shape
+    torch.Size([1, 3, 256])
+    """
     return _logits(params, hidden(params, tokens, config, key=key))
 
 
@@ -128,6 +139,11 @@ def hidden(params: Params, tokens: Tensor, config: Config, *, key: Tensor | None
     """Return what the head multiplies: `apply(...)` equals `hidden(...) @ params["wte"].T`. Shape (B, T, D).
 
     Raises: ValueError for tokens that are not (B, T) with T up to the context, TypeError unless they are integers.
+
+    >>> config = ft.models.gpt2.Config(vocab=256, context=16, layers=2, heads=2, width=8)
+    >>> params = ft.models.gpt2.init(config, ft.random.key(0))
+    >>> ft.models.gpt2.hidden(params, torch.tensor([[1, 2, 3]]), config).shape
+    torch.Size([1, 3, 8])
     """
     _check_tokens(tokens, config)
     count = tokens.shape[1]
@@ -155,7 +171,13 @@ def hidden(params: Params, tokens: Tensor, config: Config, *, key: Tensor | None
 def init_cache(
     config: Config, batch: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
 ) -> Cache:
-    """Make a cache that has read nothing."""
+    """Make a cache that has read nothing.
+
+    >>> config = ft.models.gpt2.Config(vocab=256, context=16, layers=2, heads=2, width=8)
+    >>> cache = ft.models.gpt2.init_cache(config, batch=1)
+    >>> cache.keys[0].shape, cache.length
+    (torch.Size([1, 2, 16, 4]), tensor(0))
+    """
     shape = (batch, config.heads, config.context, config.width // config.heads)
     keys = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers))
     values = tuple(torch.zeros_like(k) for k in keys)
@@ -167,6 +189,13 @@ def apply_cached(params: Params, tokens: Tensor, cache: Cache, config: Config) -
 
     Equals the last T of `apply` on all tokens read. The caller keeps `cache.length + T` within the context: the length
     is a tensor, so that no length compiles anew, and reading it here would wait for the device.
+
+    >>> config = ft.models.gpt2.Config(vocab=256, context=16, layers=2, heads=2, width=8)
+    >>> params = ft.models.gpt2.init(config, ft.random.key(0))
+    >>> cache = ft.models.gpt2.init_cache(config, batch=1)
+    >>> logits, cache = ft.models.gpt2.apply_cached(params, torch.tensor([[1, 2, 3]]), cache, config)
+    >>> logits.shape, cache.length
+    (torch.Size([1, 3, 256]), tensor(3))
     """
     _check_tokens(tokens, config)
     positions = cache.length + torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
@@ -218,6 +247,14 @@ def from_hf(folder: hf.Folder, *, progress: Progress | None = None) -> tuple[Par
     Logits equal those of `transformers.GPT2LMHeadModel` to rounding. Attention is "fused" unless weights are dropped.
     `progress` counts bytes of the files.
     Raises: CheckpointError of `functrain.checkpoint`, which names the file, the field or tensor, and a way out.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> config = ft.models.gpt2.Config(vocab=256, context=16, layers=2, heads=2, width=8)
+    >>> params = ft.models.gpt2.init(config, ft.random.key(0))
+    >>> with TemporaryDirectory() as folder:
+    ...     loaded, _ = ft.models.gpt2.from_hf(ft.models.gpt2.to_hf(f"{folder}/mine", params, config))
+    >>> torch.equal(loaded["wte"], params["wte"])
+    True
     """
     return hf.read(folder, HF, progress)
 
@@ -236,6 +273,13 @@ def to_hf(
     `end` is the token that begins and ends a text, `files` what else stands in the folder, such as a tokenizer. Equals
     both again under `from_hf`, but for `attention`. `progress` counts bytes of tensors.
     Raises: CheckpointError of `functrain.checkpoint`; the folder then is as it was.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> config = ft.models.gpt2.Config(vocab=256, context=16, layers=2, heads=2, width=8)
+    >>> params = ft.models.gpt2.init(config, ft.random.key(0))
+    >>> with TemporaryDirectory() as folder:
+    ...     sorted(file.name for file in ft.models.gpt2.to_hf(f"{folder}/mine", params, config).iterdir())
+    ['config.json', 'model.safetensors']
     """
     return hf.write(folder, params, config, HF, {"bos_token_id": end, "eos_token_id": end}, files, progress)
 
@@ -245,55 +289,4 @@ def _config(*, attention_dropout: float, **fields: Any) -> Config:
     return Config(attention=attention, attention_dropout=attention_dropout, **fields)
 
 
-def _fixed(config: Config) -> dict[str, Sequence[Any]]:
-    return {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # three spellings of one formula
-        "n_inner": (None, 4 * config.width),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "reorder_and_upcast_attn": (False,),
-        "add_cross_attention": (False,),
-        "tie_word_embeddings": (True,),
-    }
-
-
-NAMES = Names(
-    modules={
-        "wte": "transformer.wte.weight",
-        "wpe": "transformer.wpe.weight",
-        "blocks/*/ln_1": "transformer.h.*.ln_1",
-        "blocks/*/attn/qkv": "transformer.h.*.attn.c_attn",  # a Conv1D, (in, out) as here
-        "blocks/*/attn/out": "transformer.h.*.attn.c_proj",
-        "blocks/*/ln_2": "transformer.h.*.ln_2",
-        "blocks/*/mlp/up": "transformer.h.*.mlp.c_fc",
-        "blocks/*/mlp/down": "transformer.h.*.mlp.c_proj",
-        "ln_f": "transformer.ln_f",
-    }
-)
-
-HF = hf.Layout(
-    model_type="gpt2",
-    architecture="GPT2LMHeadModel",
-    prefix="transformer.",
-    names=NAMES,
-    tied={"lm_head.weight": "wte"},
-    ignored=("h.*.attn.bias", "h.*.attn.masked_bias"),  # the causal mask, which older files hold
-    fields={
-        "vocab": hf.Field("vocab_size", 50257),
-        "context": hf.Field("n_positions", 1024),
-        "layers": hf.Field("n_layer", 12),
-        "heads": hf.Field("n_head", 12),
-        "width": hf.Field("n_embd", 768),
-        "dropout": hf.Field(("resid_pdrop", "embd_pdrop"), 0.1),
-        "attention_dropout": hf.Field("attn_pdrop", 0.1),
-        "eps": hf.Field("layer_norm_epsilon", 1e-5),
-    },
-    config=_config,
-    init=init,
-    fixed=_fixed,
-    silent=(
-        *("n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
-        "summary_first_dropout",
-    ),
-    ours=("attention",),
-)
+HF = gpt2_layout.layout(_config, init)

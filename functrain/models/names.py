@@ -51,6 +51,11 @@ def to_state_dict(params: Tree, names: Names | None = None) -> dict[str, Tensor]
     Equals the tree again under `from_state_dict`. Leaves are the same tensors, transposed ones views of them.
     Raises: ValueError for two paths with one name, TypeError for a leaf that is no tensor, PathError for a pattern that
     fits no path.
+
+    >>> params = {"fc": {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}}
+    >>> state = ft.models.to_state_dict(params, ft.models.Names(modules={"fc": "linear"}, transposed=["fc/weight"]))
+    >>> {name: tuple(tensor.shape) for name, tensor in state.items()}
+    {'linear.bias': (2,), 'linear.weight': (2, 3)}
     """
     names = names or Names()
     found: dict[str, Tensor] = {}
@@ -73,6 +78,11 @@ def from_state_dict(
     of the state. What torch.compile and DataParallel put into names, `_orig_mod.` and `module.`, is passed over. Leaves
     are the state's own tensors, transposed ones copies; `Parameter`s become plain tensors.
     Raises: MismatchError with all missing, extra and misshapen names at once; TypeError for an entry that is no tensor.
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())
+    >>> params = ft.models.from_state_dict(net.state_dict())
+    >>> [(path, tuple(leaf.shape)) for path, leaf in ft.tree.items(params)]
+    [('0/bias', (2,)), ('0/weight', (2, 3))]
     """
     names = names or Names()
     for name, value in state.items():
