@@ -35,6 +35,10 @@ def prefetch(
     batches moved there (on CUDA from pinned memory and without waiting). An error in batch t is raised when its turn
     comes, with the traceback of the thread. The threads start with the first batch asked for and end with the last,
     or when the iterator is closed or dropped.
+
+    >>> batches = ft.data.batches({"x": torch.arange(8)}, batch=2, shuffle=False)
+    >>> [batch["x"].tolist() for batch in ft.data.prefetch(batches, 1, 3)]
+    [[2, 3], [4, 5]]
     """
     if depth < 1 or workers < 1:
         raise ValueError(f"prefetch: expected depth and workers of 1 or more, came depth={depth}, workers={workers}")

@@ -67,6 +67,14 @@ def train_bpe(corpus: Corpus, *, vocab_size: int, progress: Progress | None = No
 
     Raises: ValueError for the validation side, whose words must not leak; ImportError without `tokenizers`.
     Source: Radford et al. 2019, section 2.2 (the pattern that cuts words is GPT-2's).
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "text.txt").write_text("to be or not to be " * 10)
+    ...     tokenizer = ft.data.train_bpe(ft.data.corpus(folder, validation=0.0), vocab_size=262)
+    >>> [tokenizer.decode([token]) for token in tokenizer.encode("to be true")]
+    ['to', ' be', ' ', 't', 'r', 'u', 'e']
     """
     if corpus.split != "train":
         raise ValueError(f"train_bpe: expected the train side of {corpus.name!r}, came its {corpus.split!r} side")
@@ -97,6 +105,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read what any tokenizer's `save` wrote, or any `tokenizer.json` of the `tokenizers` library.
 
     Raises: ValueError naming the path when it holds neither.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     ft.data.Characters("hello").save(f"{folder}/tokenizer.json")
+    ...     ft.data.load_tokenizer(f"{folder}/tokenizer.json").encode("hole").tolist()
+    [1, 3, 2, 0]
     """
     path = Path(path)
     if not path.is_file():

@@ -20,7 +20,7 @@ def read_csv(
     missing: float | None = None,
     delimiter: str = ",",
 ) -> Table:
-    """Read a CSV file into a dict of columns, arrays of N rows, or only those columns that are named.
+    r"""Read a CSV file into a dict of columns, arrays of N rows, or only those columns that are named.
 
     Integers are int64, other numbers float64, `true` and `false` bool, dates datetime64, and all else is text, an array
     of `str` objects; a column of `text` is text whatever stands in it. The first line has the names, unless `names`
@@ -30,6 +30,14 @@ def read_csv(
 
     Raises: ValueError naming the file, the line and the column of a row of another length, of a value that is missing,
     and of a word in a column that began with a number.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "flowers.csv").write_text("petal,species\n1.4,setosa\n4.7,versicolor\n")
+    ...     table = ft.data.read_csv(f"{folder}/flowers.csv")
+    >>> table["petal"], table["species"].tolist()
+    (array([1.4, 4.7]), ['setosa', 'versicolor'])
     """
     reader = arrow("csv", "read_csv")
     path = existing(path, "read_csv")

@@ -16,7 +16,7 @@ _Where: TypeAlias = Callable[[int], str]  # of a row: its file and line
 
 
 def read_jsonl(path: str | Path, *, columns: Sequence[str] | None = None) -> Table:
-    """Read a JSON Lines file into a dict of columns, arrays of N rows, or only those columns that are named.
+    r"""Read a JSON Lines file into a dict of columns, arrays of N rows, or only those columns that are named.
 
     Whole numbers are int64, numbers of which one is not whole float64, text is an array of `str` objects, lists of
     numbers of one shape are an array (N, ...), and objects within are dicts of columns. Empty lines are passed over. A
@@ -24,6 +24,14 @@ def read_jsonl(path: str | Path, *, columns: Sequence[str] | None = None) -> Tab
 
     Raises: ValueError naming the file, the line and the field of what is no JSON, is missing, or is of another kind or
     length than in the first row.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "rows.jsonl").write_text('{"text": "good", "label": 1}\n{"text": "bad", "label": 0}\n')
+    ...     table = ft.data.read_jsonl(f"{folder}/rows.jsonl")
+    >>> table["text"].tolist(), table["label"]
+    (['good', 'bad'], array([1, 0]))
     """
     path = existing(path, "read_jsonl")
     lines: list[int] = []

@@ -41,6 +41,10 @@ def shard(batches: Indexable[Any], *, rank: int, world: int) -> Shard:
 
     Shapes: batch t (B, ...) becomes (B // world, ...), or one row more.
     Raises: ValueError for a rank that is not of the world; at a batch, for fewer rows than ranks.
+
+    >>> batches = ft.data.batches({"x": torch.arange(8)}, batch=4, shuffle=False)
+    >>> [ft.data.shard(batches, rank=rank, world=2)[0]["x"].tolist() for rank in (0, 1)]
+    [[0, 1], [2, 3]]
     """
     if not 0 <= index(rank) < index(world):
         raise ValueError(f"shard: expected a rank in [0, {world}), came {rank}")

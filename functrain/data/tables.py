@@ -20,6 +20,13 @@ def read_parquet(path: str | Path, *, columns: Sequence[str] | None = None) -> T
     struct is a dict of its columns. Needs `pip install 'functrain[tables]'`.
 
     Raises: ValueError naming the file, the column and the row of what is missing, or is a list of another length.
+
+    >>> import pyarrow.parquet
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     pyarrow.parquet.write_table(pyarrow.table({"x": [0.5, 1.5], "name": ["a", "b"]}), f"{folder}/rows.parquet")
+    ...     ft.data.read_parquet(f"{folder}/rows.parquet", columns=["x"])
+    {'x': array([0.5, 1.5])}
     """
     parquet = arrow("parquet", "read_parquet")
     path = existing(path, "read_parquet")

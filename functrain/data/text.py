@@ -60,6 +60,14 @@ def corpus(
     before a text is no part of it.
 
     Raises: ValueError naming the path when it is missing, holds no text for this split, or is not UTF-8 text.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     file = Path(folder, "text.txt")
+    ...     _ = file.write_text("0123456789")
+    ...     ft.data.corpus(file, validation=0.2).text, ft.data.corpus(file, validation=0.2, split="validation").text
+    ('01234567', '89')
     """
     if split not in ("train", "validation"):
         raise ValueError(f"corpus: expected split 'train' or 'validation', came {split!r}")

@@ -86,6 +86,11 @@ def windows(source: Source, *, batch: int, context: int, seed: int, tokenizer: T
 
     Shapes: `tokens`, `targets`, `mask` of each batch are (batch, context).
     Raises: ValueError when there are fewer than context + 1 tokens.
+
+    >>> windows = ft.data.windows(torch.arange(1000), batch=2, context=8, seed=0)
+    >>> batch = windows[500]  # that of step 500, whatever was asked for before
+    >>> batch["tokens"].shape, torch.equal(batch["targets"], batch["tokens"] + 1)
+    (torch.Size([2, 8]), True)
     """
     ids, fingerprint = _ids(source, tokenizer)
     _check(ids, batch, context, seed)
@@ -96,6 +101,10 @@ def crops(source: Source, *, batch: int, context: int, seed: int, tokenizer: Tok
     """Give batches of windows that start anywhere, drawn uniformly with replacement, as nanoGPT does.
 
     Arguments, shapes and errors are those of `windows`.
+
+    >>> batch = ft.data.crops(torch.arange(1000), batch=2, context=8, seed=0)[0]  # of step 0
+    >>> torch.equal(batch["targets"], batch["tokens"] + 1)
+    True
     """
     ids, fingerprint = _ids(source, tokenizer)
     _check(ids, batch, context, seed)
@@ -109,6 +118,10 @@ def evaluation_windows(
 
     The sum of a loss over them is the loss of the whole text, whatever the batch size. All batches have the same shape:
     what is missing at the end of the last one is token 0 with mask False.
+
+    >>> batches = ft.data.evaluation_windows(torch.arange(6), batch=2, context=4)
+    >>> [(batch["targets"].tolist(), batch["mask"].sum().item()) for batch in batches]
+    [([[1, 2, 3, 4], [5, 0, 0, 0]], 5)]
     """
     ids, fingerprint = _ids(source, tokenizer)
     _check(ids, batch, context, 0, tokens=2)

@@ -49,6 +49,13 @@ def tokenize(
 
     With a folder the tokens live in a memory-mapped file there, named by both fingerprints, and are encoded once: the
     next call maps the same file. Without a folder they live in memory. The two are equal. `progress` counts characters.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.txt").write_text("ab"), Path(folder, "b.txt").write_text("c")
+    ...     ft.data.tokenize(ft.data.corpus(folder, validation=0.0)).ids.tolist()  # bytes, and 0 between two documents
+    [97, 98, 0, 99]
     """
     tokenizer = Bytes() if tokenizer is None else tokenizer
     texts = _told(corpus, progress)
@@ -83,6 +90,12 @@ def write_tokens(path: str | Path, texts: Iterable[str], tokenizer: Tokenizer, *
 
     Each file appears whole or not at all, and the header last: without it there is no token file. `corpus` is any
     text that identifies the documents; `tokenize` uses the corpus's fingerprint.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     ft.data.write_tokens(f"{folder}/train.bin", ["ab", "c"], ft.data.Bytes(), corpus="mine")
+    ...     ft.data.open_tokens(f"{folder}/train.bin").ids.tolist()  # 0 stands between two documents
+    [97, 98, 0, 99]
     """
     path = Path(path)
     if path.suffix == ".json":
@@ -107,6 +120,12 @@ def open_tokens(path: str | Path) -> Tokens:
     """Map a token file into memory, after checking it against its header: size, dtype and checksum.
 
     Raises: ValueError naming the file and what does not fit.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     ft.data.write_tokens(f"{folder}/train.bin", ["to be"], ft.data.Bytes(), corpus="mine")
+    ...     ft.data.open_tokens(f"{folder}/train.bin").ids.tolist()  # a source for ft.data.windows
+    [116, 111, 32, 98, 101]
     """
     path = Path(path)
     header = _read_header(_header_path(path))
