@@ -16,6 +16,9 @@ def decode_stream(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
     the last of them has come its bytes decode to U+FFFD.
 
     Source: the two offsets are those of Hugging Face's text-generation-inference, `decode_token`.
+
+    >>> list(ft.generation.decode_stream(ft.data.Bytes(), "né".encode()))  # é is two bytes
+    ['n', '', 'é', '']
     """
     ids: list[int] = []
     begin = read = 0  # ids[begin:read] are shown; what precedes a token can decide how it begins, as with its space

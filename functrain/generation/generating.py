@@ -57,6 +57,12 @@ def generate(
     prompt, negative steps, a negative temperature, a top_k below 1, a top_p outside (0, 1], a key that is missing or of
     another shape; IndexError for a token outside of the vocabulary on the CPU; FloatingPointError for logits that are
     NaN.
+
+    >>> config = ft.models.gpt2.Config(vocab=256, context=16, layers=1, heads=1, width=8)
+    >>> params, prompt = ft.models.gpt2.init(config, ft.random.key(0)), torch.tensor([[1, 2]])
+    >>> tokens = ft.generation.generate(ft.models.gpt2, params, prompt, config, ft.random.key(1), steps=5, top_k=50)
+    >>> tokens.shape, tokens[:, :2].tolist()
+    (torch.Size([1, 7]), [[1, 2]])
     """
     check_prompt(tokens)
     steps = count("steps", steps, 0, "")
@@ -92,6 +98,12 @@ def stream(
 
     Raises: as `generate` does, at the call and not at the first token; FloatingPointError at the token that is drawn
     from NaN.
+
+    >>> config = ft.models.gpt2.Config(vocab=256, context=16, layers=1, heads=1, width=8)
+    >>> params, prompt = ft.models.gpt2.init(config, ft.random.key(0)), torch.tensor([[1, 2]])
+    >>> tokens = ft.generation.stream(ft.models.gpt2, params, prompt, config, ft.random.key(1), steps=100)
+    >>> next(tokens).shape  # the first one, of each row of the prompt; no further step is computed yet
+    torch.Size([1])
     """
     check_prompt(tokens)
     steps = count("steps", steps, 0, "")
