@@ -24,6 +24,14 @@ def best(run: Run, metric: str | None = None, mode: Literal["min", "max"] | None
     over with a message through `logging`.
 
     Raises: MissingError where no checkpoint of the run has the metric and verifies, naming the metrics that there are.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     save = ft.checkpoint.every(100, run, keep_best=ft.checkpoint.Best("validation_loss"))
+    ...     for t, loss in [(100, 0.5), (200, 0.25), (300, 0.75)]:  # as ft.fit does with every=[save]
+    ...         save(t, {"w": torch.zeros(2)}, {"validation_loss": loss})
+    ...     ft.checkpoint.best(run).name
+    'step-00000200'
     """
     known, found = Known(), dict[Path, Mapping[str, Any]]()
     for path in reversed(runs.list(run)):

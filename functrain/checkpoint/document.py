@@ -28,7 +28,11 @@ class Document(NamedTuple):
 
 
 def environment() -> dict[str, Any]:
-    """Return what the last bits of a result depend on: a run resumes bit for bit where this is equal."""
+    """Return what the last bits of a result depend on: a run resumes bit for bit where this is equal.
+
+    >>> ft.checkpoint.environment()["torch"] == torch.__version__
+    True
+    """
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if _cuda_runs() else []
     return {
         "functrain": _version(),

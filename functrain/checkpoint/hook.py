@@ -50,6 +50,14 @@ def every(
 
     The run is locked for this process as long as the hook lives.
     Raises: LockedError, StorageError, both at once and not at the first save; ValueError.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     save = ft.checkpoint.every(100, run, keep_last=2)
+    ...     for t in (100, 150, 200, 300):  # as ft.fit does after each step with every=[save]
+    ...         save(t, {"w": torch.zeros(2)})
+    ...     [path.name for path in ft.checkpoint.list(run)]
+    ['step-00000200', 'step-00000300']
     """
     if type(n) is not int or n < 1:
         raise ValueError(f"checkpoint.every: expected n of at least 1 step, came {n!r}; to save now, call hook.save")

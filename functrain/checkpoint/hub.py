@@ -41,6 +41,13 @@ def load_folder(
     Links are followed, because hub caches are made of them, but a shard's name never leads out of the folder.
     `progress` counts bytes of the files.
     Raises: MissingError, IntegrityError for an index that does not fit its shards, HeaderError, StorageError.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     tensors = {"wte.weight": torch.ones(2), "h.0.attn.bias": torch.zeros(2)}
+    ...     path = ft.checkpoint.save_folder(f"{folder}/mine", tensors, {}, max_file_bytes=5 << 30)
+    ...     ft.checkpoint.load_folder(path, wanted=lambda name: not name.endswith("attn.bias"))
+    {'wte.weight': tensor([1., 1.])}
     """
     found: dict[str, Tensor] = {}
     total = 0 if progress is None else sum(file.stat().st_size for file in files(folder))
@@ -106,6 +113,13 @@ def save_folder(
     Equals the tensors again under `load_folder`, and under any reader of safetensors. More than `max_file_bytes` of
     tensors become shards and an index; a single tensor may be larger. `progress` counts bytes of tensors.
     Raises: ExistsError; UnsupportedError naming a tensor; StorageError.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     tensors, texts = {"fc.weight": torch.ones(2)}, {"config.json": b"{}"}
+    ...     path = ft.checkpoint.save_folder(f"{folder}/mine", tensors, texts, max_file_bytes=5 << 30)
+    ...     sorted(file.name for file in path.iterdir())
+    ['config.json', 'model.safetensors']
     """
     target = Path(folder).absolute()
     _check_free(target)

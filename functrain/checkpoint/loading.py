@@ -52,6 +52,12 @@ def load(
     Raises: MissingError, VersionError, IntegrityError, HeaderError, StorageError, MismatchError, UnknownTypeError;
     UnsupportedError for a `like` with tensors that are not plain; ValueError for `rename` or `cast` without `like`, and
     for the meta device.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = ft.checkpoint.save(f"{folder}/mine", {"body": {"w": torch.ones(2)}, "head": torch.zeros(3)})
+    ...     ft.checkpoint.load(path, at="body"), ft.checkpoint.load(path, only="body/**")
+    ({'w': tensor([1., 1.])}, {'body/w': tensor([1., 1.])})
     """
     if like is None and (rename is not None or cast):
         raise ValueError("load: rename= and cast= say how the checkpoint becomes like=; pass like= too")

@@ -34,6 +34,13 @@ def contents(folder: Folder) -> Contents:
     """Return what a checkpoint says about itself, without reading its tensors.
 
     Raises: MissingError, VersionError, IntegrityError.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = ft.checkpoint.save(f"{folder}/mine", {"w": torch.zeros(2, 3)}, metadata={"epoch": 7})
+    ...     found = ft.checkpoint.contents(path)
+    >>> found.leaves["w"]["shape"], found.metadata
+    ([2, 3], {'epoch': 7})
     """
     return opened(Path(folder))[0]
 
@@ -50,6 +57,11 @@ def verify(folder: Folder) -> Contents:
     """Read every byte of a checkpoint and return what it holds when all is as it was saved.
 
     Raises: MissingError, VersionError, IntegrityError, HeaderError, StorageError.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     list(ft.checkpoint.verify(ft.checkpoint.save(f"{folder}/mine", {"w": torch.zeros(2, 3)})).leaves)
+    ['w']
     """
     found, _, files = opened(Path(folder))
     read_tensors(Path(folder), files, found.leaves, None)
@@ -110,5 +122,12 @@ def load_file(path: Folder) -> dict[str, Tensor]:
     """Load anybody's safetensors file, as a dict by name; tensors own their memory.
 
     Raises: HeaderError saying what the file is instead, IntegrityError, StorageError.
+
+    >>> from safetensors.torch import save_file
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_file({"fc.weight": torch.ones(2)}, f"{folder}/model.safetensors")
+    ...     ft.checkpoint.load_file(f"{folder}/model.safetensors")
+    {'fc.weight': tensor([1., 1.])}
     """
     return read_file(Path(path), links=True)[1]

@@ -44,6 +44,15 @@ def register(cls: type[T] | None = None, *, name: str | None = None) -> Any:
     In files the type has this `name`, or its module and qualified name; with a name of its own it can move.
     functrain's own types need no registration. `load` puts a dataclass together without `__init__`, as trees do.
     Raises: TypeError for another kind of type; ValueError for a name that stands for another type.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from typing import NamedTuple
+    >>> @ft.checkpoint.register(name="mine.Moments")
+    ... class Moments(NamedTuple):
+    ...     mean: torch.Tensor
+    >>> with TemporaryDirectory() as folder:
+    ...     ft.checkpoint.load(ft.checkpoint.save(f"{folder}/mine", Moments(torch.zeros(2))))
+    Moments(mean=tensor([0., 0.]))
     """
     if cls is None:
         return functools.partial(register, name=name)

@@ -23,6 +23,12 @@ def resume(run: Run, like: Tree, *, metadata: Mapping[str, Any] | None = None, a
 
     Raises: ChangedError, whose message lists every difference in the metadata, unless `accept_changes`; what `latest`
     and `load` raise.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     ft.checkpoint.every(100, run)(100, {"w": torch.ones(2)})
+    ...     ft.checkpoint.resume(run, like={"w": torch.zeros(2)})  # in a run's first process, the zeros themselves
+    {'w': tensor([1., 1.])}
     """
     if metadata is not None:
         document.check_metadata(metadata, str(run))
@@ -45,6 +51,12 @@ def differences(folder: Folder, metadata: Mapping[str, Any]) -> list[str]:
     """List in what a checkpoint's metadata is not this one, as lines `data.seed: 0 -> 1`.
 
     What `every` itself adds is not compared.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = ft.checkpoint.save(f"{folder}/mine", {}, metadata={"data": {"seed": 0, "batch": 32}})
+    ...     ft.checkpoint.differences(path, {"data": {"seed": 1, "batch": 32}})
+    ['data.seed: 0 -> 1']
     """
     saved = {key: value for key, value in contents(Path(folder)).metadata.items() if key not in OWN_METADATA}
     before, now = dict(_rows(saved, "")), dict(_rows(metadata, ""))

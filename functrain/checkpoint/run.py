@@ -24,7 +24,14 @@ _log = logging.getLogger(__name__)
 
 
 def list(run: Run) -> builtins.list[Path]:
-    """Return the run's checkpoint folders, oldest step first, without looking inside. Raises: StorageError."""
+    """Return the run's checkpoint folders, oldest step first, without looking inside. Raises: StorageError.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     ft.checkpoint.every(100, run)(100, {"w": torch.zeros(2)})
+    ...     [path.name for path in ft.checkpoint.list(run)]
+    ['step-00000100']
+    """
     folder = Path(run) / "checkpoints"
     try:
         found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
@@ -48,6 +55,12 @@ def latest(run: Run) -> Path | None:
 
     Newer ones that do not verify are passed over, each with a message through `logging` (on stderr unless configured).
     Raises: IntegrityError when there are checkpoints and none verifies: a run must not silently start over.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as run:
+    ...     ft.checkpoint.every(100, run)(100, {"w": torch.zeros(2)})
+    ...     ft.checkpoint.latest(run).name
+    'step-00000100'
     """
     faults: builtins.list[CheckpointError] = []
     there: builtins.list[Path] = []

@@ -43,6 +43,12 @@ def save(
     holds changes nothing; a folder that holds something else is never overwritten. More than `max_file_bytes` of
     tensors become several files and an index; only a tensor that is longer alone makes a longer file.
     Raises: UnsupportedError naming a leaf, before anything is written; ExistsError; StorageError.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = ft.checkpoint.save(f"{folder}/mine", {"w": torch.ones(2), "epoch": 7}, metadata={"lr": 0.1})
+    ...     ft.checkpoint.load(path)
+    {'w': tensor([1., 1.]), 'epoch': 7}
     """
     target = Path(folder).absolute()
     drafted = draft(tree, str(folder), metadata or {}, None, max_file_bytes)
