@@ -14,11 +14,11 @@ from functrain.train.guard import Diverged
 from functrain.train.hooks import Hook, Hooks
 from functrain.train.hooks import Metrics as Metrics
 from functrain.train.loop_checks import check_fit, count, goes_on, is_indexed
+from functrain.train.protocols import Batch, Batches
 from functrain.train.signals import Signals
 from functrain.train.state import TrainState
-from functrain.tree import Batch
 
-Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Step: TypeAlias = Callable[[TrainState, Any], tuple[TrainState, Metrics]]  # whatever its batches are
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +38,14 @@ class Interrupted(SystemExit):
         return f"{signal.Signals(self.signum).name} stopped training after step {_done(self.state)}"
 
 
-def fit(step: Step, state: TrainState, batches: Any, *, steps: int, every: Sequence[Hook] = ()) -> TrainState:
+def fit(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    state: TrainState,
+    batches: Batches[Batch],
+    *,
+    steps: int,
+    every: Sequence[Hook] = (),
+) -> TrainState:
     """Run `step` from step `state.step` to `steps`, and every hook after each step.
 
     Equals `for t in range(state.step, steps): state, metrics = step(state, batches[t])`, with `hook(t + 1, state,
@@ -137,7 +144,7 @@ class _Reader:
         self._indexed = is_indexed(batches)
         self._position = _done(state) + _left_out(state)
         self._batches: Any = batches if self._indexed else goes_on(batches, self._position)
-        self._source: Iterator[Batch] = iter(())
+        self._source: Iterator[Any] = iter(())
         self.seek(state, steps)
 
     def __enter__(self) -> _Reader:

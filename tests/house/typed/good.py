@@ -58,11 +58,24 @@ hook: ft.train.Hook = show
 batches: ft.train.Batches[Batch] = [batch]
 end = ft.fit(compiled, new, batches, steps=10, every=[hook, ft.train.every(5, show), ft.train.stop_after(3)])
 assert_type(end, ft.TrainState)
+ft.fit(step, state, batches, steps=10)
+ft.fit(step, state, iter([batch] * 10), steps=10)
+ft.fit(step, state, ft.data.batches(batch, batch=2, seed=0), steps=10)
+ft.fit(step, state, ft.data.prefetch([batch] * 10, 0, 10), steps=10)
+ft.fit(step, state, ft.data.windows(torch.arange(100), batch=2, context=8, seed=0), steps=10)
+ft.fit(lambda state, batch: step(state, batch), state, [batch] * 10, steps=10)
+
+
+def trained(loader: torch.utils.data.DataLoader[Batch]) -> ft.TrainState:
+    return ft.fit(step, state, loader, steps=10)
+
+
 swept = ft.sweep(step, {"seed": [0, 1]})
 states, metrics = ft.compile(swept)(swept.init(state), batch)
 assert_type(states, ft.TrainState)
 last, history = ft.unroll(step, state, [batch] * 3)
 assert_type(last, ft.TrainState)
+ft.fit(ft.compile(swept), states, [batch] * 10, steps=10)
 
 
 # gradients: the parameters of the function, and a tree like its first argument

@@ -82,5 +82,8 @@ hook: ft.train.Hook = after  # wrong
 ft.fit(step, state, [batch], steps=10, every=[after])  # wrong
 ft.fit(step, state, [batch], steps="10")  # wrong
 ft.fit(loss_fn, state, [batch], steps=10)  # wrong
+ft.fit(step, state, [batch["x"]], steps=10)  # wrong
+ft.fit(compiled, state, iter([(batch["x"], batch["y"])]), steps=10)  # wrong
+ft.fit(step, state, 10, steps=10)  # wrong
 loss_of_batch: ft.train.LossFn[Tensor] = loss_fn  # wrong
 numbers: ft.train.Batches[Batch] = 3  # wrong
