@@ -25,6 +25,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "dog": dict(init_step=("distance", 0.1)),
     "dpsgd": dict(seed=1),
     "galore": dict(rank=1),
+    "keep_ema": dict(inner=ours.sgd(0.1)),
     "lars": dict(trust_coefficient=1.0),
     "layerwise_decay": dict(depth=len, deepest=3),
     "lbfgs": dict(linesearch=None),
@@ -156,7 +157,7 @@ def run(number: str, tx: Any, params: Any = PARAMS) -> list[Any]:
             grads = tree.map(lambda g: torch.stack([g, 2 * g, -g / 2]), grads)
         updates, state = tx.update(grads, state, params, **more)
         params = ours.apply_updates(at, updates) if name == "measure_with_ema" else ours.apply_updates(params, updates)
-        seen.append(params)
+        seen.append(state.average if name == "keep_ema" else params)  # what the numbers of an average are about
     tree.check_same_structure(params.fast if name == "lookahead" else params, start)
     return [*seen, state]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,5 +78,12 @@ class TensorBoard:
         if split not in self._writers:
             from torch.utils.tensorboard import SummaryWriter
 
+            _await_another_second(self._folder / split)
             self._writers[split] = SummaryWriter(str(self._folder / split), purge_step=self._step + 1)
         return self._writers[split]
+
+
+def _await_another_second(folder: Path) -> None:
+    # TensorBoard reads the files of a folder by name: of two of one second the older may be the last
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
