@@ -30,6 +30,7 @@ R = TypeVar("R")
 Function = TypeVar("Function")
 Function_co = TypeVar("Function_co", covariant=True)  # a compiled step is a compiled function
 _PIECEWISE_BYTES = 2**20
+_PIECEWISE_LEAVES = 64  # as one graph, a step of a GPT of two layers takes a minute to compile, in pieces 13 s
 
 
 def compile(fn: Function, *, donate: bool = False, cache: str | os.PathLike[str] | None = None) -> Compiled[Function]:
@@ -174,7 +175,7 @@ class _Program:
 
         def build() -> tuple[Any, list[Tensor], int]:
             jobs.start_checks(leaves)
-            cutter = cutting.Cutter(layers=tree.bytes(args[:1]) >= _PIECEWISE_BYTES)
+            cutter = cutting.Cutter(layers=_in_pieces(args[:1]))
             with jobs.alone, torch.no_grad():
                 with engine.tracing_operations(cutter):
                     traced = cutter.trace(flat, tensors)
@@ -259,6 +260,10 @@ def _check_outermost(leaves: list[Any]) -> None:
             "ft.compile: a compiled function was called on a tensor that is being differentiated or mapped over; "
             "put ft.compile outermost, as in ft.compile(ft.grad(f)), or detach the argument"
         )
+
+
+def _in_pieces(first: tuple[Any, ...]) -> bool:
+    return tree.bytes(first) >= _PIECEWISE_BYTES or _PIECEWISE_LEAVES < len(tree.leaves(first))
 
 
 def _or_explain(fn: Callable[..., Any], *args: Any) -> Any:

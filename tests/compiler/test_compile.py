@@ -566,3 +566,19 @@ def test_no_switch_of_torchs_differs_while_a_compiled_step_runs(way: str, accumu
     step(state, torch.ones(4, 8))
     assert SEEN == [before] * 2 * accumulate  # forward and backward
     assert switches() == before
+
+
+@pytest.mark.parametrize(("leaves", "bytes_each", "in_pieces"), [(64, 4, False), (65, 4, True), (1, 2**20, True)])
+def test_what_is_large_or_has_many_leaves_is_compiled_in_pieces(
+    leaves: int, bytes_each: int, in_pieces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Spy(compilation.cutting.Cutter):
+        def __init__(self, *, layers: bool) -> None:
+            made.append(layers)
+            super().__init__(layers=layers)
+
+    monkeypatch.setattr(compilation.cutting, "Cutter", Spy)
+    ft.compile(lambda xs, y: y)([torch.zeros(bytes_each // 4) for _ in range(leaves)], torch.ones(()))
+    assert made[0] is in_pieces
