@@ -16,7 +16,7 @@ from programs import cut, lowered
 from torch import Tensor
 
 import functrain as ft
-from functrain.compiler import compilation, engine
+from functrain.compiler import compilation, cutting, engine
 from functrain.models import gpt2
 from functrain.transforms import ConsumedError
 
@@ -574,11 +574,11 @@ def test_what_is_large_or_has_many_leaves_is_compiled_in_pieces(
 ) -> None:
     made = []
 
-    class Spy(compilation.cutting.Cutter):
+    class Spy(cutting.Cutter):
         def __init__(self, *, layers: bool) -> None:
             made.append(layers)
             super().__init__(layers=layers)
 
-    monkeypatch.setattr(compilation.cutting, "Cutter", Spy)
+    monkeypatch.setattr(cutting, "Cutter", Spy)
     ft.compile(lambda xs, y: y)([torch.zeros(bytes_each // 4) for _ in range(leaves)], torch.ones(()))
     assert made[0] is in_pieces
