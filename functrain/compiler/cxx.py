@@ -6,19 +6,21 @@ from __future__ import annotations
 class CompilerNotFoundError(RuntimeError):
     """There is no C++ compiler on this machine, and compiling for the CPU needs one."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, what: str = "ft.compile", way_out: str = "leave out ft.compile: the step runs in eager as it is"
+    ) -> None:
         super().__init__(
-            "ft.compile: no C++ compiler found, and compiling for the CPU needs one; install g++ or clang++ "
-            "(or set CXX to one), or leave out ft.compile: the step runs in eager as it is"
+            f"{what}: no C++ compiler found, and compiling for the CPU needs one; install g++ or clang++ (or set CXX "
+            f"to one), or {way_out}"
         )
 
 
-def check_compiler() -> None:
-    """Raise CompilerNotFoundError where a function of tensors on the CPU would at its first call."""
+def check_compiler(*words: str) -> None:
+    """Raise CompilerNotFoundError(*words) where a function of tensors on the CPU would at its first call."""
     from functrain.compiler.inductor import cxx
 
     if not cxx.is_there():
-        raise CompilerNotFoundError
+        raise CompilerNotFoundError(*words)
 
 
 def no_compiler(error: BaseException | None) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from functrain import data, transforms, tree
+from functrain.compiler.cxx import CompilerNotFoundError
 from functrain.losses import Loss
 from functrain.train import checks
 from functrain.train.loop_checks import is_indexed
@@ -57,7 +58,8 @@ def evaluate(
     Where torch.distributed runs, all ranks must call it, each with its batches, as `ft.data.shard` makes them: all
     return the numbers over all. Objects are left to add up themselves, as those of torchmetrics do.
 
-    Raises: ValueError for no batches or endless ones, weights that add up to 0, rows that are not known, and metrics
+    Raises: CompilerNotFoundError on a machine without a C++ compiler, where `compile=False` evaluates; ValueError for
+    no batches or endless ones, weights that add up to 0, rows that are not known, and metrics
     without predict; TypeError for arguments, a loss or a metric of another kind.
 
     >>> loss_fn = lambda params, batch, key: torch.mean((batch["x"] - params["w"]) ** 2)
@@ -77,7 +79,10 @@ def evaluate(
             progress(0, of)
         for done, batch in enumerate(_moved(batches, device), 1):
             _check_tensors(batch, done)
-            found, arguments = measured(*given, batch)
+            try:
+                found, arguments = measured(*given, batch)
+            except CompilerNotFoundError as error:
+                raise CompilerNotFoundError("evaluate", "pass compile=False: it evaluates in eager") from error
             sums.add(found)
             predictions.add(arguments)
             if progress is not None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
+
+from functrain.compiler.cxx import check_compiler
 from functrain.train.evaluation import check_arguments, evaluate
 from functrain.train.hooks import Metrics
 from functrain.train.predictions import Metric
@@ -34,8 +37,8 @@ def validate(
     keeps. With `buffers`, as in `ft.train_step`, the loss takes `state.buffers` too. The other arguments are those of
     `ft.evaluate`; batches must be such as can be gone through again.
 
-    Raises: TypeError for an iterator, which would be at its end the second time, and what `ft.evaluate` raises; from
-    the hook, ValueError for the lanes of a sweep.
+    Raises: CompilerNotFoundError at once; TypeError for an iterator, which would be at its end the second time, and
+    what `ft.evaluate` raises; from the hook, ValueError for the lanes of a sweep.
 
     >>> loss_fn = lambda params, batch, key: torch.mean((batch["x"] - params["w"]) ** 2)
     >>> hook = ft.train.validate(loss_fn, [{"x": torch.tensor([1.0, 2.0])}], compile=False)
@@ -50,6 +53,8 @@ def validate(
             f"{type(batches).__name__}, which is at its end after the first; pass a list, a DataLoader or "
             "ft.data.evaluation_windows"
         )
+    if compile and not torch.cuda.is_available():  # not at the first validation, when a run has gone on for a while
+        check_compiler("validate", "pass compile=False: it evaluates in eager")
 
     def hook(t: int, state: TrainState, others: Metrics) -> dict[str, float]:
         if state.step.dim() > 0:

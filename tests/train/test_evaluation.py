@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +265,20 @@ def test_two_ranks_evaluate_as_one_and_a_stop_in_one_stops_both(tmp_path: Path) 
     for rank in range(2):
         found, stopped = eval((tmp_path / str(rank)).read_text())
         assert found == pytest.approx(evaluate(batches), rel=1e-6) and stopped == 3
+
+
+def test_without_a_compiler_the_way_out_is_named_at_once() -> None:
+    program = (
+        "import torch, functrain as ft\n"
+        "loss = lambda params, batch, key: torch.mean((params - batch) ** 2)\n"
+        "for call in (lambda: ft.train.validate(loss, [torch.ones(2)]),\n"
+        "             lambda: ft.evaluate(loss, torch.zeros(()), [torch.ones(2)])):\n"
+        "    try:\n        call()\n    except ft.transforms.CompilerNotFoundError as error:\n        print(error)\n"
+        "print(ft.evaluate(loss, torch.zeros(()), [torch.ones(2)], compile=False))\n"
+    )
+    environment = os.environ | {"CXX": "/no/such/compiler", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second, found = done.stdout.splitlines()
+    assert first.startswith("validate: no C++ compiler") and second.startswith("evaluate: no C++ compiler")
+    assert all("pass compile=False" in line for line in (first, second)) and found == "{'loss': 1.0}"

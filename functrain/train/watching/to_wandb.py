@@ -39,7 +39,7 @@ class WandB:
             import wandb
 
             self._run = wandb.init(**self._options)
-            self._run.define_metric("*", step_metric="step")
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, rows: Sequence[Row]) -> None:
         for row in rows:
