@@ -47,7 +47,8 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-    raise UsageError(f"{_first_sentence(said.getvalue(), [*_names(cls), *beside])} (see {prog} --help)")
+    command = " ".join(prog.split()[:2])
+    raise UsageError(f"{_first_sentence(said.getvalue(), [*_names(cls), *beside])} (see {command} --help)")
 
 
 @contextlib.contextmanager

@@ -46,7 +46,9 @@ def main(words: Sequence[str]) -> None:
         raise UsageError("profile: expected a run or a preset; functrain profile RUN|PRESET")
     what, rest = ("tiny", words) if words[0].startswith("-") else (words[0], words[1:])
     run, asked = _asked(what)
-    options = parse(Options, rest, prog="functrain profile", description=DESCRIPTION, default=Options(config=asked))
+    options = parse(
+        Options, rest, prog="functrain profile RUN|PRESET", description=DESCRIPTION, default=Options(config=asked)
+    )
     for name, value, least in (("warmup", options.warmup, 0), ("active", options.active, 1), ("rows", options.rows, 1)):
         if value < least:
             raise UsageError(f"--{name}: expected at least {least}, came {value}")

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import functrain as ft
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)]
 SHELL = {"sh", "bash", "console", "shell"}
@@ -93,6 +95,29 @@ def test_the_pages_code_runs(page, tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_pages_commands_exist(page):
     assert [found for command in commands(page) if (found := missing(command, ROOT))] == []
+
+
+def unknown(page: Path) -> list[str]:
+    """Return the names below `ft.` that a page says and the library does not have."""
+    found = []
+    for name in sorted(set(re.findall(r"\bft((?:\.[a-zA-Z_]\w*)+)", page.read_text()))):
+        place = ft
+        try:
+            for part in name[1:].split("."):
+                place = getattr(place, part)
+        except AttributeError:
+            found.append(f"ft{name}")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_names_that_a_page_says_exist(page):
+    assert unknown(page) == []
+
+
+def test_a_name_that_does_not_exist_is_found(tmp_path):
+    (tmp_path / "page.md").write_text("`ft.optim.adamw`, or `ft.train.earlystopping(...)`; ft.losses.Loss.total")
+    assert unknown(tmp_path / "page.md") == ["ft.train.earlystopping"]
 
 
 def test_a_wrong_command_is_found(tmp_path):

@@ -283,9 +283,7 @@ def run_that_goes_back(hook: Any) -> None:
 
 @pytest.mark.filterwarnings("default")  # theirs
 def test_weights_and_biases_gets_rows_settings_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = pytest.importorskip(
-        "wandb", reason="needs the package wandb, which is too heavy for every run of the tests"
-    )
+    wandb = pytest.importorskip("wandb", reason="needs the package wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = wandb.init(mode="offline", dir=str(tmp_path), project="test")
     hook = record(tmp_path, every=2, loggers=[watching.wandb(run)], hyperparameters={"a": {"b": 1}})
@@ -298,9 +296,7 @@ def test_weights_and_biases_gets_rows_settings_and_texts(tmp_path: Path, monkeyp
 
 @pytest.mark.filterwarnings("default")  # theirs
 def test_mlflow_gets_rows_settings_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip(
-        "mlflow", reason="needs the package mlflow, which is too heavy for every run of the tests"
-    )
+    mlflow = pytest.importorskip("mlflow", reason="needs the package mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(f"file://{tmp_path}/mlruns")
     logger = watching.mlflow(run_name="test")
