@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from functrain import checkpoint
@@ -62,6 +62,8 @@ def keras(values: list[float], patience: int, min_delta: float, mode: str) -> in
 @given(
     st.lists(VALUES, min_size=1, max_size=12), st.integers(1, 4), st.sampled_from([0.0, 0.1]), st.booleans(),
 )  # fmt: skip
+@example([2.05, 2.0, 1.0], 1, 0.1, True)  # better, and not by enough
+@example([2.0, 2.05, 3.0], 1, 0.1, False)
 def test_it_stops_where_keras_does(values: list[float], patience: int, min_delta: float, lowest: bool) -> None:
     mode = "min" if lowest else "max"
     assert stopped(values, patience=patience, min_delta=min_delta, mode=mode) == keras(

@@ -145,6 +145,16 @@ def test_tensorboard_has_training_and_validation_on_one_chart_and_each_step_once
     assert [(row["step"], row["loss"]) for row in found] == [(t, 1 if t < 4 else 2) for t in range(1, 7)]
 
 
+def test_events_of_a_run_that_goes_back_lie_in_a_file_of_a_later_second(tmp_path: Path) -> None:
+    # TensorBoard reads the files of a folder by name, and the count behind the second goes from 9 to 10
+    logger = watching.tensorboard(tmp_path)
+    for step in (0, 3, 1):
+        logger.begin(step)
+    logger.close()
+    seconds = [file.name.split(".")[3] for file in tmp_path.glob("events.out.tfevents.*")]
+    assert len(seconds) == len(set(seconds)) == 3
+
+
 def test_rates_leave_out_the_first_step_evaluations_and_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
