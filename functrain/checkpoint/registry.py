@@ -1,6 +1,7 @@
 """Descriptions back to trees, with the types that this process knows.
 
-Nothing is imported for a file's sake: a NamedTuple or dataclass comes back only as a type that was registered here.
+Nothing is imported for a file's sake: a NamedTuple or dataclass comes back only as a type that was registered here, or
+is functrain's own.
 """
 
 from __future__ import annotations
@@ -139,13 +140,24 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 
 def _find(name: str) -> type | None:
-    """A registered type, or a node type that functrain itself has defined; nothing is imported for a file's sake."""
+    """A registered type, or a node type that functrain itself defines."""
     module, _, attribute = name.rpartition(".")
+    if name not in _REGISTERED and _ours(module):
+        _load_house()
     if name not in _REGISTERED and _ours(module) and module in sys.modules:
         cls = vars(sys.modules[module]).get(attribute)  # getattr would run a module's __getattr__, which may import
         if isinstance(cls, type) and type_name(cls) == name and _is_node(cls):
             return cls
     return _REGISTERED.get(name) or _moved(name)
+
+
+@functools.cache
+def _load_house() -> None:
+    # every room, whatever the file names: one that nobody has named yet in this process is not loaded
+    house = sys.modules["functrain"]
+    for room in house.ROOMS:
+        if room != "testing":  # has no such types, and needs hypothesis
+            getattr(house, room)
 
 
 def _moved(name: str) -> type | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,3 +179,14 @@ def test_a_type_of_ours_that_has_moved_is_found_where_one_alone_can_be_meant(mon
 def test_what_like_cannot_be_is_told(folder: Path) -> None:
     with pytest.raises(checkpoint.UnsupportedError, match=re.escape("like=: 'head'")):
         checkpoint.load(folder, like=model(1) | {"head": object()})
+
+
+def test_a_process_that_has_named_no_room_builds_the_types_of_the_house(tmp_path: Path) -> None:
+    optimizer = ft.optim.chain(ft.optim.clip_by_global_norm(1.0), ft.optim.keep_ema(ft.optim.adamw(0.1)))
+    guard = ft.train.skip_nonfinite()
+    state = ft.init_state({"w": torch.ones(2)}, optimizer, key=ft.random.key(0), guard=guard)
+    checkpoint.save(tmp_path / "c", state)
+    program = f"import functrain as ft\nprint(ft.checkpoint.load({str(tmp_path / 'c')!r}))"
+    environment = os.environ | {"PYTHONPATH": str(Path(ft.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == f"{state}\n", done.stderr
