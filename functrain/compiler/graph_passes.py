@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -38,6 +39,52 @@ def unstack_sums(graph: fx.Graph) -> None:
         node.replace_all_uses_with(total)
         graph.erase_node(node)
     graph.eliminate_dead_code()
+
+
+def compute_once(graph: fx.Graph) -> fx.Graph:
+    """Let the same thing be computed once; return the graph. Writes to inputs come last.
+
+    Two results that are equal stay two tensors, as a caller may write to one of them.
+    """
+    end: Any = graph.output_node()
+    base: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        part = node.target is operator.getitem or is_view(node.target)
+        base[node] = base[node.all_input_nodes[0]] if part else node
+    returned = {base[node] for node in end.all_input_nodes}
+    known: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or base[node] in returned or not _is_function(node.target):
+            continue
+        try:
+            found = known.setdefault((node.target, _comparable(node.args), _comparable(node.kwargs)), node)
+        except TypeError:  # an argument without a hash
+            continue
+        if found is not node:
+            node.replace_all_uses_with(found)
+            graph.erase_node(node)
+    return graph
+
+
+def _is_function(target: Any) -> bool:
+    """Tell whether an operation gives the same for the same."""
+    if target is operator.getitem:
+        return True
+    drawn = isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+    return isinstance(target, torch._ops.OpOverload) and not (
+        drawn or target._schema.is_mutable or target.overloadpacket in (aten.empty, aten.empty_strided)
+    )
+
+
+def _comparable(value: Any) -> Any:
+    """Make of an argument what equals that of the same operation alone: 1 is not 1.0, nor 0.0 the same as -0.0."""
+    if isinstance(value, (tuple, list)):
+        return tuple([_comparable(x) for x in value])
+    if isinstance(value, dict):
+        return tuple([(name, _comparable(x)) for name, x in value.items()])
+    if isinstance(value, fx.Node):
+        return value
+    return (type(value), repr(value) if isinstance(value, float) else value)
 
 
 def stacked_numbers(node: fx.Node) -> list[fx.Node]:

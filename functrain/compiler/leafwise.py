@@ -31,7 +31,7 @@ aten = torch.ops.aten
 
 def compile_graph(graph: fx.Graph, mode: FakeTensorMode) -> lowering.Kernel:
     """Compile a graph of aten operations whose only side effects are writes to its inputs."""
-    return _Plan(lowering.without_repetitions(graph), mode).run
+    return _Plan(graph_passes.compute_once(graph), mode).run
 
 
 class _Plan:

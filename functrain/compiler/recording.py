@@ -17,7 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from functrain import tree
 from functrain.compiler import forward_mode
 from functrain.compiler.graph_passes import is_view
-from functrain.compiler.untraceable import drawn, escaped
+from functrain.compiler.untraceable import drawn, escaped, quiet
 
 aten = torch.ops.aten
 
@@ -85,10 +85,29 @@ class Recording(FakeTensorMode):
             self._last = self.graph.placeholder(name)
         self._last.meta["val"] = fake
         self._nodes[id(fake)] = (fake, self._last)
-        self._share(fake)
+        self.share(fake)
         return self._last
 
-    def _share(self, x: Tensor) -> None:
+    def stand_in(self, x: Tensor) -> tuple[Tensor, fx.Node]:
+        """Make a tensor like x, and a node for it, that stand for such a tensor until they are forgotten."""
+        fake = self.new(x)
+        node = self.graph.create_node("call_function", aten.empty.memory_format)
+        node.meta["val"] = fake
+        self.made_by(node, fake)
+        self.share(fake)
+        return fake, node
+
+    def forget(self, node: fx.Node) -> None:
+        """Take a node that nobody uses out of the graph."""
+        self._nodes.pop(id(node.meta["val"]), None)
+        self.graph.erase_node(node)
+
+    def made_by(self, node: fx.Node, x: Tensor) -> None:
+        """Let a tensor be what a node makes."""
+        self._nodes[id(x)] = (x, node)
+
+    def share(self, x: Tensor) -> None:
+        """Let a write to the memory of a tensor be more than a new value of it."""
         memory = x.untyped_storage()  # kept, that its address is not another's
         self._shared[memory._cdata] = memory
 
@@ -220,14 +239,14 @@ class Recording(FakeTensorMode):
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         if func in _SAME:
             self._nodes[id(result)] = (result, self.node_of(args[0]))
-            self._share(result)
+            self.share(result)
             return
         single = isinstance(result, Tensor)
         if is_view(func):
-            self._share(args[0])
+            self.share(args[0])
         if not single and not any(isinstance(x, Tensor) for x in tree.leaves(result)):
             return
-        if torch.Tag.nondeterministic_seeded in func.tags and not _quiet(func, args, kwargs):
+        if torch.Tag.nondeterministic_seeded in func.tags and not quiet(func, args, kwargs):
             raise drawn(func)
         node = self.graph.create_node("call_function", func, self._of(args), self._of(kwargs))
         node.meta["val"] = result
@@ -275,10 +294,3 @@ def with_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     if type(value) in (tuple, list):
         return type(value)([with_tensors(x, fn) for x in value])
     return {name: with_tensors(x, fn) for name, x in value.items()} if isinstance(value, dict) else value
-
-
-def _quiet(func: Any, args: Any, kwargs: Any) -> bool:
-    """Tell whether an operation that may draw does not, as attention without dropout."""
-    names = [argument.name for argument in func._schema.arguments]
-    rate = dict(zip(names, args, strict=False)).get("dropout_p", kwargs.get("dropout_p", 0.0))
-    return "attention" in str(func) and rate == 0.0

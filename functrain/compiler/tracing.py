@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import _disable_current_modes
 
-from functrain.compiler import engine
+from functrain.compiler import engine, kinds
 from functrain.compiler.functional import Functional
 from functrain.compiler.graph_passes import is_view
 from functrain.compiler.inductor.decompositions import decompositions
 from functrain.compiler.recording import Recording, Writes
 from functrain.compiler.untraceable import closure_written
+from functrain.tree import by_kind
 
 aten = torch.ops.aten
 
@@ -68,6 +69,7 @@ def _traced(fn: Callable[..., Any], tensors: Sequence[Tensor], mode: Recording, 
         if functional:
             mode.functional = stack.enter_context(Functional(mode))
             values = [mode.functional.wrapped(fake) for fake in values]
+        stack.enter_context(by_kind.recorded_by(None if functional else kinds.recorder(mode)))
         results, writes = fn(mode, *values)
         nodes = [mode.node_of(r) if isinstance(r, Tensor) else r for r in results]
         pairs: list[tuple[fx.Node, fx.Node]] = []

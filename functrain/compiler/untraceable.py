@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 import types
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,13 @@ def closure_written() -> Untraceable:
         "the function writes into a tensor that it did not get as an argument, which would happen once, when it is "
         "traced; pass the tensor as an argument, and return the new value"
     )
+
+
+def quiet(func: Any, args: Any, kwargs: Any) -> bool:
+    """Tell whether an operation that may draw does not, as attention without dropout."""
+    names = [argument.name for argument in func._schema.arguments]
+    rate = dict(zip(names, args, strict=False)).get("dropout_p", kwargs.get("dropout_p", 0.0))
+    return "attention" in str(func) and rate == 0.0
 
 
 def escaped(x: Tensor) -> Untraceable:

@@ -152,7 +152,7 @@ class MultiSteps:
 
         gathered, (acc_grads,) = leafwise(gather, updates, (state.acc_grads,))
         new, inner_state = self.inner_opt.update(gathered, state.inner_opt_state, params, **extra_args)
-        return tree.map(lambda u: torch.where(emit, u, 0.0), new), MultiStepsState(
+        return tree.map(lambda u: torch.where(emit, u, 0.0), new, by_kind=True), MultiStepsState(
             torch.where(skip, state.mini_step, (state.mini_step + 1) % k),
             state.gradient_step + emit,
             tree.where(emit, inner_state, state.inner_opt_state),

@@ -128,4 +128,4 @@ def _condition(should: ConditionFn, step: Tensor, extra_args: dict[str, Any]) ->
 
 
 def _or_zero(act: Tensor, updates: Updates) -> Updates:
-    return tree.map(lambda u: torch.where(act, u, 0.0), updates)
+    return tree.map(lambda u: torch.where(act, u, 0.0), updates, by_kind=True)

@@ -46,7 +46,7 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: MaskOrFn = N
         if isinstance(rate, (int, float)) and rate == 0.0:
             return updates, new_state
         factor = scalar(rate, updates)
-        return tree.map(lambda g, p: add_scaled(g, factor, p), updates, params), new_state
+        return tree.map(lambda g, p: add_scaled(g, factor, p), updates, params, by_kind=True), new_state
 
     decay = GradientTransformation(init, update)
     return decay if mask is None else masked(decay, mask)

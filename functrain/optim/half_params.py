@@ -65,7 +65,7 @@ def keep_master_copies(inner: GradientTransformation) -> GradientTransformationE
         wide = _wide(params, state.master)
         steps, inner_state = inner.update(tree.cast_like(updates, wide), state.inner_state, wide, **extra_args)
         new = apply_updates(wide, steps)
-        ways = tree.map(lambda p, n, u: _way(p, n.to(p.dtype)) if _half(p) else u, params, new, steps)
+        ways = tree.map(lambda p, n, u: _way(p, n.to(p.dtype)) if _half(p) else u, params, new, steps, by_kind=True)
         return ways, MasterCopiesState(_master(params, new), inner_state)
 
     return GradientTransformationExtraArgs(init, update)

@@ -79,6 +79,7 @@ def keep_ema(
             lambda old, new: lerp(old, new, share) if _moves(new) else new.clone(),
             state.average,
             apply_updates(params, updates),
+            by_kind=True,
         )
         return updates, ParamsEmaState(state.count + 1, weight, average, inner_state)
 
@@ -135,7 +136,7 @@ def keep_swa(inner: GradientTransformation, start: int, every: int = 1) -> Gradi
             mean = lerp(old, new, share) if _moves(new) else new.clone()
             return torch.where(counts | (averaged == 0), mean, old)
 
-        average = tree.map(moved, state.average, apply_updates(params, updates))
+        average = tree.map(moved, state.average, apply_updates(params, updates), by_kind=True)
         return updates, ParamsMeanState(count, averaged, average, inner_state)
 
     return GradientTransformationExtraArgs(init, update)

@@ -37,7 +37,7 @@ def scale(step_size: Scalar) -> GradientTransformation:
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         factor = scalar(step_size, updates)
-        return tree.map(lambda g: like(factor, g) * g, updates), state
+        return tree.map(lambda g: like(factor, g) * g, updates, by_kind=True), state
 
     return GradientTransformation(init_empty_state, update)
 
@@ -58,7 +58,7 @@ def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformation:
         updates: Updates, state: ScaleByScheduleState, params: Params | None = None
     ) -> tuple[Updates, ScaleByScheduleState]:
         factor = scalar(step_size_fn(state.count), updates)
-        return tree.map(lambda g: like(factor, g) * g, updates), ScaleByScheduleState(state.count + 1)
+        return tree.map(lambda g: like(factor, g) * g, updates, by_kind=True), ScaleByScheduleState(state.count + 1)
 
     return GradientTransformation(init, update)
 

@@ -102,7 +102,7 @@ def _add(params: Params, updates: Updates) -> Params:
     for param, update in zip(tree.leaves(params), tree.leaves(updates), strict=True):
         if update.is_floating_point() and not (param.is_floating_point() or param.is_complex()):
             _refuse(params, updates)
-    return tree.map(lambda param, update: (param + update).to(param.dtype), params, updates)
+    return tree.map(lambda param, update: (param + update).to(param.dtype), params, updates, by_kind=True)
 
 
 def _refuse(params: Params, updates: Updates) -> None:

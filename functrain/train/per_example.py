@@ -126,7 +126,7 @@ def noise_scale_step(
     def update(state: TrainState, found: transforms.GradientMoments) -> tuple[TrainState, Metrics]:
         loss, count = found.result
         share = 1 / loss.weight
-        grads = tree.map(lambda grad: grad * share.to(grad.dtype), found.grads)
+        grads = tree.map(lambda grad: grad * share.to(grad.dtype), found.grads, by_kind=True)
         norm = tree.norm(grads)
         noise = transforms.gradient_noise(found.squared_norm * count * share**2, norm**2, 1, count)
         updates, opt_state = checks.update(

@@ -200,9 +200,9 @@ def train_step(
         loss = tree.map(lambda leaf: wide(leaf) if isinstance(leaf, Tensor) else leaf, loss)
         if looped:
             share = 1 / loss.weight
-            grads = tree.map(lambda grad: grad * share.to(grad.dtype), grads)
+            grads = tree.map(lambda grad: grad * share.to(grad.dtype), grads, by_kind=True)
         if loss_scale is None:
-            grads = tree.map(lambda grad, leaf: grad.to(leaf.dtype), grads, trained)
+            grads = tree.map(lambda grad, leaf: grad.to(leaf.dtype), grads, trained, by_kind=True)
         else:
             grads = unscale(grads, state.loss_scale.scale)
         mean = loss.total / loss.weight

@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from functrain.tree.by_kind import once_a_kind
 from functrain.tree.flattening import flatten, paths
 from functrain.tree.mapping import each, leaves_like, map
 from functrain.tree.nodes import Tree
@@ -19,7 +20,7 @@ def add(a: Tree, b: Tree, *others: Tree) -> Tree:
     >>> ft.tree.add({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([10.0, 20.0])})
     {'w': tensor([11., 22.])}
     """
-    return map(lambda *terms: functools.reduce(torch.add, terms), a, b, *others)
+    return map(lambda *terms: functools.reduce(torch.add, terms), a, b, *others, by_kind=True)
 
 
 def sub(a: Tree, b: Tree) -> Tree:
@@ -29,7 +30,7 @@ def sub(a: Tree, b: Tree) -> Tree:
     >>> ft.tree.sub(after, before)  # what a step changed
     {'w': tensor([ 0.5000, -1.0000])}
     """
-    return map(torch.sub, a, b)
+    return map(torch.sub, a, b, by_kind=True)
 
 
 def mul(a: Tree, b: Tree) -> Tree:
@@ -39,7 +40,7 @@ def mul(a: Tree, b: Tree) -> Tree:
     >>> ft.tree.mul(grads, mask)
     {'w': tensor([3., 0.])}
     """
-    return map(torch.mul, a, b)
+    return map(torch.mul, a, b, by_kind=True)
 
 
 def scale(scalar: float | Tensor, tree: Tree) -> Tree:
@@ -51,7 +52,7 @@ def scale(scalar: float | Tensor, tree: Tree) -> Tree:
     {'w': tensor([ 5., 10.]), 'b': tensor(1.5000)}
     """
     _check_scalar("scale", scalar)
-    return map(lambda leaf: _times(scalar, leaf), tree)
+    return map(lambda leaf: _times(scalar, leaf), tree, by_kind=True)
 
 
 def add_scale(a: Tree, scalar: float | Tensor, b: Tree) -> Tree:
@@ -64,7 +65,7 @@ def add_scale(a: Tree, scalar: float | Tensor, b: Tree) -> Tree:
     {'w': tensor([0.9000, 2.0000])}
     """
     _check_scalar("add_scale", scalar)
-    return map(lambda x, y: x + _times(scalar, y), a, b)
+    return map(lambda x, y: x + _times(scalar, y), a, b, by_kind=True)
 
 
 def vdot(a: Tree, b: Tree) -> Tensor:
@@ -77,7 +78,7 @@ def vdot(a: Tree, b: Tree) -> Tensor:
     tensor(32.)
     """
     first, structure = flatten(a)
-    return joined(each(_product, [first, leaves_like(a, structure, b)], a), torch.sum, 0.0)
+    return joined(each(once_a_kind(_product), [first, leaves_like(a, structure, b)], a), torch.sum, 0.0)
 
 
 def where(condition: Tensor, a: Tree, b: Tree) -> Tree:
@@ -94,7 +95,7 @@ def where(condition: Tensor, a: Tree, b: Tree) -> Tree:
         came = condition.dtype if isinstance(condition, Tensor) else type(condition).__name__
         raise TypeError(f"where: expected a condition of dtype torch.bool, came {came}; compare first, or use `if`")
     scalar = condition.dim() == 0
-    return map(lambda x, y: x if x is y and scalar else torch.where(condition, x, y), a, b)
+    return map(lambda x, y: x if x is y and scalar else torch.where(condition, x, y), a, b, by_kind=True)
 
 
 def allclose(a: Tree, b: Tree, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = True) -> bool:

@@ -15,7 +15,7 @@ def div(a: Tree, b: Tree) -> Tree:
     >>> ft.tree.div({"w": torch.tensor([3.0, 8.0])}, {"w": torch.tensor([2.0, 4.0])})
     {'w': tensor([1.5000, 2.0000])}
     """
-    return map(torch.div, a, b)
+    return map(torch.div, a, b, by_kind=True)
 
 
 def clip(tree: Tree, min_value: float | Tensor | None = None, max_value: float | Tensor | None = None) -> Tree:
@@ -26,7 +26,7 @@ def clip(tree: Tree, min_value: float | Tensor | None = None, max_value: float |
     >>> ft.tree.clip({"w": torch.tensor([-3.0, 0.5, 2.0])}, -1.0, 1.0)
     {'w': tensor([-1.0000,  0.5000,  1.0000])}
     """
-    return map(lambda leaf: _bounded(leaf, min_value, max_value), tree)
+    return map(lambda leaf: _bounded(leaf, min_value, max_value), tree, by_kind=True)
 
 
 def conj(tree: Tree) -> Tree:
@@ -35,7 +35,7 @@ def conj(tree: Tree) -> Tree:
     >>> ft.tree.conj({"w": torch.tensor([1 + 2j]), "b": torch.tensor([3.0])})
     {'w': tensor([1.-2.j]), 'b': tensor([3.])}
     """
-    return map(torch.conj, tree)
+    return map(torch.conj, tree, by_kind=True)
 
 
 def real(tree: Tree) -> Tree:
@@ -44,7 +44,7 @@ def real(tree: Tree) -> Tree:
     >>> ft.tree.real({"w": torch.tensor([1 + 2j])})
     {'w': tensor([1.])}
     """
-    return map(torch.real, tree)
+    return map(torch.real, tree, by_kind=True)
 
 
 def batch_shape(tree: Tree, shape: tuple[int, ...] = ()) -> Tree:

@@ -7,14 +7,18 @@ from typing import Any
 
 import torch
 
+from functrain.tree.by_kind import once_a_kind
 from functrain.tree.flattening import flatten, items, paths, structure, unflatten
 from functrain.tree.hints import listed
 from functrain.tree.nodes import Tree, children, signature
 
 
-def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+def map(fn: Callable[..., Any], tree: Tree, *rest: Tree, by_kind: bool = False) -> Tree:
     """Return the tree of `fn(leaf, *leaves of rest at the same path)`.
 
+    With `by_kind`, `fn` promises to do the same to all leaves of one shape, strides, dtype and device: it has no state
+    and writes to nothing. `ft.compile` then runs it once for leaves of one kind, which makes a large tree's first step
+    faster. Without it, as everywhere in eager, `fn` runs for each leaf.
     Raises: ValueError naming the paths that differ when the trees have different structures; what `fn` raises, with
     a note that names the path.
 
@@ -24,7 +28,7 @@ def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """
     first, treedef = flatten(tree)
     columns = [first, *(leaves_like(tree, treedef, other) for other in rest)]
-    return unflatten(treedef, each(fn, columns, tree))
+    return unflatten(treedef, each(once_a_kind(fn) if by_kind else fn, columns, tree))
 
 
 def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from functrain.tree.by_kind import once_a_kind
 from functrain.tree.flattening import leaves
 from functrain.tree.mapping import each
 from functrain.tree.nodes import Tree
@@ -20,7 +21,7 @@ def sum(tree: Tree) -> Tensor:
     >>> ft.tree.sum({"w": torch.tensor([1.0, 2.0]), "b": torch.tensor(3.0)})
     tensor(6.)
     """
-    return joined(each(_sum, [leaves(tree)], tree), torch.sum, 0.0)
+    return joined(each(once_a_kind(_sum), [leaves(tree)], tree), torch.sum, 0.0)
 
 
 def max(tree: Tree) -> Tensor:
@@ -55,13 +56,14 @@ def norm(tree: Tree, ord: int | float | str | None = None, squared: bool = False
     (tensor(5.), tensor(7.), tensor(4.))
     """
     if ord is None or ord == 2:
-        found = each(wide, [leaves(tree)], tree)
+        found = each(once_a_kind(wide), [leaves(tree)], tree)
         dtype = working_dtype(found)
-        pairs = [scaled_squares(leaf, torch.sum, dtype) for leaf in found]
+        squares = once_a_kind(lambda leaf: scaled_squares(leaf, torch.sum, dtype))
+        pairs = [squares(leaf) for leaf in found]
         low, high = (joined([pair[i] for pair in pairs], torch.sum, 0.0) for i in (0, 1))
         return of_squares(low, high, squared=squared)
     if ord == 1:
-        size = joined(each(lambda x: torch.sum(torch.abs(wide(x))), [leaves(tree)], tree), torch.sum, 0.0)
+        size = joined(each(once_a_kind(lambda x: torch.sum(torch.abs(wide(x)))), [leaves(tree)], tree), torch.sum, 0.0)
     elif ord in (math.inf, "inf", "infinity"):
         size = joined(_of_filled(lambda x: torch.amax(torch.abs(wide(x))), tree), torch.amax, 0.0)
     else:
@@ -84,7 +86,8 @@ def root(square: Tensor) -> Tensor:
 def finite(tree: Tree) -> Tensor:
     """Tell whether every number in a tree is finite, as a () bool tensor that the host does not read."""
     # one stack of sums: compiled, a leaf costs no kernel of its own
-    return _none([torch.sum(~torch.isfinite(leaf)) for leaf in leaves(tree)])
+    count = once_a_kind(lambda leaf: torch.sum(~torch.isfinite(leaf)))
+    return _none([count(leaf) for leaf in leaves(tree)])
 
 
 def stays_finite(old: Tree, new: Tree) -> Tensor:
@@ -94,7 +97,8 @@ def stays_finite(old: Tree, new: Tree) -> Tensor:
     """
     pairs = zip(leaves(old), leaves(new), strict=True)
     changed = [(a, b) for a, b in pairs if a is not b and (b.is_floating_point() or b.is_complex())]
-    return _none([torch.sum(torch.isfinite(a) & ~torch.isfinite(b)) for a, b in changed])
+    count = once_a_kind(lambda a, b: torch.sum(torch.isfinite(a) & ~torch.isfinite(b)))
+    return _none([count(a, b) for a, b in changed])
 
 
 def _none(counts: list[Tensor]) -> Tensor:
@@ -177,5 +181,5 @@ def _sum(leaf: Tensor) -> Tensor:
 
 
 def _of_filled(fn: Callable[[Tensor], Tensor], tree: Tree) -> list[Tensor]:
-    found = each(lambda leaf: fn(leaf) if leaf.numel() else None, [leaves(tree)], tree)
+    found = each(once_a_kind(lambda leaf: fn(leaf) if leaf.numel() else None), [leaves(tree)], tree)
     return [term for term in found if term is not None]

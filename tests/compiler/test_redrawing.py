@@ -12,7 +12,6 @@ from torch import Tensor, fx
 
 import functrain as ft
 from functrain.compiler import cutting, engine, graph_passes, redrawing, tracing
-from functrain.compiler.inductor import lowering
 
 ROWS, WIDTH = 2048, 64
 KEY = ft.random.key(0)
@@ -97,7 +96,7 @@ def test_readers_on_both_sides_of_a_product_draw_for_themselves() -> None:
         return [x + words, words - x, few + 1, x @ x, x * words, x + 2 * words, few * 2]
 
     x = ft.random.normal(KEY, (128, 128))
-    graph, draws = lowering.without_repetitions(traced(fn, [x, KEY]).graph), []
+    graph, draws = graph_passes.compute_once(traced(fn, [x, KEY]).graph), []
     for _ in range(2):
         redrawing.draw_again(graph, graph_passes.is_product)
         draws.append(len(graph.find_nodes(op="call_function", target=torch.ops.prims.iota.default)))

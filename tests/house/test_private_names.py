@@ -34,7 +34,6 @@ WHY = {
     "torch._dynamo.convert_frame.compile_lock": "one thread compiles at a time, torch.compile's included",
     "torch._from_functional_tensor": "see FunctionalTensorMode",
     "torch._functionalize_has_data_mutation": "whether a traced function has written into an argument",
-    "torch._functorch.compile_utils.fx_graph_cse": "the same thing computed once in a graph",
     "torch._functorch.config": "what the partitioner keeps, scoped",
     "torch._functorch.partitioners": "the graph of a function and its gradient, split in two",
     "torch._guards.TracingContext": "what is compiled has its trace's fake tensors, or torch keeps nothing on disk",
@@ -78,6 +77,7 @@ WHY = {
     "torch.utils._filelock.FileLock": "see get_lock_dir",
     "torch.compiler._is_compiling_flag": "what modules ask before they look at the numbers in a mask",
     "torch.utils._python_dispatch.TorchDispatchMode": "operations as they are below every transform",
+    "torch.utils._python_dispatch._get_current_dispatch_mode_stack": "whether nobody sees operations before the trace",
     "torch.utils._python_dispatch._disable_current_modes": "a kernel compiled while tensors are traced",
 }
 

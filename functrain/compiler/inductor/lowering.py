@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx
 from torch._functorch import config as functorch_config
 from torch._functorch import partitioners
-from torch._functorch.compile_utils import fx_graph_cse
 from torch._guards import TracingContext, tracing
 from torch._inductor import config
 from torch._inductor.codegen.cpp import CppScheduling
@@ -184,11 +183,6 @@ def compiling(mode: FakeTensorMode) -> Iterator[Any]:
         context = stack.enter_context(tracing(TracingContext(mode)))
         stack.enter_context(torch.no_grad())
         yield context
-
-
-def without_repetitions(graph: fx.Graph) -> fx.Graph:
-    """Return the graph with the same thing computed once."""
-    return fx_graph_cse(graph)
 
 
 def compile_for_any_length(graph: fx.Graph, dtypes: Sequence[torch.dtype], lines: Sequence[bool]) -> Kernel:

@@ -43,7 +43,7 @@ def adaptive_grad_clip(
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         check_params(params, "adaptive_grad_clip")
-        return tree.map(clip_leaf, updates, params), state
+        return tree.map(clip_leaf, updates, params, by_kind=True), state
 
     return GradientTransformation(init_empty_state, update)
 

@@ -41,7 +41,7 @@ def keep_params_nonnegative() -> GradientTransformation:
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         check_params(params, "keep_params_nonnegative")
         check_real(params, "keep_params_nonnegative")
-        return tree.map(lambda u, p: torch.where(p + u < 0, -p, u), updates, params), state
+        return tree.map(lambda u, p: torch.where(p + u < 0, -p, u), updates, params, by_kind=True), state
 
     return GradientTransformation(init_empty_state, update)
 
@@ -59,8 +59,8 @@ def zero_nans() -> GradientTransformation:
         return ZeroNansState(tree.map(lambda p: torch.zeros((), dtype=torch.bool, device=p.device), params))
 
     def update(updates: Updates, state: ZeroNansState, params: Params | None = None) -> tuple[Updates, ZeroNansState]:
-        found = tree.map(lambda g: torch.isnan(g).any(), updates)
-        return tree.map(lambda g: torch.where(torch.isnan(g), 0.0, g), updates), ZeroNansState(found)
+        found = tree.map(lambda g: torch.isnan(g).any(), updates, by_kind=True)
+        return tree.map(lambda g: torch.where(torch.isnan(g), 0.0, g), updates, by_kind=True), ZeroNansState(found)
 
     return GradientTransformation(init, update)
 
@@ -77,7 +77,7 @@ def centralize() -> GradientTransformation:
     """
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
-        return tree.map(_less_mean, updates), state
+        return tree.map(_less_mean, updates, by_kind=True), state
 
     return GradientTransformation(init_empty_state, update)
 
@@ -92,7 +92,7 @@ def normalize_by_update_norm(scale_factor: Scalar = 1.0, eps: Scalar = 1e-6) -> 
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         factor = scale_factor / plus(global_norm(updates), eps)
-        return tree.map(lambda g: scaled(g, factor), updates), state
+        return tree.map(lambda g: scaled(g, factor), updates, by_kind=True), state
 
     return GradientTransformation(init_empty_state, update)
 

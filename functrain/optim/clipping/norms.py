@@ -43,7 +43,7 @@ def clip(max_delta: Scalar) -> GradientTransformation:
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
         check_real(updates, "clip")
-        return tree.map(lambda g: clamp(g, -max_delta, max_delta), updates), state
+        return tree.map(lambda g: clamp(g, -max_delta, max_delta), updates, by_kind=True), state
 
     return GradientTransformation(init_empty_state, update)
 
@@ -64,7 +64,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
         norm = global_norm(updates)
         small = norm < max_norm
         factor = torch.where(small, 1.0, max_norm / torch.where(small, 1.0, norm))
-        return tree.map(lambda g: scaled(g, factor), updates), state
+        return tree.map(lambda g: scaled(g, factor), updates, by_kind=True), state
 
     return GradientTransformation(init_empty_state, update)
 
@@ -82,6 +82,6 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
         return (wide(g) / torch.clamp(size / like(threshold, size), min=1.0)).to(g.dtype)
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
-        return tree.map(clip_leaf, updates), state
+        return tree.map(clip_leaf, updates, by_kind=True), state
 
     return GradientTransformation(init_empty_state, update)

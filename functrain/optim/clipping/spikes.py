@@ -85,7 +85,7 @@ def skip_loss_spikes(
         finite = torch.isfinite(loss)
         act = finite & ~stands_out(loss, losses, count, sigma_factor)
         new, inner_state = inner.update(updates, state.inner_state, params, value=value, **extra_args)
-        return tree.map(lambda u: torch.where(act, u, 0.0), new), SkipLossSpikesState(
+        return tree.map(lambda u: torch.where(act, u, 0.0), new, by_kind=True), SkipLossSpikesState(
             count + finite,
             torch.where((places == count % window) & finite, loss, losses),
             state.skipped + ~act,

@@ -134,12 +134,12 @@ def scale_by_dog(init_step: InitStep, eps: Scalar = 1e-8) -> GradientTransformat
         check_params(params, "scale_by_dog")
         farthest = torch.maximum(state.max_dist, tree.norm(tree.sub(state.init_params, params)))
         norm = tree.norm(updates)
-        updates = tree.map(lambda g: shrunk(g, norm), updates)
+        updates = tree.map(lambda g: shrunk(g, norm), updates, by_kind=True)
         squares = state.sum_sq_norm_grads + torch.clamp(norm, max=largest_squared(norm)) ** 2
         rate = farthest / torch.sqrt(plus(squares, eps))
         if how == "learning_rate":
             rate = torch.where(state.is_init_step, value, rate)
-        new = tree.map(lambda g: scaled(g, rate), updates)
+        new = tree.map(lambda g: scaled(g, rate), updates, by_kind=True)
         return new, DoGState(torch.zeros_like(state.is_init_step), state.init_params, farthest, squares)
 
     return GradientTransformation(init, update)
@@ -184,13 +184,15 @@ def scale_by_dowg(init_estim_sq_dist: Scalar | None = None, eps: Scalar = 1e-4) 
     def update(updates: Updates, state: DoWGState, params: Params | None = None) -> tuple[Updates, DoWGState]:
         check_params(params, "scale_by_dowg")
         way, norm = tree.norm(tree.sub(state.init_params, params)), tree.norm(updates)
-        updates = tree.map(lambda g: shrunk(g, norm), updates)
+        updates = tree.map(lambda g: shrunk(g, norm), updates, by_kind=True)
         most = largest_squared(norm)
         square = torch.maximum(state.estim_sq_dist, torch.clamp(way, max=most) ** 2)
         weighted = square * torch.clamp(norm, max=most) ** 2 + state.weighted_sq_norm_grads
         weighted = torch.clamp(weighted, max=most**2)
         rate = square / plus(torch.sqrt(weighted), eps)
-        return tree.map(lambda g: scaled(g, rate), updates), DoWGState(state.init_params, weighted, square)
+        return tree.map(lambda g: scaled(g, rate), updates, by_kind=True), DoWGState(
+            state.init_params, weighted, square
+        )
 
     return GradientTransformation(init, update)
 

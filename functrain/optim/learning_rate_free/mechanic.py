@@ -76,10 +76,10 @@ def mechanize(
         start = tree.where(state.count == 0, params, state.x0)
         total = state.s.sum()
         decay = weight_decay * total * global_norm(updates) / plus(tree.norm(params), eps)
-        decayed = tree.map(lambda g, p: add_scaled(wide(g), decay, wide(p)), updates, params)
+        decayed = tree.map(lambda g, p: add_scaled(wide(g), decay, wide(p)), updates, params, by_kind=True)
         width = plus(total, eps)
         # minus the base optimizer's way
-        way = tree.map(lambda x0, p: (wide(x0) - wide(p)) / like(width, wide(p)), start, params)
+        way = tree.map(lambda x0, p: (wide(x0) - wide(p)) / like(width, wide(p)), start, params, by_kind=True)
         product = tree.vdot(decayed, way).real.to(state.m.dtype)
         largest = largest_squared(product)
         product = torch.clamp(product, -largest, largest)
@@ -95,7 +95,7 @@ def mechanize(
         def step(x0: Tensor, w: Tensor, u: Tensor, p: Tensor) -> Tensor:
             return (wide(x0) - like(factor, w) * (w - wide(u)) - wide(p)).to(p.dtype)
 
-        new = tree.map(step, start, way, moves, params)
+        new = tree.map(step, start, way, moves, params, by_kind=True)
         return new, MechanicState(base_state, state.count + 1, r, m, v, s, start)
 
     return GradientTransformationExtraArgs(init, update)

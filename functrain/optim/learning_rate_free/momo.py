@@ -95,7 +95,7 @@ def momo(
         length = torch.where(torch.isinf(square), gap / size / size, _over(gap, square))
         length = torch.minimum(rate, length)
         decay = rate * weight_decay / shrink
-        new = tree.map(lambda m, p: _down(p, decay, m, length), mean, params)
+        new = tree.map(lambda m, p: _down(p, decay, m, length), mean, params, by_kind=True)
         lb = state.lb
         if adapt_lower_bound:
             half = torch.where(torch.isinf(square), 0.5 * length * size * size, 0.5 * length * square)
@@ -157,7 +157,7 @@ def momo_adam(
         length = _over(torch.clamp(shrink * (barf - bound / m_factor - gamma) + product, min=0.0), square)
         length = torch.minimum(rate * m_factor, length)
         decay = rate * weight_decay / shrink
-        new = tree.map(lambda r, p: _down(p, decay, r, length), rescaled, params)
+        new = tree.map(lambda r, p: _down(p, decay, r, length), rescaled, params, by_kind=True)
         lb = state.lb
         if adapt_lower_bound:
             lb = torch.clamp((barf + product - gamma - 0.5 * length * square) * m_factor, min=like(lower_bound, cap))

@@ -83,7 +83,7 @@ def reduce_on_plateau(
         judged = _judge(state, mean)
         kept = state._replace(count=count, avg_value=mean)
         state = ReduceLROnPlateauState(*[torch.where(full, new, old) for new, old in zip(judged, kept, strict=True)])
-        return tree.map(lambda g: like(state.scale, g) * g, updates), state
+        return tree.map(lambda g: like(state.scale, g) * g, updates, by_kind=True), state
 
     def _judge(state: ReduceLROnPlateauState, mean: Tensor) -> ReduceLROnPlateauState:
         best = state.best_value

@@ -52,7 +52,7 @@ def scale_by_polyak(
         # a square that is infinite is no step of 0
         ratio = torch.where(torch.isinf(square), gap / norm / norm, ratio)
         factor = torch.where(tiny, 0.0, torch.clamp(ratio, max=max_learning_rate))
-        return tree.map(lambda g: scaled(g, factor), updates), state
+        return tree.map(lambda g: scaled(g, factor), updates, by_kind=True), state
 
     return GradientTransformationExtraArgs(init_empty_state, update)
 

@@ -92,7 +92,7 @@ def prodigy(
         way = tree.vdot(updates, tree.sub(state.params0, params))
         numerator = decay * state.numerator_weighted + estimate / first * rate * way
         weight = (estimate if safeguard_warmup else rate) / first * estimate
-        total = tree.map(lambda g, t: _added(t, b3, wide(g), weight), updates, state.grad_sum)
+        total = tree.map(lambda g, t: _added(t, b3, wide(g), weight), updates, state.grad_sum, by_kind=True)
         found = _over_size(like(estim_lr_coef, estimate) * numerator, total)
         new_estimate = torch.maximum(estimate, found)
         least = new_estimate * like(eps, estimate)
@@ -140,8 +140,8 @@ def dadapt_adamw(
         check_params(params, "dadapt_adamw")
         count, decay = state.count + 1, like(sb2, state.estim_lr)
         rate = _rate(learning_rate, state.count, state.estim_lr) * _corrections(b1, b2, count, updates)
-        roots = tree.map(lambda v: torch.sqrt(above_zero(wide(v))), state.exp_avg_sq)
-        weighted = tree.map(lambda t, root: wide(t) / plus(root, eps), state.grad_sum, roots)
+        roots = tree.map(lambda v: torch.sqrt(above_zero(wide(v))), state.exp_avg_sq, by_kind=True)
+        weighted = tree.map(lambda t, root: wide(t) / plus(root, eps), state.grad_sum, roots, by_kind=True)
         numerator = decay * state.numerator_weighted + (1 - decay) * rate * tree.vdot(updates, weighted)
         share = (1 - decay) * rate
 

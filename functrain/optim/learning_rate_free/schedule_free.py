@@ -129,7 +129,7 @@ def schedule_free_eval_params(state: ScheduleFreeState, params: Params) -> Param
     if not isinstance(state, ScheduleFreeState):
         raise TypeError(f"schedule_free_eval_params: expected a ScheduleFreeState, came {type(state).__name__}")
     b1 = state.b1
-    return tree.map(lambda y, z: ((y - like(1 - b1, y) * z) / like(b1, y)).to(y.dtype), params, state.z)
+    return tree.map(lambda y, z: ((y - like(1 - b1, y) * z) / like(b1, y)).to(y.dtype), params, state.z, by_kind=True)
 
 
 def schedule_free_sgd(

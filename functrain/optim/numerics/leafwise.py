@@ -11,6 +11,7 @@ from torch import Tensor
 import functrain.tree as tree
 from functrain.optim.numerics.safe import squarable, within
 from functrain.tree import Tree
+from functrain.tree.by_kind import once_a_kind
 
 
 def by_parts(step: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
@@ -36,7 +37,8 @@ def leafwise(
     `step` sees half precision as float32: in float16 the square of 1e-4 is 0 and that of 300 infinite, and so is an eps
     of 1e-8 0. The update of a half-precision leaf is rounded to its dtype, to the largest number of float16 where it is
     larger; a new leaf of a state is kept in the dtype of the old one. All of a leaf's work is done before the next
-    leaf's, while it is in the cache.
+    leaf's, while it is in the cache. Where `ft.compile` looks at it, `step` runs once for leaves of one kind, see
+    `tree.by_kind`.
 
     Raises: ValueError naming the paths in which the trees differ, or a leaf that does not keep its shape, because a
     state, update or parameter of another shape was broadcast to it.
@@ -48,6 +50,7 @@ def leafwise(
         columns.append(tree.leaves(other))
     if not leaves:
         return updates, states
+    step = once_a_kind(step)
     made = list(zip(*[step(*map(_wide, row)) for row in zip(*columns, strict=True)], strict=True))
     for column, before in zip(made, columns, strict=False):  # what is only read is not made anew
         for at, (new, old) in enumerate(zip(column, before, strict=True)):

@@ -60,7 +60,7 @@ def update_moment(updates: Updates, moments: Tree, decay: Scalar, order: int) ->
     >>> ft.optim.update_moment(torch.tensor([3.0]), torch.tensor([1.0]), decay=0.9, order=2)
     tensor([1.8000])
     """
-    return tree.map(lambda g, t: _moved(t, _power(wide(g), order), 1 - decay, g), updates, moments)
+    return tree.map(lambda g, t: _moved(t, _power(wide(g), order), 1 - decay, g), updates, moments, by_kind=True)
 
 
 def update_moment_per_elem_norm(updates: Updates, moments: Tree, decay: Scalar, order: int) -> Tree:
@@ -71,7 +71,9 @@ def update_moment_per_elem_norm(updates: Updates, moments: Tree, decay: Scalar, 
     >>> ft.optim.update_moment_per_elem_norm(torch.tensor([3.0 + 4.0j]), torch.tensor([1.0]), decay=0.9, order=2)
     tensor([3.4000])
     """
-    return tree.map(lambda g, t: _moved(t, _power(abs_sq(wide(g)), order // 2), 1 - decay, g), updates, moments)
+    return tree.map(
+        lambda g, t: _moved(t, _power(abs_sq(wide(g)), order // 2), 1 - decay, g), updates, moments, by_kind=True
+    )
 
 
 def update_infinity_moment(updates: Updates, moments: Tree, decay: Scalar, eps: Scalar) -> Tree:
@@ -80,7 +82,9 @@ def update_infinity_moment(updates: Updates, moments: Tree, decay: Scalar, eps: 
     >>> ft.optim.update_infinity_moment(torch.tensor([-3.0, 1.0]), torch.tensor([2.0, 2.0]), decay=0.9, eps=0.0)
     tensor([3.0000, 1.8000])
     """
-    return tree.map(lambda g, t: torch.maximum(torch.abs(g) + like(eps, g), like(decay, t) * t), updates, moments)
+    return tree.map(
+        lambda g, t: torch.maximum(torch.abs(g) + like(eps, g), like(decay, t) * t), updates, moments, by_kind=True
+    )
 
 
 def bias_correction(moment: Tree, decay: Scalar, count: Tensor) -> Tree:
@@ -90,7 +94,7 @@ def bias_correction(moment: Tree, decay: Scalar, count: Tensor) -> Tree:
     tensor([0.5000, 2.0000])
     """
     factor = debias(decay, count, moment)
-    return tree.map(lambda t: like(factor, t) * t, moment)
+    return tree.map(lambda t: like(factor, t) * t, moment, by_kind=True)
 
 
 def debias(decay: Scalar, count: Tensor, updates: Updates) -> Tensor:

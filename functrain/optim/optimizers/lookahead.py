@@ -76,7 +76,10 @@ def lookahead(
         def fast_update(u: Tensor, f: Tensor, s: Tensor) -> Tensor:
             return u - torch.where(sync, like(1 - slow_step_size, s) * (f + u - s), 0.0)
 
-        new = LookaheadParams(tree.map(fast_update, updates, fast, slow), tree.map(slow_update, updates, fast, slow))
+        new = LookaheadParams(
+            tree.map(fast_update, updates, fast, slow, by_kind=True),
+            tree.map(slow_update, updates, fast, slow, by_kind=True),
+        )
         return new, LookaheadState(fast_state, (state.steps_since_sync + 1) % sync_period)
 
     return GradientTransformation(init, update)

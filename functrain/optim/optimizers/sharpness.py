@@ -45,7 +45,7 @@ def normalize() -> GradientTransformation:
         norm = global_norm(updates)
         zero = norm == 0
         factor = torch.where(zero, 0.0, 1 / torch.where(zero, 1.0, norm))
-        return tree.map(lambda g: scaled(g, factor), updates), state
+        return tree.map(lambda g: scaled(g, factor), updates, by_kind=True), state
 
     return GradientTransformation(init_empty_state, update)
 
@@ -90,8 +90,8 @@ def sam(
         first, last = state.steps_since_sync == 0, state.steps_since_sync == sync_period - 1
         climb, adv_state = adv_optimizer.update(updates, state.adv_state, params)
         descend, opt_state = optimizer.update(updates, state.opt_state, state.cache)
-        back = tree.map(lambda c, p, u: c - p + u, state.cache, params, descend)
-        new = tree.map(lambda b, c: torch.where(last, b, -c), back, climb)
+        back = tree.map(lambda c, p, u: c - p + u, state.cache, params, descend, by_kind=True)
+        new = tree.map(lambda b, c: torch.where(last, b, -c), back, climb, by_kind=True)
         kept = adv_optimizer.init(params) if reset_state else state.adv_state
         return new, SAMState(
             (state.steps_since_sync + 1) % sync_period,

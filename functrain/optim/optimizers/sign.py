@@ -28,7 +28,7 @@ def scale_by_sign() -> GradientTransformation:
     """
 
     def update(updates: Updates, state: EmptyState, params: Params | None = None) -> tuple[Updates, EmptyState]:
-        return tree.map(torch.sgn, updates), state
+        return tree.map(torch.sgn, updates, by_kind=True), state
 
     return GradientTransformation(init_empty_state, update)
 
