@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from functrain.models.hf import Field, Layout
+from functrain.models.layout import Field, Layout
 from functrain.models.names import Names
 from functrain.tree import Params
 

@@ -7,11 +7,9 @@ as the heads of a rotary model may, needs a function beside it.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,71 +19,60 @@ from torch import Tensor
 from functrain import tree
 from functrain.checkpoint import MissingError, UnsupportedError, hub, strict_json
 from functrain.checkpoint.stream import is_there
-from functrain.models.names import Names, from_state_dict, to_state_dict
+from functrain.models.config_fields import read_config as read_config
+from functrain.models.config_fields import write_config
+from functrain.models.layout import Field as Field
+from functrain.models.layout import Group as Group
+from functrain.models.layout import Layout as Layout
+from functrain.models.layout import Refused as Refused
+from functrain.models.names import Names, check_counts, from_state_dict, to_state_dict
 from functrain.progress import Progress
 from functrain.tree import Params
 
 Folder = str | os.PathLike[str]
 _MAX_FILE_BYTES = 5 << 30  # as transformers divides by default
-_MOST = 1 << 28  # of a size: a matrix of two of them, four of a model's widths long, still has less than 2**63 bytes
-_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How transformers keeps a model: everything that its folders need, as data."""
-
-    model_type: str
-    architecture: str  # the class with a head, whose names are those of `names`
-    prefix: str  # what a folder of the class without a head leaves out of the names
-    names: Names
-    tied: Mapping[str, str]  # a name that may stand there too -> our path that it repeats
-    ignored: Sequence[str]  # patterns of names that are no parameters
-    fields: Mapping[str, Field]  # our config's field -> theirs
-    config: Callable[..., Any]  # from our fields, as keywords, to our config, which counts its blocks as `layers`
-    init: Callable[[Any, Tensor], Params]
-    fixed: Callable[[Any], Mapping[str, Sequence[Any]]]  # our config -> their field -> what we compute, default first
-    silent: Sequence[str] = ()  # fields of theirs that change no number that we compute
-    ours: Sequence[str] = ()  # fields of ours that change no number either, or no inference
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field of config.json, or several that must agree, and its value where it is left out."""
-
-    names: str | Sequence[str]
-    default: Any
-
-    @property
-    def all(self) -> list[str]:
-        return [self.names] if isinstance(self.names, str) else list(self.names)
-
-
-def read(folder: Folder, layout: Layout, progress: Progress | None = None) -> tuple[Params, Any]:
+def read(
+    folder: Folder, layout: Layout | Sequence[Layout], progress: Progress | None = None, *, head: str | None = None
+) -> tuple[Params, Any]:
     """Return parameters, in the dtype of the files, and config of a model in a folder of transformers.
 
-    Raises: MissingError, UnsupportedError for a config that the model cannot compute, MismatchError for names and
-    shapes that are not the config's, HeaderError, IntegrityError.
+    Of several layouts the one of the folder's `model_type` is taken. A model with heads has the one of the folder's
+    `architectures`, or `head`; tensors of other heads are passed over.
+    Raises: MissingError, UnsupportedError for a config that the model cannot compute or a head that is not there,
+    MismatchError for names and shapes that are not the config's, HeaderError, IntegrityError; ValueError for a head
+    that the model does not have.
     """
     path = Path(folder) / "config.json"
     if not is_there(path):
         came = "none" if path.parent.is_dir() else "no such folder"
         raise MissingError(path, expected="a config.json", came=came, way_out="name the folder of a model")
-    config = read_config(hub.load_json(path), layout, str(path))
-    ignored = re.compile("|".join(_regex(layout.prefix, name) for name in layout.ignored) or r"(?!)")
-    state = hub.load_folder(folder, wanted=lambda name: not ignored.fullmatch(name), progress=progress)
+    table = hub.load_json(path)
+    layout = _layout(layout, table, str(path))
+    config = read_config(table, layout, str(path), head)
+    names, tied_to = layout.names_of(config), layout.tied_of(config)
+    ignored = _matcher(layout.prefix, layout.ignored)
+    state = hub.load_folder(folder, wanted=lambda name: not ignored(name), progress=progress)
     if config.layers > len(state):
         # before a tree of so many layers is made: a wrong number must not take all memory
         expected, came = f"at most the {len(state)} layers that so many tensors can be", f"{config.layers}"
         raise UnsupportedError(path, path="layers", expected=expected, came=came, way_out="mend config.json")
     like = layout.init(config, torch.zeros(2, dtype=torch.int32, device="meta"))
+    check_counts(like, names, len(state), str(folder))
+    state = {_newer(name, layout): tensor for name, tensor in state.items()}
+    of_heads = _matcher("", layout.heads)
     if not any(name.startswith(layout.prefix) for name in state):
-        state = {name if name in layout.tied else layout.prefix + name: tensor for name, tensor in state.items()}
-    tied = {name: state.pop(name) for name in layout.tied if name in state}
-    params = from_state_dict(state, like=like, names=layout.names, where=str(folder))
+        alone = {name: name in tied_to or of_heads(name) for name in state}
+        state = {name if alone[name] else layout.prefix + name: tensor for name, tensor in state.items()}
+    wanted = to_state_dict(like, names).keys() | tied_to.keys()
+    state = {name: tensor for name, tensor in state.items() if name in wanted or not of_heads(name)}
+    tied = {name: state.pop(name) for name in tied_to if name in state}
+    _check_head(like, names, layout, state, of_heads, str(folder), config)
+    params = from_state_dict(state, like=like, names=names, where=str(folder))
     for name, tensor in tied.items():
-        if not _same_bits(tensor, tree.at(params, layout.tied[name])):
-            expected = f"the same values as {layout.names.of(layout.tied[name])!r}, to which it is tied"
+        if not _same_bits(tensor, tree.at(params, tied_to[name])):
+            expected = f"the same values as {names.of(tied_to[name])!r}, to which it is tied"
             way_out = "load it with a model whose head is its own"
             raise UnsupportedError(folder, path=name, expected=expected, came="others", way_out=way_out)
     return params, config
@@ -106,83 +93,61 @@ def write(
     name. Equals both again under `read`.
     Raises: UnsupportedError for a config that transformers cannot express; MismatchError; ExistsError; StorageError.
     """
-    where = f"{folder}/config.json"
-    fields = {name: getattr(config, ours) for ours, field in layout.fields.items() for name in field.all}
-    fixed = {name: values[0] for name, values in layout.fixed(config).items()}
-    back = asdict(read_config({"model_type": layout.model_type, **fixed, **fields}, layout, where))
-    for name, value in asdict(config).items():
-        if back[name] != value and name not in layout.ours:
-            expected = f"{name}={back[name]!r}, the only one that {layout.architecture} has"
-            way_out = "train a model that has it, or keep it as a functrain checkpoint"
-            raise UnsupportedError(where, expected=expected, came=f"{value!r}", way_out=way_out)
+    fields = write_config(config, layout, f"{folder}/config.json")
+    names = layout.names_of(config)
     like = layout.init(config, torch.zeros(2, dtype=torch.int32, device="meta"))
-    state = to_state_dict(params, layout.names)
-    from_state_dict(state, like=like, names=layout.names, where=f"{folder}: params")
-    table = {
-        "architectures": [layout.architecture],
-        "model_type": layout.model_type,
-        "dtype": _dtype(params, folder),
-        **fixed,
-        **fields,
-        **more,
-    }
+    state = to_state_dict(params, names)
+    from_state_dict(state, like=like, names=names, where=f"{folder}: params")
+    table = {**fields, "dtype": _dtype(params, folder), **more}
     texts = {**(files or {}), "config.json": strict_json.dumps(table, indent=2) + b"\n"}
     return hub.save_folder(folder, state, texts, max_file_bytes=_MAX_FILE_BYTES, progress=progress)
 
 
-def read_config(table: Mapping[str, Any], layout: Layout, where: str) -> Any:
-    """Return our config for the fields of a config.json.
+def _layout(layouts: Layout | Sequence[Layout], table: Mapping[str, Any], where: str) -> Layout:
+    if isinstance(layouts, Layout):
+        return layouts
+    came = table.get("model_type")
+    for layout in layouts:
+        if layout.model_type == came:
+            return layout
+    expected, way_out = " or ".join(repr(one.model_type) for one in layouts), "load it with the module of that model"
+    raise UnsupportedError(where, path="model_type", expected=expected, came=f"{came!r:.200}", way_out=way_out)
 
-    Raises: UnsupportedError naming `where`, the field, what was expected and what came.
-    """
 
-    def refuse(name: str, expected: str, came: Any, way_out: str) -> UnsupportedError:
-        return UnsupportedError(where, path=name, expected=expected, came=f"{came!r:.200}", way_out=way_out)
+def _newer(name: str, layout: Layout) -> str:
+    for old, new in layout.older.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
-    if table.get("model_type") != layout.model_type:
-        came = table.get("model_type")
-        raise refuse("model_type", repr(layout.model_type), came, "load it with the module of that model")
-    if "quantization_config" in table:
-        came = table["quantization_config"]
-        raise refuse("quantization_config", "plain tensors", came, "fetch the model that is not quantized")
-    found = {}
-    for ours, field in layout.fields.items():
-        values = {name: table.get(name, field.default) for name in field.all}
-        for name, value in values.items():
-            if not _is_like(value, field.default):
-                raise refuse(name, f"a number such as {field.default}", value, "mend config.json")
-            if type(value) is int and value > _MOST:
-                raise refuse(name, f"at most {_MOST}", value, "mend config.json")
-            if value != values[field.all[0]]:
-                raise refuse(name, f"{values[field.all[0]]!r} as in {field.all[0]}", value, "give them one value")
-        found[ours] = values[field.all[0]]
-    try:
-        config = layout.config(**found)
-    except ValueError as error:
-        raise refuse("", "a config that can be", str(error), "mend config.json") from error
-    fixed = layout.fixed(config)
-    for name, choices in fixed.items():
-        value = table.get(name, choices[0])
-        if value not in choices:
-            expected = " or ".join(repr(choice) for choice in choices)
-            raise refuse(name, expected, value, "choose a model without it: this one computes otherwise")
-    known = {name for field in layout.fields.values() for name in field.all} | set(fixed) | set(layout.silent) | _SILENT
-    unknown = sorted(set(table) - known)
-    if unknown:
-        _log.warning(
-            "%s: fields that functrain does not know are ignored: %s",
-            where,
-            ", ".join([f"{name:.60}" for name in unknown]),
+
+def _check_head(
+    like: Params,
+    names: Names,
+    layout: Layout,
+    state: Mapping[str, Tensor],
+    of_heads: Callable[[str], bool],
+    folder: str,
+    config: Any,
+) -> None:
+    """Say of a part of the tree of which the folder has no tensor, that it is a head that the folder lacks."""
+    parts: dict[str, list[str]] = {}
+    for path in tree.paths(like):
+        parts.setdefault(path.split("/")[0], []).append(names.of(path))
+    lacking = {
+        part: held[0]
+        for part, held in parts.items()
+        if all(of_heads(name) and name.replace("#", "0") not in state for name in held)
+    }
+    if lacking:
+        raise UnsupportedError(
+            folder,
+            path=next(iter(lacking.values())),
+            expected=f"{', '.join(lacking)} of head {config.head!r}, as {layout.architecture_of(config)} has it",
+            came="no tensor of it",
+            way_out="load it with head='none', and begin what is missing anew: "
+            f"params = {{**init(config, key), **params}} with the config of head {config.head!r}",
         )
-    return config
-
-
-# what transformers writes into every config.json, and what steers only training, generation or other heads
-_SILENT = {
-    *("architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
-    *("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "task_specific_params"),
-    *("id2label", "label2id"),
-}
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
@@ -190,14 +155,15 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
-def _is_like(value: Any, default: Any) -> bool:
-    if isinstance(default, float):
-        return type(value) in (int, float)
-    return type(value) is type(default)
+def _matcher(prefix: str, patterns: Sequence[str]) -> Callable[[str], bool]:
+    """Return whether a name, with or without the prefix, fits a pattern; `*` is one part of it, `**` any number."""
 
+    def regex(pattern: str) -> str:
+        whole = [r"[^.]+".join(map(re.escape, some.split("*"))) for some in pattern.split("**")]
+        return f"(?:{re.escape(prefix)})?" + ".+".join(whole)
 
-def _regex(prefix: str, pattern: str) -> str:
-    return f"(?:{re.escape(prefix)})?" + r"[^.]+".join(re.escape(part) for part in pattern.split("*"))
+    fits = re.compile("|".join(map(regex, patterns)) or r"(?!)")
+    return lambda name: fits.fullmatch(name) is not None
 
 
 def _dtype(params: Params, folder: Folder) -> str:

@@ -38,7 +38,7 @@ BROKEN = {
     "[header._entry(k, v, s, w) for k, v in t.items() if k != '__metadata__'], {}, s)",
     "no grammar": "from functrain.checkpoint import grammar; grammar.check = lambda *a: a[0]",
     "a lenient manifest": "from functrain.checkpoint import stream; stream.Source.finish = lambda self: None",
-    "no largest size": "from functrain.models import hf; hf._MOST = 2**70",
+    "no largest size": "from functrain.models import config_fields; config_fields._MOST = 2**70",
 }
 
 
