@@ -23,6 +23,7 @@ from torch import Tensor
 from functrain import nn, random
 from functrain.models import gpt2_layout, hf
 from functrain.models.gpt2_layout import NAMES as NAMES
+from functrain.models.labels import Labels
 from functrain.progress import Progress
 from functrain.tree import Params
 
@@ -132,7 +133,7 @@ def apply(params: Params, tokens: Tensor, config: Config, *, key: Tensor | None 
     >>> ft.models.gpt2.apply(params, torch.tensor([[1, 2, 3]]), config).shape
     torch.Size([1, 3, 256])
     """
-    return _logits(params, hidden(params, tokens, config, key=key))
+    return hidden(params, tokens, config, key=key) @ params["wte"].mT  # (B, T, V)
 
 
 def hidden(params: Params, tokens: Tensor, config: Config, *, key: Tensor | None = None) -> Tensor:
@@ -208,7 +209,7 @@ def apply_cached(params: Params, tokens: Tensor, cache: Cache, config: Config) -
         values.append(torch.index_copy(old_values, 2, positions, v))  # (B, H, C, K)
         x = _add(layer, x, nn.attention(q, keys[-1], values[-1], mask), config, None, None)
     x = nn.layer_norm(x, **params["ln_f"], eps=config.eps)
-    return _logits(params, x), Cache(tuple(keys), tuple(values), cache.length + tokens.shape[1])
+    return x @ params["wte"].mT, Cache(tuple(keys), tuple(values), cache.length + tokens.shape[1])
 
 
 def _heads(params: Params, x: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,10 +229,6 @@ def _add(
     return x + nn.dropout(out, config.dropout, mlp_key)
 
 
-def _logits(params: Params, x: Tensor) -> Tensor:
-    return x @ params["wte"].mT  # (B, T, V)
-
-
 def _check_tokens(tokens: Tensor, config: Config) -> None:
     if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= config.context:
         raise ValueError(
@@ -239,6 +236,15 @@ def _check_tokens(tokens: Tensor, config: Config) -> None:
         )
     if tokens.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"gpt2: expected int64 or int32 tokens, came {tokens.dtype}; pass tokens.long()")
+
+
+def labels(config: Config) -> Labels:
+    """Say which parameters decay, how deep they lie and which are matrices of hidden layers, for `ft.optim`.
+
+    >>> ft.models.gpt2.labels(ft.models.gpt2.Config(vocab=256, context=16, layers=2, heads=2, width=8)).depth("ln_f")
+    3
+    """
+    return Labels(layers=config.layers, embeddings=("wte", "wpe"), first=("wte", "wpe"))
 
 
 def from_hf(folder: hf.Folder, *, progress: Progress | None = None) -> tuple[Params, Config]:
