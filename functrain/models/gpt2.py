@@ -158,11 +158,10 @@ def hidden(params: Params, tokens: Tensor, config: Config, *, key: Tensor | None
         params, key = layer
         weights_key, attention_key, mlp_key = (None, None, None) if key is None else random.split(key, 3).unbind()
         q, k, v = _heads(params, x, config)  # (B, H, T, K)
-        if config.attention == "fused":
-            seen = nn.fused_causal_attention(q, k, v)
-        else:
-            mask = nn.causal_mask(count, x.device)
-            seen = nn.attention(q, k, v, mask, dropout_rate=config.attention_dropout, key=weights_key)
+        seen = nn.attention(
+            q, k, v, causal=True, dropout_rate=config.attention_dropout, key=weights_key,
+            implementation=config.attention,
+        )  # fmt: skip
         return _add(params, x, seen, config, attention_key, mlp_key)
 
     x = nn.stack(block, list(zip(params["blocks"], keys[1:], strict=True)), x)
@@ -207,7 +206,7 @@ def apply_cached(params: Params, tokens: Tensor, cache: Cache, config: Config) -
         q, k, v = _heads(layer, x, config)  # (B, H, T, K)
         keys.append(torch.index_copy(old_keys, 2, positions, k))  # (B, H, C, K)
         values.append(torch.index_copy(old_values, 2, positions, v))  # (B, H, C, K)
-        x = _add(layer, x, nn.attention(q, keys[-1], values[-1], mask), config, None, None)
+        x = _add(layer, x, nn.attention(q, keys[-1], values[-1], mask, implementation="math"), config, None, None)
     x = nn.layer_norm(x, **params["ln_f"], eps=config.eps)
     return x @ params["wte"].mT, Cache(tuple(keys), tuple(values), cache.length + tokens.shape[1])
 

@@ -1,7 +1,8 @@
 """Layers as pure functions of tensors, and the one way to run layers after another."""
 
 from functrain.nn import init
-from functrain.nn.attention import attention, causal_mask, fused_causal_attention
+from functrain.nn.attention import attention
+from functrain.nn.attention_masks import attention_mask, causal_mask
 from functrain.nn.batch_norm import BatchStats, batch_norm, batch_norm_inference, batch_stats
 from functrain.nn.convolution import conv, conv_transpose
 from functrain.nn.dropout import dropout
@@ -12,9 +13,9 @@ from functrain.nn.stack import stack
 from functrain.tree import elsewhere
 
 __all__ = [
-    "BatchStats", "Functional", "adaptive_avg_pool", "adaptive_max_pool", "attention", "avg_pool", "batch_norm",
-    "batch_norm_inference", "batch_stats", "causal_mask", "conv", "conv_transpose", "dropout", "embedding",
-    "from_module", "fused_causal_attention", "gelu", "global_avg_pool", "group_norm", "init", "instance_norm",
+    "BatchStats", "Functional", "adaptive_avg_pool", "adaptive_max_pool", "attention", "attention_mask",
+    "avg_pool", "batch_norm", "batch_norm_inference", "batch_stats", "causal_mask", "conv", "conv_transpose",
+    "dropout", "embedding", "from_module", "gelu", "global_avg_pool", "group_norm", "init", "instance_norm",
     "layer_norm", "linear", "max_pool", "rms_norm", "stack", "to_module",
 ]  # fmt: skip
 

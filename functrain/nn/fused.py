@@ -70,7 +70,7 @@ class _Gradient(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise NotImplementedError(
             "fused attention: torch's kernel has no second derivative; differentiate by transforms of functrain or of "
-            "torch.func, which take functrain.nn.attention in its place, or call that"
+            "torch.func, which take the formula in its place, or pass implementation='math' to functrain.nn.attention"
         )
 
     @staticmethod

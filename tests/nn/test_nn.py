@@ -99,19 +99,23 @@ Q, K, V, DIRECTION = draw(3, *[(2, 3, 6, 4)] * 4)  # (B, H, T, K)
 
 
 def math_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return nn.attention(q, k, v, nn.causal_mask(q.shape[-2]))
+    return nn.attention(q, k, v, nn.causal_mask(q.shape[-2]), implementation="math")
+
+
+def fused_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return nn.attention(q, k, v, causal=True)
 
 
 def test_attention_equals_the_fused_one_in_value_and_gradient() -> None:
     # float64 softmaxes of six scores
     close = {"rtol": 1e-12, "atol": 1e-12}
-    torch.testing.assert_close(math_attention(Q, K, V), nn.fused_causal_attention(Q, K, V), **close)
+    torch.testing.assert_close(math_attention(Q, K, V), fused_causal(Q, K, V), **close)
 
     def gradients(f: object) -> tuple[Tensor, ...]:
         leaves = [x.clone().requires_grad_() for x in (Q, K, V)]
         return torch.autograd.grad((f(*leaves) * DIRECTION).sum(), leaves)
 
-    torch.testing.assert_close(gradients(math_attention), gradients(nn.fused_causal_attention), **close)
+    torch.testing.assert_close(gradients(math_attention), gradients(fused_causal), **close)
 
 
 def test_attention_equals_its_formula() -> None:
@@ -131,7 +135,7 @@ def test_attention_takes_its_softmax_in_float32_and_products_in_its_dtype(dtype:
     assert torch.equal(math_attention(q, k, v), torch.softmax(scores, -1).to(dtype) @ v)
 
 
-@pytest.mark.parametrize("f", [math_attention, nn.fused_causal_attention])
+@pytest.mark.parametrize("f", [math_attention, fused_causal])
 def test_a_query_does_not_see_what_follows(f: object) -> None:
     k, v = K.clone(), V.clone()
     k[:, :, 4:], v[:, :, 4:] = 7.0, math.e
@@ -154,7 +158,7 @@ def test_attention_has_what_the_fused_one_lacks() -> None:
     torch.testing.assert_close(mapped, math_attention(Q, K, V), rtol=1e-12, atol=1e-12)
 
     # torch's kernel has neither second derivatives nor a forward mode, and is left out where transforms want them
-    fused = nn.fused_causal_attention
+    fused = fused_causal
     torch.testing.assert_close(curvature(fused), forward, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(curvature(ft.recompute(fused)), forward, rtol=1e-12, atol=1e-12)
     moved = [jvp(lambda q, f=f: energy(f, q), (Q,), (DIRECTION,))[1] for f in (fused, math_attention)]
@@ -248,7 +252,7 @@ def test_the_gradient_of_fused_attention_may_stand_in_a_loss_compiled_in_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def learned(params: object, batch: object, key: object) -> ft.Loss:
-        energy = lambda q: torch.sum(nn.fused_causal_attention(q, batch["k"], batch["v"]) ** 2)  # noqa: E731
+        energy = lambda q: torch.sum(fused_causal(q, batch["k"], batch["v"]) ** 2)  # noqa: E731
         return ft.Loss(torch.sum(ft.grad(energy)(params["q"]) ** 2), torch.ones((), dtype=torch.float64), {})
 
     monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0)
@@ -261,7 +265,8 @@ def test_the_gradient_of_fused_attention_may_stand_in_a_loss_compiled_in_pieces(
 def test_attention_drops_weights_by_a_key() -> None:
     key = random.key(3)
     values = torch.eye(6, dtype=torch.float64).expand(2, 3, 6, 6)
-    whole = nn.attention(Q, K, values, nn.causal_mask(6))  # the weights themselves
+    whole = math_attention(Q, K, values)  # the weights themselves
     dropped = nn.attention(Q, K, values, nn.causal_mask(6), dropout_rate=0.5, key=key)
     assert torch.equal(dropped, nn.dropout(whole, 0.5, key))
-    assert torch.equal(nn.attention(Q, K, values, nn.causal_mask(6), dropout_rate=0.5), whole)
+    kept = nn.attention(Q, K, values, nn.causal_mask(6), dropout_rate=0.5, implementation="math")
+    assert torch.equal(kept, whole)
