@@ -139,3 +139,14 @@ def gelu(x: Tensor) -> Tensor:
     tensor([-0.1588,  0.0000,  0.8412])
     """
     return F.gelu(x, approximate="tanh")
+
+
+def swiglu(gate: Tensor, x: Tensor) -> Tensor:
+    """Return silu(gate) * x, where silu(g) = g * sigmoid(g): the gated unit of the Llama family's MLP.
+
+    Source: Shazeer 2020 (arXiv:2002.05202).
+
+    >>> ft.nn.swiglu(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([2.0, 2.0, 2.0]))
+    tensor([-0.5379,  0.0000,  1.4621])
+    """
+    return F.silu(gate) * x
