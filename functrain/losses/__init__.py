@@ -23,6 +23,7 @@ from functrain.losses.divergences import (
 )
 from functrain.losses.embeddings import ntxent, triplet_margin_loss
 from functrain.losses.fenchel_young import make_fenchel_young_loss
+from functrain.losses.load_balancing import ExpertLoad, expert_load, load_balancing
 from functrain.losses.loss import Loss, LossResult
 from functrain.losses.multiclass import (
     multiclass_hinge_loss,
@@ -49,15 +50,15 @@ from functrain.losses.soft_labels import (
 from functrain.tree import elsewhere
 
 __all__ = [
-    "Loss", "LossResult", "binary_dice_loss", "classification", "convex_kl_divergence", "cosine_distance",
-    "cosine_similarity", "ctc_loss", "ctc_loss_with_forward_probs", "dice_loss", "generalized_kl_divergence",
-    "hinge_loss", "huber_loss", "kl_divergence", "kl_divergence_with_log_targets", "l2_loss", "log_cosh",
-    "make_fenchel_young_loss", "multiclass_generalized_dice_loss", "multiclass_hinge_loss",
-    "multiclass_perceptron_loss", "multiclass_sparsemax_loss", "next_token", "next_token_from_hidden", "ntxent",
-    "perceptron_loss", "poly_loss_cross_entropy", "ranking_softmax_loss", "safe_softmax_cross_entropy",
-    "sigmoid_binary_cross_entropy", "sigmoid_focal_loss", "smooth_labels", "softmax_cross_entropy",
-    "softmax_cross_entropy_with_integer_labels", "sparsemax", "sparsemax_loss", "squared_error",
-    "triplet_margin_loss",
+    "ExpertLoad", "Loss", "LossResult", "binary_dice_loss", "classification", "convex_kl_divergence",
+    "cosine_distance", "cosine_similarity", "ctc_loss", "ctc_loss_with_forward_probs", "dice_loss", "expert_load",
+    "generalized_kl_divergence", "hinge_loss", "huber_loss", "kl_divergence", "kl_divergence_with_log_targets",
+    "l2_loss", "load_balancing", "log_cosh", "make_fenchel_young_loss", "multiclass_generalized_dice_loss",
+    "multiclass_hinge_loss", "multiclass_perceptron_loss", "multiclass_sparsemax_loss", "next_token",
+    "next_token_from_hidden", "ntxent", "perceptron_loss", "poly_loss_cross_entropy", "ranking_softmax_loss",
+    "safe_softmax_cross_entropy", "sigmoid_binary_cross_entropy", "sigmoid_focal_loss", "smooth_labels",
+    "softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels", "sparsemax", "sparsemax_loss",
+    "squared_error", "triplet_margin_loss",
 ]  # fmt: skip
 
 elsewhere.furnish(__name__)
