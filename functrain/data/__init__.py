@@ -6,6 +6,7 @@ from functrain.data.categories import categories
 from functrain.data.csv_files import read_csv
 from functrain.data.jsonl_files import read_jsonl
 from functrain.data.loading import Loader, loader
+from functrain.data.packed_rows import PackedRows, packed
 from functrain.data.rows import Batches, FiniteBatches, batches
 from functrain.data.sharding import Shard, shard
 from functrain.data.splitting import split
@@ -27,6 +28,7 @@ __all__ = [
     "EvaluationWindows",
     "FiniteBatches",
     "Loader",
+    "PackedRows",
     "Shard",
     "Tokenizer",
     "Tokens",
@@ -39,6 +41,7 @@ __all__ = [
     "load_tokenizer",
     "loader",
     "open_tokens",
+    "packed",
     "prefetch",
     "read_csv",
     "read_jsonl",
