@@ -140,10 +140,10 @@ def packed(
     missing.
 
     >>> batch = ft.data.packed([[5, 6, 7], [8, 9], [3, 4]], batch=2, context=7, seed=0, end=1)[0]
-    >>> print(*(f"{name:9} {batch[name].tolist()}" for name in ("tokens", "targets", "documents")), sep="\n")
-    tokens    [[1, 8, 9, 0, 0, 0, 0], [1, 5, 6, 7, 1, 3, 4]]
-    targets   [[8, 9, 1, 0, 0, 0, 0], [5, 6, 7, 1, 3, 4, 1]]
-    documents [[1, 1, 1, -1, -1, -1, -1], [0, 0, 0, 0, 2, 2, 2]]
+    >>> batch["tokens"].tolist(), batch["targets"].tolist()
+    ([[1, 8, 9, 0, 0, 0, 0], [1, 5, 6, 7, 1, 3, 4]], [[8, 9, 1, 0, 0, 0, 0], [5, 6, 7, 1, 3, 4, 1]])
+    >>> batch["documents"].tolist()
+    [[1, 1, 1, -1, -1, -1, -1], [0, 0, 0, 0, 2, 2, 2]]
     """
     if index(batch) < 1 or index(context) < 1:
         raise ValueError(f"packed: expected batch and context of 1 or more, came batch={batch}, context={context}")
