@@ -19,6 +19,8 @@ from functrain.train.protocols import Batch, LossFn
 from functrain.train.state import TrainState
 from functrain.train.step import Metrics, OptimizerStep
 from functrain.train.step import _loss as as_loss
+from functrain.train.trainable import Trainable, check_marks, of_trained, splitting, whole
+from functrain.transforms import per_example
 from functrain.tree import Params, Tree
 
 
@@ -29,7 +31,11 @@ class _Found(NamedTuple):
 
 
 def private_step(
-    loss_fn: LossFn[Batch], optimizer: GradientTransformation, *, chunk_size: int | None = None
+    loss_fn: LossFn[Batch],
+    optimizer: GradientTransformation,
+    *,
+    chunk_size: int | None = None,
+    trainable: Trainable | None = None,
 ) -> OptimizerStep[Batch]:
     """Make a step `(state, batch) -> (state, metrics)` whose optimizer is given the gradient of every example.
 
@@ -38,11 +44,14 @@ def private_step(
     weight 0 (a padded row) has gradient 0. Example i draws from `fold_in(fold_in(state.key, step), i)`. The optimizer
     divides by B, padded rows included; a batch of padded rows alone, which sampling may draw, moves params by noise.
 
+    With `trainable`, as in `ft.train_step` and `ft.init_state`, the other params are frozen: they have no gradient, no
+    noise, and no part in the norm that is clipped, so that all of the clip is left to those that are trained.
+
     Metrics: "loss" (total / weight over the batch, before noise: not private), "weight", "gradient_norm_mean" of single
     examples of some weight, from which to choose the clip, and the loss's own divided by weight. Where no example has a
     weight they are 0.
     Raises: TypeError for an optimizer that takes the loss as `value=`, because the loss is not private; ValueError for
-    a state with a loss scale, a guard or buffers.
+    a state with a loss scale, a guard or buffers, or made with another `trainable`.
 
     >>> optimizer = ft.optim.dpsgd(0.5, l2_norm_clip=1.0, noise_multiplier=0.0, seed=0)  # no privacy
     >>> step = ft.train.private_step(lambda params, x, key: torch.sum((params["w"] - x) ** 2), optimizer)
@@ -52,16 +61,21 @@ def private_step(
     (tensor(0.5000), tensor(4.))
     """
 
-    def own_mean(params: Params, example: Batch, key: Tensor) -> tuple[Tensor, Loss]:
+    split = splitting("private_step", trainable)
+
+    def own_mean(trained: Params, frozen: Params, example: Batch, key: Tensor) -> tuple[Tensor, Loss]:
+        params = whole(trained, frozen)
         result = checks.call("private_step", loss_fn, "params, example, key", params, example, key)
         loss = as_loss(result, False, ("loss", "weight", "gradient_norm_mean"))
         return loss.total / _divisor(loss), loss
 
-    of_examples = transforms.per_example_value_and_grad(own_mean, has_aux=True, chunk_size=chunk_size)
+    of_examples = per_example.beside_examples(own_mean, True, chunk_size)
 
     def gradients(state: TrainState, batch: Batch) -> _Found:
         _check_state("private_step", state)
-        (_, losses), grads = of_examples(state.params, batch, random.fold_in(state.key, state.step))
+        trained, frozen = split(state.params)
+        check_marks("private_step", state, trained, trainable)
+        (_, losses), grads = of_examples(trained, (frozen,), batch, random.fold_in(state.key, state.step))
         # a padded row may hold anything: 0 times NaN is NaN
         counted = losses.weight != 0
         losses, grads = tree.map(lambda leaf: _where(counted, leaf), (losses, grads))
@@ -69,8 +83,9 @@ def private_step(
 
     def update(state: TrainState, found: _Found) -> tuple[TrainState, Metrics]:
         loss, counted, grads = found
+        trained, frozen = split(state.params)
         try:
-            updates, opt_state = checks.update("private_step", optimizer, grads, state.opt_state, state.params)
+            updates, opt_state = checks.update("private_step", optimizer, grads, state.opt_state, trained)
         except TypeError as error:
             if "'value'" not in str(error):
                 raise
@@ -80,25 +95,32 @@ def private_step(
             ) from error
         norms = norms_of_examples(grads)  # (B,); the optimizer's own, to a compiler
         mean = torch.sum(torch.where(counted, norms, 0.0)) / torch.clamp(torch.sum(counted), min=1)
-        return _next(state, updates, opt_state), _metrics(loss) | {"gradient_norm_mean": mean}
+        new = _next(state, whole(apply_updates(trained, updates), frozen), opt_state)
+        return new, _metrics(loss) | {"gradient_norm_mean": mean}
 
-    return OptimizerStep(checks.watched("private_step", gradients), update, optimizer)
+    kept_by = optimizer if trainable is None else of_trained(optimizer, split)
+    return OptimizerStep(checks.watched("private_step", gradients), update, kept_by)
 
 
 def noise_scale_step(
-    loss_fn: LossFn[Batch], optimizer: GradientTransformation, *, chunk_size: int | None = None
+    loss_fn: LossFn[Batch],
+    optimizer: GradientTransformation,
+    *,
+    chunk_size: int | None = None,
+    trainable: Trainable | None = None,
 ) -> OptimizerStep[Batch]:
     """Make a step that equals `train_step(loss_fn, optimizer)` and measures the noise of the gradient.
 
     It costs the gradient of every example, `chunk_size` at a time: meant for a step now and then, on the state of an
     ordinary run. Random numbers of a loss are drawn for each example, so that they are others than `train_step`'s.
+    `trainable` is that of the run; the noise is that of the trained params' gradient.
 
     Metrics: those of `train_step`, "gradient_variance" (trace of the covariance of one example's gradient),
     "gradient_squared_norm" (of the true gradient, without bias) and "gradient_noise_scale", their ratio: the batch size
     beyond which more examples help little; see `transforms.gradient_noise`. Examples of weight 0 are none; of a single
     one the three are NaN.
     Raises: ValueError for a batch of one row, whose variance nothing tells, and for a state with a loss scale, a guard
-    or buffers.
+    or buffers, or made with another `trainable`.
 
     >>> loss_fn = lambda params, x, key: ft.Loss(torch.sum((params["w"] - x) ** 2), torch.tensor(1.0 * len(x)), {})
     >>> step = ft.train.noise_scale_step(loss_fn, ft.optim.sgd(0.1))
@@ -107,18 +129,21 @@ def noise_scale_step(
     >>> metrics["gradient_variance"], metrics["gradient_squared_norm"], metrics["gradient_noise_scale"]
     (tensor(8.), tensor(12.), tensor(0.6667))
     """
-    tx = with_extra_args_support(optimizer)
+    tx, split = with_extra_args_support(optimizer), splitting("noise_scale_step", trainable)
 
-    def sums(params: Params, example: Batch, key: Tensor) -> tuple[Loss, Tensor]:
+    def sums(trained: Params, frozen: Params, example: Batch, key: Tensor) -> tuple[Loss, Tensor]:
+        params = whole(trained, frozen)
         result = checks.call("noise_scale_step", loss_fn, "params, example, key", params, example, key)
         loss = as_loss(result, True, _MEASURED)
         return loss, (loss.weight != 0).to(torch.int64)
 
-    moments_of = transforms.gradient_moments(sums, has_aux=True, chunk_size=chunk_size)
+    moments_of = per_example.moments_beside(sums, True, chunk_size)
 
     def gradients(state: TrainState, batch: Batch) -> transforms.GradientMoments:
         _check_state("noise_scale_step", state)
-        moments = moments_of(state.params, batch, random.fold_in(state.key, state.step))
+        trained, frozen = split(state.params)
+        check_marks("noise_scale_step", state, trained, trainable)
+        moments = moments_of(trained, (frozen,), batch, random.fold_in(state.key, state.step))
         if moments.examples < 2:
             raise ValueError("noise_scale_step: expected two examples or more, came one, whose variance nothing tells")
         return moments
@@ -129,13 +154,15 @@ def noise_scale_step(
         grads = tree.map(lambda grad: grad * share.to(grad.dtype), found.grads, by_kind=True)
         norm = tree.norm(grads)
         noise = transforms.gradient_noise(found.squared_norm * count * share**2, norm**2, 1, count)
+        trained, frozen = split(state.params)
         updates, opt_state = checks.update(
-            "noise_scale_step", tx, grads, state.opt_state, state.params, value=loss.total / loss.weight
+            "noise_scale_step", tx, grads, state.opt_state, trained, value=loss.total / loss.weight
         )
         measured = dict(zip(_MEASURED[2:], (norm, noise.variance, noise.squared_norm, noise.scale), strict=True))
-        return _next(state, updates, opt_state), _metrics(loss) | measured
+        return _next(state, whole(apply_updates(trained, updates), frozen), opt_state), _metrics(loss) | measured
 
-    return OptimizerStep(checks.watched("noise_scale_step", gradients), update, optimizer)
+    kept_by = optimizer if trainable is None else of_trained(optimizer, split)
+    return OptimizerStep(checks.watched("noise_scale_step", gradients), update, kept_by)
 
 
 _MEASURED = (
@@ -144,8 +171,7 @@ _MEASURED = (
 )
 
 
-def _next(state: TrainState, updates: Tree, opt_state: Tree) -> TrainState:
-    params = apply_updates(state.params, updates)
+def _next(state: TrainState, params: Params, opt_state: Tree) -> TrainState:
     return state._replace(step=state.step + 1, params=params, opt_state=opt_state)
 
 
@@ -164,9 +190,8 @@ def _where(counted: Tensor, leaf: Tensor) -> Tensor:
 
 
 def _check_state(what: str, state: TrainState) -> None:
-    for name in ("loss_scale", "guard", "buffers", "trainable"):
-        given = getattr(state, name)
-        if tree.leaves(given) or (name == "trainable" and given is not None):  # which has no leaves
+    for name in ("loss_scale", "guard", "buffers"):
+        if tree.leaves(getattr(state, name)):
             raise ValueError(
                 f"{what}: expected a state without {name}, which this step does not update, came one with; make it "
                 f"with init_state without {name}, or pass state._replace({name}=None)"

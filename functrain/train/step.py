@@ -15,7 +15,7 @@ from functrain.train import checks
 from functrain.train.guard import Guard
 from functrain.train.protocols import Batch, Batch_contra, LossFn, LossFnWithBuffers
 from functrain.train.state import TrainState, check_pairs
-from functrain.train.trainable import Trainable, check_marks, of_trained, splitting
+from functrain.train.trainable import Trainable, check_marks, of_trained, splitting, whole
 from functrain.transforms import accumulation
 from functrain.transforms.loss_scale import LossScale, unscale, wide
 from functrain.tree import Params, Tree
@@ -159,8 +159,7 @@ def train_step(
     # there are, so that float16 holds it with the same scale
     def scaled(trained: Params, frozen: Params, scale: Tensor | None, *args: Any) -> tuple[Tensor, tuple[Loss, Tree]]:
         *others, key, step = args
-        params = trained if frozen is None else tree.combine(trained, frozen)
-        loss, new = evaluated(params, *others, key if step is None else random.fold_in(key, step))
+        loss, new = evaluated(whole(trained, frozen), *others, key if step is None else random.fold_in(key, step))
         if not looped:
             total = loss.total / loss.weight
         else:
@@ -216,7 +215,7 @@ def train_step(
             buffers=new_buffers,
         )
         if loss_scale is None and guard is None:
-            return _whole(new, frozen), metrics
+            return new._replace(params=whole(new.params, frozen)), metrics
         good = finite(grads)
         if loss_scale is not None:  # a scale follows the gradients alone: no other one mends an update
             new = new._replace(loss_scale=loss_scale.update(state.loss_scale, good))
@@ -230,16 +229,12 @@ def train_step(
             metrics |= {"skipped_in_row": judged.in_row.clone(), "skipped_in_all": judged.skipped.clone()}
             metrics["rolled_back"] = judged.rolled_back.clone()
         kept = tree.where(good, (new.params, opt_state, new_buffers), old)
-        new = new._replace(params=kept[0], opt_state=kept[1], buffers=kept[2])
-        return _whole(new, frozen), metrics | {"skipped": (~good).float()}
+        new = new._replace(params=whole(kept[0], frozen), opt_state=kept[1], buffers=kept[2])
+        return new, metrics | {"skipped": (~good).float()}
 
     # of all params, as what begins a lane of a sweep has them
-    whole = optimizer if trainable is None else of_trained(optimizer, split)
-    return OptimizerStep(checks.watched("train_step", gradients), update, whole)
-
-
-def _whole(state: TrainState, frozen: Params) -> TrainState:
-    return state if frozen is None else state._replace(params=tree.combine(state.params, frozen))
+    kept_by = optimizer if trainable is None else of_trained(optimizer, split)
+    return OptimizerStep(checks.watched("train_step", gradients), update, kept_by)
 
 
 def _divisor(loss: Loss) -> Tensor:

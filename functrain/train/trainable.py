@@ -46,6 +46,11 @@ def splitting(what: str, trainable: Trainable | None) -> Split:
     return split
 
 
+def whole(trained: Params, frozen: Params) -> Params:
+    """Return the params that `splitting` has split."""
+    return trained if frozen is None else tree.combine(trained, frozen)
+
+
 def _mask(what: str, trainable: Trainable, params: Params) -> Tree:
     given = [] if callable(trainable) or isinstance(trainable, str) else tree.leaves(trainable)
     if given and not all(isinstance(leaf, str) for leaf in given):

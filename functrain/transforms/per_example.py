@@ -92,14 +92,25 @@ def per_example_grad(
 
 
 def _by_example(fn: Callable[..., Any], has_aux: bool, chunk_size: int | None) -> Callable[..., Any]:
+    of_examples = beside_examples(fn, has_aux, chunk_size)
+
+    @wraps(fn)
+    def alone(params: Any, batch: Any, *key: Any, **kwargs: Any) -> Any:
+        _check_call(key, kwargs)
+        return of_examples(params, (), batch, *key)
+
+    return alone
+
+
+def beside_examples(fn: Callable[..., Any], has_aux: bool, chunk_size: int | None) -> Callable[..., Any]:
+    """Make `(params, beside, batch, key)` of `fn(params, *beside, batch, key)`: what `per_example_value_and_grad` does,
+    where `beside` is neither differentiated nor sliced, such as frozen params."""
     run = _InPieces(_mapped(fn, has_aux))
     _check_chunk("per_example_grad", chunk_size)
 
-    @wraps(fn)
-    def of_examples(params: Any, batch: Any, *key: Any, **kwargs: Any) -> Any:
-        _check_call(key, kwargs)
+    def of_examples(params: Any, beside: tuple[Any, ...], batch: Any, *key: Any) -> Any:
         return _joined(
-            [run(params, part, index, *key) for part, index in chunks("per_example_grad", batch, chunk_size)]
+            [run(params, beside, part, index, *key) for part, index in chunks("per_example_grad", batch, chunk_size)]
         )
 
     return of_examples
@@ -128,27 +139,38 @@ def gradient_moments(
     >>> moments.grads, moments.squared_norm, moments.examples
     ({'w': tensor(0.)}, tensor(8.), 3)
     """
+    of_examples = moments_beside(fn, has_aux, chunk_size)
+
+    def moments(params: Any, batch: Any, *key: Any) -> GradientMoments:
+        return of_examples(params, (), batch, *key)
+
+    return wraps(fn)(cast(Callable[..., GradientMoments], moments))
+
+
+def moments_beside(fn: Callable[..., Any], has_aux: bool, chunk_size: int | None) -> Callable[..., GradientMoments]:
+    """Make `(params, beside, batch, key)` of `fn(params, *beside, batch, key)`: what `gradient_moments` does, where
+    `beside` is neither differentiated nor sliced, such as frozen params."""
     mapped = _mapped(fn, has_aux)
 
-    def sums(params: Any, part: Any, index: Tensor, *key: Any) -> tuple[Any, Tree, Tensor]:
-        result, grads = mapped(params, part, index, *key)
+    def sums(params: Any, beside: tuple[Any, ...], part: Any, index: Tensor, *key: Any) -> tuple[Any, Tree, Tensor]:
+        result, grads = mapped(params, beside, part, index, *key)
         total = tree.map(lambda leaf: torch.sum(leaf, 0), (result, grads))
         return total[0], total[1], tree.norm(grads) ** 2
 
     run = _InPieces(sums)
     _check_chunk("per_example_grad", chunk_size)
 
-    def moments(params: Any, batch: Any, *key: Any) -> GradientMoments:
+    def moments(params: Any, beside: tuple[Any, ...], batch: Any, *key: Any) -> GradientMoments:
         total: Any = None
         count = 0
         for part, index in chunks("per_example_grad", batch, chunk_size):
-            found = run(params, part, index, *key)
+            found = run(params, beside, part, index, *key)
             total = found if total is None else tree.add(total, found)
             count += len(index)
         result, grads, squared_norm = total
         return GradientMoments(result, grads, squared_norm, count)
 
-    return wraps(fn)(cast(Callable[..., GradientMoments], moments))
+    return moments
 
 
 class GradientNoise(NamedTuple):
@@ -200,7 +222,7 @@ class _InPieces:
 def _mapped(fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
     both = value_and_grad(fn, argnums=0, has_aux=has_aux)
 
-    def mapped(params: Any, part: Any, index: Tensor, *key: Any) -> Any:
+    def mapped(params: Any, beside: tuple[Any, ...], part: Any, index: Tensor, *key: Any) -> Any:
         rows, structure = tree.flatten(part)
         found: list[Any] = []
 
@@ -208,7 +230,7 @@ def _mapped(fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
         def of_one(rows: list[Tensor], index: Tensor) -> list[Any]:
             example = tree.unflatten(structure, [row.unsqueeze(0) for row in rows])
             keys = [None if k is None else random.fold_in(k, index) for k in key]
-            results = both(params, example, *keys)
+            results = both(params, *beside, example, *keys)
             leaves, treedef = tree.flatten(results)
             if not all(isinstance(leaf, Tensor) for leaf in leaves):
                 raise _no_tensor(results[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -177,5 +178,81 @@ def test_a_step_and_a_state_of_another_trainable_are_told_apart() -> None:
     with pytest.raises(ValueError, match="the step 'body/0/w', 'body/1/w'"):
         ft.train_step(loss_fn, tx, trainable="body/**")(frozen, batch(0))
     for make in (ft.train.private_step, ft.train.noise_scale_step):
-        with pytest.raises(ValueError, match="expected a state without trainable"):
+        with pytest.raises(ValueError, match=f"{make.__name__}: the state trains .* the step all of params; {way_out}"):
             make(loss_fn, tx)(frozen, batch(0))
+        with pytest.raises(ValueError, match=f"{make.__name__}: the state trains all of params"):
+            make(loss_fn, tx, trainable=HEAD)(state, batch(0))
+
+
+PRIVATE = ft.optim.dpsgd(0.1, l2_norm_clip=0.5, noise_multiplier=1.0, seed=3, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    ("make", "tx", "way"),
+    [
+        (ft.train.private_step, PRIVATE, "eager"),
+        (ft.train.noise_scale_step, ft.optim.sgd(0.1), "compiled"),  # private noise takes long to compile
+        (ft.train.noise_scale_step, ADAMW, "eager"),
+    ],
+)
+def test_a_step_by_examples_that_trains_some_params_equals_training_them_alone(make: Any, tx: Any, way: str) -> None:
+    def of_head(head: Any, *args: Any) -> ft.Loss:
+        return loss_fn({**PARAMS, "head": head}, *args)
+
+    step, state = make(loss_fn, tx, chunk_size=2, trainable=HEAD), ft.init_state(PARAMS, tx, key=KEY, trainable=HEAD)
+    step = ft.compile(step, donate=True) if way == "compiled" else step
+    only, alone = make(of_head, tx, chunk_size=2), ft.init_state(PARAMS["head"], tx, key=KEY)
+    for number in range(3):
+        state, metrics = step(state, batch(number))
+        alone, wanted = only(alone, batch(number))
+        near = {"rtol": 1e-5, "atol": 1e-6} if way == "compiled" else {"rtol": 0.0, "atol": 0.0}  # fused kernels round
+        assert tree.allclose(state.params["head"], alone.params, **near) and tree.allclose(metrics, wanted, **near)
+    assert same(state.params["body"], PARAMS["body"])
+    assert not any("body" in path for path in tree.paths(state.opt_state))
+
+
+def test_a_private_step_clips_the_gradient_of_what_is_trained_and_differentiates_nothing_else() -> None:
+    seen: list[bool] = []
+
+    def watching(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+        seen.extend([leaf.requires_grad for leaf in tree.leaves(params)])
+        return loss_fn(params, batch, key)
+
+    clip, rows = 1e-3, 4  # below the norm of every example's gradient
+    tx = ft.optim.dpsgd(1.0, l2_norm_clip=clip, noise_multiplier=0.0, seed=0)
+    state = ft.init_state(PARAMS, tx, key=KEY, trainable=HEAD)
+    new, metrics = ft.train.private_step(watching, tx, trainable=HEAD)(state, batch(0))
+    grads = ft.per_example_grad(lambda head, b: loss_fn({**PARAMS, "head": head}, b, KEY).total)(
+        PARAMS["head"], batch(0)
+    )
+    norms = torch.sqrt(sum(torch.sum(g.reshape(rows, -1) ** 2, 1) for g in tree.leaves(grads)))
+    wanted = tree.map(lambda p, g: p - torch.tensordot(clip / norms, g, 1) / rows, PARAMS["head"], grads)
+    assert tree.allclose(new.params["head"], wanted, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(metrics["gradient_norm_mean"], norms.mean())
+    assert seen[:2] == [False, False] and new.params["body"][0]["w"] is state.params["body"][0]["w"]
+
+
+def test_a_private_step_with_frozen_params_equals_opacus_with_a_frozen_layer() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # opacus' own, about its hooks
+        from opacus import GradSampleModule
+        from opacus.optimizers import DPOptimizer
+
+        body, head = torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 1)
+        with torch.no_grad():
+            body.weight.copy_(PARAMS["body"][0]["w"].T)
+            head.weight.copy_(PARAMS["head"]["w"][None])
+            head.bias.copy_(PARAMS["head"]["b"])
+        body.weight.requires_grad_(False)
+        hooked = GradSampleModule(torch.nn.Sequential(body, torch.nn.Tanh(), head), loss_reduction="sum")
+        inner = torch.optim.SGD(head.parameters(), lr=0.1)
+        theirs = DPOptimizer(inner, noise_multiplier=0.0, max_grad_norm=0.7, expected_batch_size=4)
+        for number in range(3):
+            theirs.zero_grad()
+            torch.sum((hooked(batch(number)["x"])[:, 0] - batch(number)["y"]) ** 2).backward()
+            theirs.step()
+    params, tx = {**PARAMS, "body": PARAMS["body"][:1]}, ft.optim.dpsgd(0.1, 0.7, 0.0, 0)
+    state = run(ft.train.private_step(loss_fn, tx, trainable=HEAD), ft.init_state(params, tx, key=KEY, trainable=HEAD))
+    # opacus divides by norm + 1e-6, and float32 rounds some times 1e-7 of numbers below 3
+    torch.testing.assert_close(state.params["head"]["w"], head.weight.detach()[0], rtol=0, atol=3e-6)
+    torch.testing.assert_close(state.params["head"]["b"], head.bias.detach()[0], rtol=0, atol=3e-6)
