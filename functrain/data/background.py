@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
 
-from functrain import tree
+from functrain.data.to_device import Copies, Underway
 
 T = TypeVar("T", covariant=True)
 U = TypeVar("U")
@@ -32,9 +31,11 @@ def prefetch(
     """Iterate over `batches[start] ... batches[stop - 1]`, made up to `depth` ahead by threads.
 
     Equals `(batches[t] for t in range(start, stop))` for any depth and any number of workers; with a device, those
-    batches moved there (on CUDA from pinned memory and without waiting). An error in batch t is raised when its turn
-    comes, with the traceback of the thread. The threads start with the first batch asked for and end with the last,
-    or when the iterator is closed or dropped.
+    batches moved there. To CUDA the threads pin and copy them, by a stream beside the one that computes: the copy of
+    the next batch overlaps the step, up to `depth` batches wait on the device, and the stream that is current where a
+    batch is taken waits for that batch alone. An error in batch t is raised when its turn comes, with the traceback of
+    the thread. The threads start with the first batch asked for and end with the last, or when the iterator is closed
+    or dropped.
 
     >>> batches = ft.data.batches({"x": torch.arange(8)}, batch=2, shuffle=False)
     >>> [batch["x"].tolist() for batch in ft.data.prefetch(batches, 1, 3)]
@@ -48,28 +49,20 @@ def prefetch(
 def _prefetch(
     batches: Indexable[U], start: int, stop: int, depth: int, workers: int, device: torch.device | None
 ) -> Iterator[U]:
-    def make(t: int) -> U:
+    copies = None if device is None else Copies(device)
+
+    def make(t: int) -> Underway[U]:
         batch = batches[t]
-        if device is not None and device.type == "cuda":
-            batch = tree.map(lambda x: x.pin_memory() if _on_host(x) else x, batch)
-        return batch
+        return Underway(batch, (), None) if copies is None else copies.start(batch)
 
     executor = ThreadPoolExecutor(workers, thread_name_prefix="functrain-prefetch")
     try:
-        ahead: deque[Future[U]] = deque(executor.submit(make, t) for t in range(start, min(start + depth, stop)))
+        ahead: deque[Future[Underway[U]]] = deque()
+        ahead.extend(executor.submit(make, t) for t in range(start, min(start + depth, stop)))
         for t in range(start, stop):
-            batch = ahead.popleft().result()
+            made = ahead.popleft().result()
             if t + depth < stop:
                 ahead.append(executor.submit(make, t + depth))
-            # moved by the consumer's thread, so that the copy is ordered with the consumer's own CUDA stream
-            yield batch if device is None else tree.map(lambda x: _moved(x, device), batch)
+            yield made.batch if copies is None else copies.finish(made)
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _on_host(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.device.type == "cpu"
-
-
-def _moved(leaf: Any, device: torch.device) -> Any:
-    return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf  # a name of a file stays

@@ -115,6 +115,76 @@ def test_a_device_moves_every_leaf(device):
         assert device == "meta" or torch.equal(made[name].cpu(), x)
 
 
+ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class Pinned:
+    """Batches of 64 MB that lie in pinned memory already: the copy alone takes long."""
+
+    def __init__(self, count):
+        self.batches = [{"x": torch.full((4096, 4096), float(t)).pin_memory(), "name": str(t)} for t in range(count)]
+
+    def __getitem__(self, t):
+        return self.batches[t % len(self.batches)]
+
+
+def multiplied(x, times):
+    for _ in range(times):
+        x = x @ x * 1e-4
+    return x
+
+
+@ON_CUDA
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_batch_on_cuda_is_whole_whatever_is_copied_and_computed_meanwhile(workers):
+    found = []
+    for batch in data.prefetch(Pinned(4), 0, 40, depth=3, workers=workers, device="cuda"):
+        slow = multiplied(batch["x"], 3)  # the memory of x is wanted by copies while this has not begun
+        found.append((batch["name"], torch.stack([batch["x"].min(), batch["x"].max()]), slow[0, 0]))
+        del batch, slow
+    assert [(name, low_high.tolist()) for name, low_high, _ in found] == [(str(t % 4), [t % 4] * 2) for t in range(40)]
+
+
+@ON_CUDA
+def test_a_stream_of_the_consumers_own_sees_the_batch():
+    with torch.cuda.stream(torch.cuda.Stream()):
+        sums = [batch["x"].sum() for batch in data.prefetch(Pinned(3), 0, 9, device="cuda")]
+        assert [int(x) for x in sums] == [t % 3 * 4096**2 for t in range(9)]
+
+
+@ON_CUDA
+def test_the_copy_of_the_next_batch_overlaps_the_step():
+    batches, count = Pinned(3), 30
+
+    def seconds(run):
+        run(3)
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        run(count)
+        torch.cuda.synchronize()
+        return time.perf_counter() - begun
+
+    def copying(n):
+        for t in range(n):
+            batches[t]["x"].to("cuda", non_blocking=True)
+
+    def computing(n):
+        x = torch.ones(4096, 4096, device="cuda")
+        for _ in range(n):
+            multiplied(x, times)
+
+    def both(n):
+        for batch in data.prefetch(batches, 0, n, device="cuda"):
+            multiplied(batch["x"], times)
+
+    copy, times = seconds(copying), 1
+    while seconds(computing) < copy:  # a step that takes about as long as its copy
+        times *= 2
+    compute = seconds(computing)
+    # one after the other they take the sum; side by side the longer of both, and a third for what else there is
+    assert seconds(both) < max(copy, compute) + 0.67 * min(copy, compute)
+
+
 def test_wrong_arguments_are_errors_at_once():
     for wrong in ({"depth": 0}, {"workers": 0}):
         with pytest.raises(ValueError, match="expected depth and workers of 1 or more"):
