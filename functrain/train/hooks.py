@@ -47,13 +47,14 @@ class Hook(Protocol):
     - `save(t, state)`, when the loop stops: after all steps, a Stop, a signal, or where the batches end.
     - `go_back(diverged)` returns the state to go on from, where a hook has raised `ft.train.Diverged`.
     - `end(t)`, after all steps or a Stop, when all is saved: the place to say that what was waited for never came.
+    - `fail(error)`, before `close`, where the run ends by a signal (`Interrupted`) or by an error.
     - `close()`, at last, also after a signal or an error.
     """
 
     def __call__(self, t: int, state: Any, metrics: Metrics, /) -> Mapping[str, Any] | Stop | None: ...
 
 
-METHODS = ("begin", "flush", "aside", "save", "go_back", "end", "close")
+METHODS = ("begin", "flush", "aside", "save", "go_back", "end", "fail", "close")
 
 
 def every(n: int, fn: Hook) -> Hook:
@@ -136,17 +137,17 @@ class Hooks:
         try:
             yield
         except BaseException as error:
-            for failure in self._close():
+            for failure in [*self._all("fail", error), *self._all("close")]:
                 error.add_note(f"and closing a hook failed: {type(failure).__name__}: {failure}")
             raise
-        for failure in self._close():
+        for failure in self._all("close"):
             raise failure
 
-    def _close(self) -> list[Exception]:
+    def _all(self, name: str, *args: Any) -> list[Exception]:
         failures = []
-        for close in self._methods("close"):
+        for method in self._methods(name):
             try:
-                close()
+                method(*args)
             except Exception as failure:  # the other hooks have files to close, too
                 failures.append(failure)
         return failures

@@ -11,8 +11,9 @@ from functrain.train.watching.rows import Row
 class Logger(Protocol):
     """Where `ft.train.record` brings its rows, beside metrics.jsonl.
 
-    Optional methods: `hyperparameters(values)`, a flat dict, once when the run begins or goes on; and `text(step, name,
-    text)`, a sample of what a model writes.
+    Optional methods: `hyperparameters(values)`, a flat dict, once when the run begins or goes on; `text(step, name,
+    text)`, a sample of what a model writes; and `fail(error)`, before `close`, where the run ends by an error, or by a
+    signal or Ctrl-C, which are no `Exception`.
     """
 
     def begin(self, step: int, /) -> None:

@@ -46,7 +46,8 @@ def record(
     - "model_flops_utilization", of `flops`, those of a step, and `peak_flops`, those of the device in a second.
 
     In a loop of one's own, call it as `record(t, state, metrics)` after step t, from 1, and `record.close()` at the
-    end; `record.begin(t, steps, state)` before, where the run goes on from step t. Of several ranks, one has it.
+    end, after `record.fail(error)` if it is an error; `record.begin(t, steps, state)` before, where the run goes on
+    from step t. Of several ranks, one has it.
 
     Raises: ValueError for numbers that cannot be; from the hook, for metrics that are no numbers or () tensors, and for
     a metric to count that is not there.
@@ -112,6 +113,12 @@ class Record:
         for logger in self._loggers:
             if hasattr(logger, "text"):
                 logger.text(t, name, text)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the loggers that the run ends by this error, or by a signal; `close` comes after."""
+        for logger in self._loggers:
+            if hasattr(logger, "fail"):
+                logger.fail(error)
 
     def close(self) -> None:
         try:

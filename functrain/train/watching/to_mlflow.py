@@ -13,8 +13,9 @@ def mlflow(run_id: str | None = None, **options: Any) -> MLflow:
     """Return a logger to MLflow's tracking server: into the run of that id, or a new one that
     `MlflowClient.create_run(**options)` makes when training begins, in experiment "0" if no `experiment_id` says more.
 
-    Points have the wall time of their steps. A point that is not finite is left out, as not every store takes one.
-    After going back, the points of both are there. Needs the package mlflow, or mlflow-skinny.
+    The run's status is RUNNING until the end, then FINISHED, FAILED after an error, and KILLED where a signal or Ctrl-C
+    has stopped it. Points have the wall time of their steps. A point that is not finite is left out, as not every store
+    takes one. After going back, the points of both are there. Needs the package mlflow, or mlflow-skinny.
 
     Raises: ImportError, with the command to install it; ValueError for an id and options.
 
@@ -36,14 +37,18 @@ class MLflow:
     def __init__(self, run_id: str | None, options: dict[str, Any]) -> None:
         self.run_id, self._options = run_id, options
         self._client: Any = None
+        self._status = "FINISHED"
 
     def begin(self, step: int) -> None:
+        self._status = "FINISHED"
         if self._client is None:
             from mlflow import MlflowClient
 
             self._client = MlflowClient()
         if self.run_id is None:
             self.run_id = self._client.create_run(**{"experiment_id": "0", **self._options}).info.run_id
+        else:  # one that goes on was ended before
+            self._client.update_run(self.run_id, status="RUNNING")
 
     def log(self, rows: Sequence[Row]) -> None:
         from mlflow.entities import Metric
@@ -65,6 +70,9 @@ class MLflow:
     def text(self, step: int, name: str, text: str) -> None:
         self._client.log_text(self.run_id, text, f"{name}/step-{step:08d}.txt")
 
+    def fail(self, error: BaseException) -> None:
+        self._status = "FAILED" if isinstance(error, Exception) else "KILLED"
+
     def close(self) -> None:
         if self._client is not None and self.run_id is not None:
-            self._client.set_terminated(self.run_id)
+            self._client.set_terminated(self.run_id, status=self._status)

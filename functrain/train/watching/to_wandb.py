@@ -11,8 +11,10 @@ from functrain.train.watching.rows import Row
 def wandb(run: Any = None, **options: Any) -> WandB:
     """Return a logger to Weights & Biases: into `run`, or one that `wandb.init(**options)` makes when training begins.
 
-    For a run that goes on, give `id=` and `resume="allow"`. Charts are over "step", which each row has, as W&B's own
-    count only grows: after going back, the points of both are there. Needs the package wandb.
+    A run that was made here is finished at the end, with exit code 1, failed, after an error, and 255, killed, where a
+    signal or Ctrl-C has stopped it. For a run that goes on, give `id=` and `resume="allow"`. Charts are over "step",
+    which each row has, as W&B's own count only grows: after going back, the points of both are there. Needs the package
+    wandb.
 
     Raises: ImportError, with the command to install it; ValueError for a run and options.
 
@@ -33,6 +35,7 @@ class WandB:
 
     def __init__(self, run: Any, options: dict[str, Any]) -> None:
         self._run, self._ours, self._options = run, run is None, options
+        self._exit_code = 0
 
     def begin(self, step: int) -> None:
         if self._run is None:
@@ -53,7 +56,10 @@ class WandB:
 
         self._run.log({"step": step, name: wandb.Table(columns=["step", "text"], data=[[step, text]])})
 
+    def fail(self, error: BaseException) -> None:
+        self._exit_code = 1 if isinstance(error, Exception) else 255  # as W&B's own of Ctrl-C
+
     def close(self) -> None:
         if self._ours and self._run is not None:
-            self._run.finish()
-            self._run = None
+            self._run.finish(exit_code=self._exit_code)
+            self._run, self._exit_code = None, 0
