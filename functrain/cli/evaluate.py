@@ -51,7 +51,7 @@ def main(words: Sequence[str]) -> None:
         name, tokens = evaluation.text_of(options.data, found, progress=encoding)
     try:
         with bars.bar("evaluating", "batches") as evaluating:
-            result = evaluation.evaluate(found, tokens, batch=options.batch, device=device, progress=evaluating)
+            result = evaluation.evaluate(found, tokens, batch=options.batch, progress=evaluating)
     except evaluation.Stopped as stopped:
         if stopped.evaluation is not None:
             print(f"{found.found} on the first {stopped.done:,} of {stopped.batches:,} batches of {name}")

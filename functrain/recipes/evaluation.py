@@ -8,11 +8,11 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+from torch import Tensor
 
 import functrain as ft
 from functrain.models import gpt2
-from functrain.progress import Progress, counter
+from functrain.progress import Progress
 from functrain.recipes import folder, texts
 from functrain.recipes.opened import Opened
 
@@ -24,11 +24,8 @@ class Evaluation(NamedTuple):
     tokens: int  # that were predicted
 
 
-@torch.no_grad()
-def evaluate(
-    found: Opened, tokens: ft.data.Tokens, *, batch: int, device: torch.device, progress: Progress | None = None
-) -> Evaluation:
-    """Compute a model's loss on tokens, in the dtype of its parameters.
+def evaluate(found: Opened, tokens: ft.data.Tokens, *, batch: int, progress: Progress | None = None) -> Evaluation:
+    """Compute a model's loss on tokens, in the dtype and on the device of its parameters.
 
     Every token but the first is predicted once, from what precedes it in its window of the model's context; the windows
     lie side by side. `progress` counts batches. Ctrl-C gives up: `Stopped` has what was evaluated until then.
@@ -36,18 +33,19 @@ def evaluate(
     Raises: ValueError for less than two tokens; Stopped.
     """
     windows = ft.data.evaluation_windows(tokens, batch=batch, context=found.model.context)
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses and of tokens
-    add, done = counter(len(windows), progress), 0
+
+    def loss_fn(params: ft.tree.Params, window: dict[str, Tensor], key: Tensor | None) -> ft.Loss:
+        hidden = gpt2.hidden(params, window["tokens"], found.model)  # (B, T, D)
+        return ft.losses.next_token_from_hidden(hidden, params["wte"], window["targets"], window["mask"])
+
+    predicted = len(tokens.ids) - 1
     try:
-        for window in ft.data.prefetch(windows, 0, len(windows), device=device):
-            hidden = gpt2.hidden(found.params, window["tokens"], found.model)  # (B, T, D)
-            loss = ft.losses.next_token_from_hidden(hidden, found.params["wte"], window["targets"], window["mask"])
-            sums += torch.stack([loss.total, loss.weight]).to(torch.float64)
-            done += 1
-            add(1)
-    except KeyboardInterrupt:
-        raise Stopped(_mean(sums, tokens) if done else None, done, len(windows)) from None
-    return _mean(sums, tokens)
+        loss = ft.evaluate(loss_fn, found.params, windows, compile=False, progress=progress)["loss"]
+    except ft.train.EvaluationInterrupted as stopped:
+        until = min(stopped.done * batch * found.model.context, predicted)
+        result = _evaluation(stopped.metrics["loss"], until, tokens) if stopped.metrics else None
+        raise Stopped(result, stopped.done, len(windows)) from None
+    return _evaluation(loss, predicted, tokens)
 
 
 class Stopped(KeyboardInterrupt):
@@ -116,8 +114,6 @@ def _json_lines(path: Path) -> ft.data.Corpus:
     return ft.data.Corpus(path.name, "validation", tuple(documents), digest.hexdigest())
 
 
-def _mean(sums: torch.Tensor, tokens: ft.data.Tokens) -> Evaluation:
-    total, weight = sums.tolist()
-    loss = total / weight
+def _evaluation(loss: float, predicted: int, tokens: ft.data.Tokens) -> Evaluation:
     perplexity = math.exp(loss) if loss < 700.0 else math.inf
-    return Evaluation(loss, texts.bits_per_byte(loss, tokens), perplexity, int(weight))
+    return Evaluation(loss, texts.bits_per_byte(loss, tokens), perplexity, predicted)

@@ -2,7 +2,7 @@
 
 from functrain.train import privacy, watching
 from functrain.train.averaging import averaged
-from functrain.train.evaluation import evaluate
+from functrain.train.evaluation import EvaluationInterrupted, evaluate
 from functrain.train.guard import Diverged, Guard, skip_nonfinite, skip_spikes, stop_after
 from functrain.train.hooks import Hook, Stop, every
 from functrain.train.loop import Interrupted, fit
@@ -21,10 +21,10 @@ from functrain.train.watching.recording import record
 from functrain.tree import elsewhere
 
 __all__ = [
-    "Batches", "Diverged", "Guard", "Hook", "Interrupted", "LossFn", "LossFnWithBuffers", "Metric", "Stop", "Sweep",
-    "TrainState", "averaged", "early_stopping", "evaluate", "every", "fit", "grid", "init_state", "noise_scale_step",
-    "privacy", "private_step", "progress", "record", "roll_back", "skip_nonfinite", "skip_spikes", "stop_after",
-    "sweep", "train_step", "unroll", "validate", "watching",
+    "Batches", "Diverged", "EvaluationInterrupted", "Guard", "Hook", "Interrupted", "LossFn", "LossFnWithBuffers",
+    "Metric", "Stop", "Sweep", "TrainState", "averaged", "early_stopping", "evaluate", "every", "fit", "grid",
+    "init_state", "noise_scale_step", "privacy", "private_step", "progress", "record", "roll_back", "skip_nonfinite",
+    "skip_spikes", "stop_after", "sweep", "train_step", "unroll", "validate", "watching",
 ]  # fmt: skip
 
 elsewhere.furnish(__name__)

@@ -20,6 +20,26 @@ from functrain.train.ranks import gathered
 from functrain.transforms.loss_scale import wide
 from functrain.tree import Batch, Params, Tree
 
+
+class EvaluationInterrupted(KeyboardInterrupt):
+    """What `evaluate` raises at Ctrl-C: with the `metrics` of the first `done` batches, of `of` where that is known.
+
+    >>> def loss_fn(params, batch, key):
+    ...     if batch > 1:
+    ...         raise KeyboardInterrupt  # as Ctrl-C does
+    ...     return ft.Loss(batch, torch.tensor(1.0), {})
+    >>> try:
+    ...     ft.evaluate(loss_fn, {}, [torch.tensor(1.0), torch.tensor(2.0)], compile=False)
+    ... except ft.train.EvaluationInterrupted as stopped:
+    ...     print(stopped.metrics, stopped.done, stopped.of)
+    {'loss': 1.0} 1 2
+    """
+
+    def __init__(self, metrics: dict[str, float], done: int, of: int | None) -> None:
+        super().__init__()
+        self.metrics, self.done, self.of = metrics, done, of
+
+
 _AT_ONCE = 256  # batches whose sums wait on the device, so that its queue of work and their memory stay short
 
 
@@ -58,6 +78,9 @@ def evaluate(
     Where torch.distributed runs, all ranks must call it, each with its batches, as `ft.data.shard` makes them: all
     return the numbers over all. Objects are left to add up themselves, as those of torchmetrics do.
 
+    Ctrl-C raises `EvaluationInterrupted`, a KeyboardInterrupt, with the loss and its metrics on the batches until then,
+    of this rank alone.
+
     Raises: CompilerNotFoundError on a machine without a C++ compiler, where `compile=False` evaluates; ValueError for
     no batches or endless ones, weights that add up to 0, rows that are not known, and metrics
     without predict; TypeError for arguments, a loss or a metric of another kind.
@@ -77,16 +100,18 @@ def evaluate(
     with torch.no_grad():
         if progress is not None:
             progress(0, of)
-        for done, batch in enumerate(_moved(batches, device), 1):
-            _check_tensors(batch, done)
-            try:
+        try:
+            for done, batch in enumerate(_moved(batches, device), 1):
+                _check_tensors(batch, done)
                 found, arguments = measured(*given, batch)
-            except CompilerNotFoundError as error:
-                raise CompilerNotFoundError("evaluate", "pass compile=False: it evaluates in eager") from error
-            sums.add(found)
-            predictions.add(arguments)
-            if progress is not None:
-                progress(done, of)
+                sums.add(found)
+                predictions.add(arguments)
+                if progress is not None:
+                    progress(done, of)
+        except CompilerNotFoundError as error:
+            raise CompilerNotFoundError("evaluate", "pass compile=False: it evaluates in eager") from error
+        except KeyboardInterrupt:
+            raise EvaluationInterrupted(sums.here(), sums.done, of) from None
         means = sums.means()
         return means | predictions.compute(means)
 
@@ -201,6 +226,7 @@ class _Sums:
     def __init__(self) -> None:
         self._waiting: list[dict[str, Tensor]] = []
         self._sums: dict[str, float] | None = None
+        self._read_of = 0  # batches whose sums these are
 
     def add(self, found: dict[str, Tensor]) -> None:
         if self._waiting and found.keys() != self._waiting[0].keys():
@@ -211,15 +237,23 @@ class _Sums:
         if len(self._waiting) == _AT_ONCE:
             self._read()
 
+    @property
+    def done(self) -> int:
+        return self._read_of + len(self._waiting)
+
     def means(self) -> dict[str, float]:
         self._read()
         sums = _of_all_ranks(self._sums)
         if sums is None:
             raise ValueError("evaluate: expected at least one batch, came none")
-        weight = sums.pop("weight")
-        if weight == 0:
+        if sums["weight"] == 0:
             raise ValueError("evaluate: the weights of all batches add up to 0, of which there is no mean")
-        return {name: value / weight for name, value in sums.items()}
+        return _means(sums)
+
+    def here(self) -> dict[str, float]:
+        """Return the means of this process so far; empty where there is none."""
+        self._read()
+        return {} if self._sums is None or self._sums["weight"] == 0 else _means(self._sums)
 
     def _read(self) -> None:
         waiting = self._waiting
@@ -229,8 +263,13 @@ class _Sums:
         # float64 on the host: not every device has it
         columns = [torch.stack([found[name] for found in waiting]).cpu().double().sum() for name in names]
         before = self._sums or dict.fromkeys(names, 0.0)
-        self._sums = {name: before[name] + float(column) for name, column in zip(names, columns, strict=True)}
-        self._waiting = []
+        new = {name: before[name] + float(column) for name, column in zip(names, columns, strict=True)}
+        # together, so that Ctrl-C counts no batch twice
+        self._sums, self._read_of, self._waiting = new, self._read_of + len(waiting), []
+
+
+def _means(sums: dict[str, float]) -> dict[str, float]:
+    return {name: value / sums["weight"] for name, value in sums.items() if name != "weight"}
 
 
 def _of_all_ranks(sums: dict[str, float] | None) -> dict[str, float] | None:

@@ -92,6 +92,22 @@ def test_programs_of_eight_functions_are_kept() -> None:
     assert evaluation._compiled(functions[0], None, False) is not made[0]
 
 
+@pytest.mark.parametrize(("at", "count"), [(1, 3), (2, 3), (300, 400)])
+def test_ctrl_c_gives_what_was_evaluated_until_then(at: int, count: int) -> None:
+    def interrupted(params: Any, batch: Any, key: Any) -> ft.Loss:
+        if int(batch) == at:
+            raise KeyboardInterrupt
+        return ft.Loss(batch**2, batch, {"three": 3 * batch})
+
+    batches = [torch.tensor(float(t)) for t in range(count)]
+    with pytest.raises(ft.train.EvaluationInterrupted) as caught:
+        ft.evaluate(interrupted, {}, batches, compile=False)
+    assert (caught.value.done, caught.value.of) == (at, count)
+    # the weight of batch 0 is 0, of which alone there is no mean
+    part = [t for t in range(at) if at > 1]
+    assert caught.value.metrics == ({"loss": sum(t * t for t in part) / sum(part), "three": 3.0} if part else {})
+
+
 @pytest.mark.parametrize("metrics", [False, True])
 def test_a_mean_is_weighted_by_the_rows_of_its_batch(metrics: bool) -> None:
     def mean(params: Any, batch: Any, key: Any) -> Any:
