@@ -22,10 +22,14 @@ from torch import Tensor
 
 from functrain import nn, random
 from functrain.models import gpt2_layout, hf
-from functrain.models.gpt2_layout import NAMES as NAMES
+from functrain.models.gpt2_layout import NAMES
 from functrain.models.labels import Labels
 from functrain.progress import Progress
-from functrain.tree import Params
+from functrain.tree import Params, elsewhere
+
+__all__ = [
+    "HF", "NAMES", "Cache", "Config", "apply", "apply_cached", "from_hf", "hidden", "init", "init_cache", "to_hf",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,3 +299,5 @@ def _config(*, attention_dropout: float, **fields: Any) -> Config:
 
 
 HF = gpt2_layout.layout(_config, init)
+
+elsewhere.furnish(__name__)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import functrain.tree as tree
 from functrain.optim.combining import chain
-from functrain.optim.numerics.safe import working_dtype, zero_count
+from functrain.optim.numerics.safe import zero_count
 from functrain.optim.transformation import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -24,8 +24,21 @@ from functrain.optim.transformation import (
     init_empty_state,
     with_extra_args_support,
 )
+from functrain.optim.variance_tracking import (
+    PerElementMeanAndVarianceEMAState,
+    get_unbiased_mean_and_variance_ema,
+    track_per_element_mean_and_variance_with_ema,
+)
 from functrain.schedules import Scalar
-from functrain.tree import Params, Tree
+from functrain.tree import Params, Tree, elsewhere
+
+__all__ = [
+    "AccumulateAvgUpdatesState", "Aggregator", "AggregatorUpdateFn", "PerElementMeanAndSumSqDiffGradsState",
+    "PerElementMeanAndVarianceEMAState", "accumulate_avg_updates", "add_mean_variance_to_opt",
+    "average_incrementally_updates", "average_per_element_updates", "get_batch_size_from_per_elt_updates",
+    "get_per_element_mean_and_sum_sq_diff_grads", "get_unbiased_mean_and_variance_ema", "process",
+    "track_per_element_mean_and_variance_with_ema",
+]  # fmt: skip
 
 Dims: TypeAlias = int | Sequence[int]
 
@@ -207,68 +220,6 @@ def get_per_element_mean_and_sum_sq_diff_grads(per_elt_dim: Dims = 0, accumulati
     return Aggregator(init, update)
 
 
-class PerElementMeanAndVarianceEMAState(NamedTuple):
-    count: Tensor  # type: ignore[assignment]  # (), int64: updates so far
-    ema_decay: Tensor  # (), float32, or float64 beside params of it
-    mean_grads_ema: Updates  # like params: average of the means over examples
-    variance_grads_ema: Updates  # like params: average of the variances over examples
-
-
-def track_per_element_mean_and_variance_with_ema(ema_decay: Scalar = 0.9) -> GradientTransformationExtraArgs:
-    """Keep moving averages of mean and variance over examples; updates stay.
-
-    It reads the keyword arguments that `get_per_element_mean_and_sum_sq_diff_grads` gives through `process`.
-
-    >>> tx = ft.optim.aggregating.track_per_element_mean_and_variance_with_ema(ema_decay=0.9)
-    >>> tx.update(torch.ones(()), tx.init(torch.ones(())), sum_sq_diff_grads=torch.tensor(6.5), sample_size=3)[1][2:]
-    (tensor(0.1000), tensor(0.3250))
-    """
-
-    def init(params: Params) -> PerElementMeanAndVarianceEMAState:
-        count, zeros = zero_count(params), tree.zeros_like(params)
-        decay = torch.as_tensor(ema_decay, dtype=working_dtype(params), device=count.device)
-        return PerElementMeanAndVarianceEMAState(count, decay, zeros, zeros)
-
-    def update(
-        updates: Updates,
-        state: PerElementMeanAndVarianceEMAState,
-        params: Params | None = None,
-        *,
-        sum_sq_diff_grads: Updates,
-        sample_size: int | Tensor,
-        **_: Any,
-    ) -> tuple[Updates, PerElementMeanAndVarianceEMAState]:
-        def averaged(new: Tensor, old: Tensor) -> Tensor:
-            return (1.0 - ema_decay) * new + ema_decay * old
-
-        variance = tree.map(lambda x: x / (sample_size - 1), sum_sq_diff_grads)
-        means = tree.map(averaged, updates, state.mean_grads_ema)
-        variances = tree.map(averaged, variance, state.variance_grads_ema)
-        return updates, state._replace(count=state.count + 1, mean_grads_ema=means, variance_grads_ema=variances)
-
-    return GradientTransformationExtraArgs(init, update)
-
-
-def get_unbiased_mean_and_variance_ema(state: OptState) -> tuple[Updates, Updates]:
-    """Return the moving averages of mean and variance over examples, corrected for their start at zero.
-
-    Raises: ValueError for a state without them.
-
-    >>> opt, rows = ft.optim.aggregating.add_mean_variance_to_opt(ft.optim.sgd(0.1)), torch.tensor([1.0, 2.0, 4.5])
-    >>> ft.optim.aggregating.get_unbiased_mean_and_variance_ema(opt.update(rows, opt.init(torch.tensor(0.0)))[1])
-    (tensor(2.5000), tensor(3.2500))
-    """
-    found = tree.get(state, "PerElementMeanAndVarianceEMAState")
-    if found is None:
-        raise ValueError(
-            "get_unbiased_mean_and_variance_ema: expected a state with a PerElementMeanAndVarianceEMAState, came one "
-            "without; make the optimizer with add_mean_variance_to_opt"
-        )
-    weight = 1 - found.ema_decay**found.count
-    mean, variance = (tree.map(lambda x: x / weight.to(x.dtype), t) for t in found[2:])
-    return mean, variance
-
-
 def add_mean_variance_to_opt(
     opt: GradientTransformation, ema_decay: Scalar = 0.9, per_elt_dim: Dims = 0, accumulation_steps: int = 1
 ) -> GradientTransformationExtraArgs:
@@ -298,3 +249,6 @@ def _emitted(ready: Tensor, out: Tree, kind: Any, count: Tensor, *means: Tree) -
 
 def _tuple(dims: Dims) -> tuple[int, ...]:
     return (dims,) if isinstance(dims, int) else tuple(dims)
+
+
+elsewhere.furnish(__name__)

@@ -6,6 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from functrain.tree import elsewhere
+
+__all__ = ["base_hungarian_algorithm", "hungarian_algorithm"]
+
 
 def hungarian_algorithm(cost_matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return (rows, columns) of min(n, m) pairs, no row or column twice, whose costs have the smallest sum.
@@ -80,3 +84,6 @@ def _columns(costs: np.ndarray) -> np.ndarray:
             if row == start:
                 break
     return column_of
+
+
+elsewhere.furnish(__name__)

@@ -11,10 +11,14 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor
 
 import functrain.tree as tree
-from functrain.optim.numerics.accumulators import AccumulationType, Accumulators, compose
-from functrain.optim.numerics.accumulators import Accumulator as Accumulator
+from functrain.optim.numerics.accumulators import AccumulationType, Accumulator, Accumulators, compose
 from functrain.transforms import value_and_grad, vmap
-from functrain.tree import Tree
+from functrain.tree import Tree, elsewhere
+
+__all__ = [
+    "AccumulationType", "Accumulator", "Accumulators", "Axes", "IndividualOutputs", "compose", "micro_grad",
+    "micro_vmap", "microbatch", "reshape_batch_axis",
+]  # fmt: skip
 
 Axes: TypeAlias = int | Sequence[int | None]
 
@@ -228,3 +232,6 @@ def _accumulated(run: Callable[[int], Tree], accumulators: Accumulators, parts: 
         new = way.update(carry, value, index)
         carry = tree.where(index < real, new, carry) if isinstance(real, Tensor) else new
     return way.finalize(carry)
+
+
+elsewhere.furnish(__name__)

@@ -13,7 +13,9 @@ import functrain.tree as tree
 from functrain.optim.numerics.random_trees import random_like
 from functrain.schedules import Scalar
 from functrain.transforms import vmap
-from functrain.tree import Tree
+from functrain.tree import Tree, elsewhere
+
+__all__ = ["Gumbel", "Noise", "Normal", "make_perturbed_fun"]
 
 
 class Noise(Protocol):
@@ -91,3 +93,6 @@ def make_perturbed_fun(
         return tree.map(lambda leaf: torch.mean(leaf, 0), vmap(one)(random.split(key, num_samples)))
 
     return estimate
+
+
+elsewhere.furnish(__name__)

@@ -11,7 +11,13 @@ import functrain.tree as tree_room
 from functrain.losses import sparsemax
 from functrain.optim.numerics.safe import clamp
 from functrain.schedules import Scalar
-from functrain.tree import Tree
+from functrain.tree import Tree, elsewhere
+
+__all__ = [
+    "projection_box", "projection_halfspace", "projection_hypercube", "projection_hyperplane", "projection_l1_ball",
+    "projection_l1_sphere", "projection_l2_ball", "projection_l2_sphere", "projection_linf_ball",
+    "projection_non_negative", "projection_simplex", "projection_vector",
+]  # fmt: skip
 
 
 def projection_non_negative(tree: Tree) -> Tree:
@@ -141,3 +147,6 @@ def _distance(x: Tree, a: Tree, b: Scalar) -> Tensor:
 
 def _spread(bound: Scalar, tree: Tree) -> Tree:
     return tree_room.map(lambda _: bound, tree)
+
+
+elsewhere.furnish(__name__)

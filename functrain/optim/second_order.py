@@ -13,7 +13,9 @@ from torch import Tensor
 
 import functrain.tree as tree
 from functrain.transforms import grad, vmap
-from functrain.tree import Params, Tree
+from functrain.tree import Params, Tree, elsewhere
+
+__all__ = ["LossFn", "fisher_diag", "hessian_diag", "hvp"]
 
 LossFn: TypeAlias = Callable[[Params, Tree, Tree], Tensor]
 
@@ -78,3 +80,6 @@ def _like(v: Tensor, params: Params) -> Params:
         raise ValueError(f"hvp: expected v ({sum(sizes)},), a number for each parameter, came {tuple(v.shape)}")
     pieces = zip(v.split(sizes), leaves, strict=True)
     return tree.unflatten(structure, [piece.reshape(leaf.shape).to(leaf.dtype) for piece, leaf in pieces])
+
+
+elsewhere.furnish(__name__)

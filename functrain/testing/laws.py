@@ -13,7 +13,7 @@ from functrain.testing import algebra, declared, edges, execution, purity, steps
 from functrain.testing.law import RATE, Law, LawError, Subject, Trial, error_of, shown
 from functrain.testing.searching import SearchStrategy, exists, trials_on
 from functrain.train import TrainState
-from functrain.tree import Batch, Params
+from functrain.tree import Batch, Params, elsewhere
 
 __all__ = ["LAWS", "STEP_LAWS", "Law", "LawError", "check", "check_step"]
 
@@ -162,3 +162,6 @@ def _error(law: Law, subject: Subject, trial: Trial) -> LawError | None:
     # a law may differentiate; nothing else does
     with torch.set_grad_enabled(law.name == "differentiable"):
         return error_of(law, lambda: law.holds(subject, trial), trial.params, on)
+
+
+elsewhere.furnish(__name__)

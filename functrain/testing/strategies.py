@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from functrain import tree
-from functrain.tree import Batch, Params, Tree
+from functrain.tree import Batch, Params, Tree, elsewhere
 
 try:
     from hypothesis import strategies as st
@@ -19,6 +19,8 @@ except ModuleNotFoundError as error:
         "functrain.testing: trees are drawn by Hypothesis, which is not installed; pip install 'functrain[testing]'",
         name=error.name,
     ) from error
+
+__all__ = ["Pair", "batches", "fill", "gradients", "masks", "params", "trees"]
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -129,3 +131,6 @@ def _filled(leaf: Tensor, generator: torch.Generator) -> Tensor:
 
 def _of(dtypes: Sequence[torch.dtype]) -> SearchStrategy[torch.dtype]:
     return st.sampled_from(list(dtypes))
+
+
+elsewhere.furnish(__name__)

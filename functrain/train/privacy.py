@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from functrain import random
+from functrain.tree import elsewhere
+
+__all__ = ["epsilon", "noise_multiplier", "poisson_rows"]
 
 
 def epsilon(*, noise_multiplier: float, sampling_rate: float, steps: int, delta: float) -> float:
@@ -166,3 +169,6 @@ def _accounting() -> Any:
             name=error.name,
         ) from error
     return dp_accounting
+
+
+elsewhere.furnish(__name__)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from functrain import tree
-from functrain.tree import Tree
+from functrain.tree import Tree, elsewhere
+
+__all__ = ["DynamicState", "LossScale", "StaticState", "dynamic", "static"]
 
 
 class LossScale(NamedTuple):
@@ -126,3 +128,6 @@ def _check_scale(name: str, scale: float) -> None:
     number = torch.finfo(torch.float32)
     if not isinstance(scale, numbers.Real) or not number.tiny <= scale <= number.max:
         raise ValueError(f"loss_scale.{name}: expected a positive finite scale in float32, came {scale!r}")
+
+
+elsewhere.furnish(__name__)

@@ -72,9 +72,10 @@ _CALLED: Mapping[str, str] = {
 
 
 def furnish(name: str) -> None:
-    """Give a room its error for a name that does not exist, and a `__dir__` without the files that it is made of.
+    """Give a room, or a file that is one within it, its error for a name that does not exist, and a `__dir__` of what
+    is public: neither files that it is made of nor what it imports.
 
-    `name` is that of the room's module, `__name__`.
+    `name` is that of its module, `__name__`.
     """
     room = sys.modules[name]
     # put there from here, for a type checker to see no room in which every name exists
@@ -84,16 +85,17 @@ def furnish(name: str) -> None:
 
 def ask(room: ModuleType, name: str) -> NoReturn:
     """Raise the AttributeError of a name that a room does not have, with what may be meant, here or elsewhere."""
-    near = None if name.startswith("_") else _meant(name, room, _rooms())
+    near = None if name.startswith("_") else _meant(name, room, _rooms(room))
     raise AttributeError(
         f"module {room.__name__!r} has no attribute {name!r}" + (f"; did you mean {near}?" if near else "")
     )
 
 
-def _rooms() -> dict[str, ModuleType]:
-    """Return all rooms by the name that they have behind `ft`, "" for the whole house, which knows them."""
+def _rooms(room: ModuleType) -> dict[str, ModuleType]:
+    """Return all rooms, and this one, by the name that they have behind `ft`, "" for the house, which knows them."""
     house = sys.modules["functrain"]
-    return {"": house} | {name: getattr(house, name) for name in house.ROOMS if name != "testing"}
+    rooms = {"": house} | {name: getattr(house, name) for name in house.ROOMS if name != "testing"}
+    return rooms if room is house else rooms | {room.__name__.removeprefix("functrain."): room}
 
 
 def _meant(name: str, room: ModuleType, rooms: Mapping[str, ModuleType]) -> str | None:

@@ -49,8 +49,7 @@ def test_examples_show_what_comes(name: str) -> None:
 def test_every_public_function_has_an_example() -> None:
     found = []
     for room in EXEMPLARY:
-        public = getattr(room, "__all__", None) or [name for name in vars(room) if not name.startswith("_")]
-        for name in public:
+        for name in room.__all__:
             value = getattr(room, name)
             if inspect.isfunction(value) and value.__module__.startswith("functrain") and ">>> " not in value.__doc__:
                 found.append(f"{room.__name__}.{name}")

@@ -18,12 +18,15 @@ import functrain as ft
 
 ROOT = Path(__file__).parents[2] / "functrain"
 PACKAGES = sorted(file.parent.name for file in ROOT.glob("*/__init__.py"))
+WITHIN = sorted(
+    ".".join(file.parent.relative_to(ROOT).parts) for file in ROOT.rglob("__init__.py") if file.parent != ROOT
+)
 # rooms whose functions are reached from others: nothing of them is called by a name behind ft
 INSIDE = {"cli", "compiler", "recipes"}
 ROOMS = [name for name in PACKAGES if name not in INSIDE]
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("name", WITHIN)
 def test_each_name_in_all_is_there_once(name: str) -> None:
     room = import_module(f"functrain.{name}")
     assert room.__doc__ and list(room.__all__) == list(dict.fromkeys(room.__all__))
@@ -62,6 +65,30 @@ def test_dir_shows_what_is_public_and_no_file(name: str) -> None:
     room = import_module(f"functrain.{name}") if name else ft
     shown = [public for public in dir(room) if not public.startswith("__")]
     assert shown == sorted(room.__all__)
+
+
+# files and folders that a room shows as rooms of their own, such as ft.optim.projections
+SUBROOMS = [
+    f"{room}.{public}"
+    for room in ROOMS
+    for public in import_module(f"functrain.{room}").__all__
+    if isinstance(getattr(import_module(f"functrain.{room}"), public), ModuleType)
+]
+
+
+@pytest.mark.parametrize("name", SUBROOMS)
+def test_a_room_within_a_room_shows_what_is_public_and_nothing_that_it_imports(name: str) -> None:
+    room = import_module(f"functrain.{name}")
+    assert [public for public in dir(room) if not public.startswith("__")] == sorted(room.__all__) != []
+    ours = {key for key, value in vars(room).items() if getattr(value, "__module__", None) == room.__name__}
+    assert {key for key in ours - set(room.__all__) if not key.startswith("_")} <= _REACHED, "public, or with a _"
+    if name != "testing.laws":  # whose names are those of ft.testing
+        with pytest.raises(AttributeError, match=f"'functrain.{name}' has no attribute .*did you mean ft.{name}"):
+            getattr(room, sorted(room.__all__)[-1] + "s")
+
+
+# what other files of the house take from there
+_REACHED = {"unscale", "wide", "wide_dtype", "Law", "Batch"}
 
 
 def test_help_of_a_room_shows_its_functions() -> None:

@@ -8,8 +8,11 @@ from functrain.curvature.laplace.evidence import log_marginal_likelihood, maximi
 from functrain.curvature.laplace.fitting import diagonal_fisher, diagonal_ggn, full_ggn
 from functrain.curvature.laplace.posterior import Diagonal, Full, sample
 from functrain.curvature.laplace.predicting import Prediction, moderate, predict
+from functrain.tree import elsewhere
 
 __all__ = [
     "Diagonal", "Full", "Prediction", "diagonal_fisher", "diagonal_ggn", "full_ggn", "log_marginal_likelihood",
     "maximize_evidence", "moderate", "predict", "sample",
 ]  # fmt: skip
+
+elsewhere.furnish(__name__)

@@ -31,6 +31,7 @@ from functrain.nn.init.scaling import (
     xavier_normal,
     xavier_uniform,
 )
+from functrain.tree import elsewhere
 
 __all__ = [
     "Initializer", "constant", "delta_orthogonal", "dirac", "eye", "glorot_normal", "glorot_uniform", "he_normal",
@@ -38,3 +39,5 @@ __all__ = [
     "orthogonal", "sparse", "truncated_normal", "uniform", "variance_scaling", "xavier_normal", "xavier_uniform",
     "zeros",
 ]  # fmt: skip
+
+elsewhere.furnish(__name__)

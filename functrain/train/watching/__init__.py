@@ -8,8 +8,11 @@ from functrain.train.watching.to_csv import csv
 from functrain.train.watching.to_mlflow import mlflow
 from functrain.train.watching.to_tensorboard import tensorboard
 from functrain.train.watching.to_wandb import wandb
+from functrain.tree import elsewhere
 
 __all__ = [
     "Logger", "Progress", "Record", "Row", "csv", "mlflow", "progress", "record", "rows", "tensorboard",
     "wandb",
 ]  # fmt: skip
+
+elsewhere.furnish(__name__)
