@@ -10,7 +10,7 @@ from torch import Tensor
 
 from functrain.random.drawing import check_key, check_keys, draw, draw_each
 from functrain.random.keys import split
-from functrain.random.values import affine, check_float, double_word, inverse_normal, normal_from, unit, unsigned
+from functrain.random.values import BITS, DOUBLE_WORD, UNSIGNED, affine, check_float, inverse_normal, normal_in, unit
 
 
 def bits(key: Tensor, shape: Sequence[int] = (), *, offset: int = 0) -> Tensor:
@@ -19,7 +19,7 @@ def bits(key: Tensor, shape: Sequence[int] = (), *, offset: int = 0) -> Tensor:
     >>> ft.random.bits(ft.random.key(0), (2,))
     tensor([-224768089,  -91998574], dtype=torch.int32)
     """
-    return draw("bits", key, shape, offset, torch.int32, lambda x0, x1: x0 ^ x1)
+    return draw("bits", key, shape, offset, torch.int32, BITS)
 
 
 def uniform(
@@ -48,11 +48,11 @@ def uniform(
     if not minval <= maxval:
         raise ValueError(f"random.uniform: expected minval <= maxval, came {minval} and {maxval}; exchange them")
     if minval == 0.0 and maxval == 1.0:
-        return draw("uniform", key, shape, offset, dtype, lambda x0, x1: unit(x0, x1, dtype))
+        return draw("uniform", key, shape, offset, dtype, unit(dtype))
     check_key("uniform", key)
     low, high = (torch.full((), v, dtype=dtype, device=key.device) for v in (minval, maxval))
     span = high - low
-    return draw("uniform", key, shape, offset, dtype, lambda x0, x1: affine(unit(x0, x1, dtype), span, low))
+    return draw("uniform", key, shape, offset, dtype, unit(dtype, lambda u: affine(u, span, low)))
 
 
 def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32, *, offset: int = 0) -> Tensor:
@@ -65,8 +65,8 @@ def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
     tensor([ 1.6226,  2.0253, -0.4336])
     """
     check_float("normal", dtype)
-    finish = normal_from(torch.float64 if dtype == torch.float64 else torch.float32)
-    return draw("normal", key, shape, offset, dtype, lambda x0, x1: finish(x0, x1).to(dtype))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return draw("normal", key, shape, offset, dtype, normal_in(wide, lambda x: x.to(dtype)))
 
 
 def truncated_normal(
@@ -99,11 +99,11 @@ def truncated_normal(
     low, high = (torch.full((), v, dtype=wide, device=key.device) for v in (a, b))
     span = high - low
 
-    def finish(x0: Tensor, x1: Tensor) -> Tensor:
-        inside = torch.clamp(affine(unit(x0, x1, wide), span, low), -1 + eps / 2, 1 - eps / 2)
+    def finish(u: Tensor) -> Tensor:
+        inside = torch.clamp(affine(u, span, low), -1 + eps / 2, 1 - eps / 2)
         return torch.clamp(inverse_normal(inside), lower, upper).to(dtype)
 
-    return draw("truncated_normal", key, shape, offset, dtype, finish)
+    return draw("truncated_normal", key, shape, offset, dtype, unit(wide, finish))
 
 
 def bernoulli(key: Tensor, p: float | Tensor = 0.5, shape: Sequence[int] = (), *, offset: int = 0) -> Tensor:
@@ -119,7 +119,7 @@ def bernoulli(key: Tensor, p: float | Tensor = 0.5, shape: Sequence[int] = (), *
         return uniform(key, shape, offset=offset) < p.to(torch.float32)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"random.bernoulli: expected a probability p in [0, 1], came {p}; clip it")
-    return draw("bernoulli", key, shape, offset, torch.bool, lambda x0, x1: unit(x0, x1, torch.float32) < p)
+    return draw("bernoulli", key, shape, offset, torch.bool, unit(torch.float32, lambda u: u < p))
 
 
 def randint(key: Tensor, shape: Sequence[int], minval: int, maxval: int, *, offset: int = 0) -> Tensor:
@@ -136,7 +136,7 @@ def randint(key: Tensor, shape: Sequence[int], minval: int, maxval: int, *, offs
         raise ValueError(
             f"random.randint: expected -2**31 <= minval < maxval <= 2**31, came {minval} and {maxval}; shift the range"
         )
-    upper, lower = (draw("randint", k, shape, offset, torch.int64, unsigned) for k in split(key).unbind())
+    upper, lower = (draw("randint", k, shape, offset, torch.int64, UNSIGNED) for k in split(key).unbind())
     span = maxval - minval
     factor = (2**16 % span) ** 2 % 2**32 % span
     mixed = torch.remainder(upper, span) * factor + torch.remainder(lower, span)
@@ -153,7 +153,7 @@ def bits_of_each(keys: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     True
     """
     check_keys("bits_of_each", keys, len(like))
-    return draw_each(keys, [x.shape for x in like], torch.int32, lambda x0, x1: x0 ^ x1)
+    return draw_each(keys, [x.shape for x in like], torch.int32, BITS)
 
 
 def normal_of_each(keys: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -173,7 +173,7 @@ def normal_of_each(keys: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     for wide in (torch.float32, torch.float64):
         rows = [i for i, x in enumerate(like) if (x.dtype == torch.float64) == (wide == torch.float64)]
         found = draw_each(
-            keys if len(rows) == len(like) else keys[rows], [like[i].shape for i in rows], wide, normal_from(wide)
+            keys if len(rows) == len(like) else keys[rows], [like[i].shape for i in rows], wide, normal_in(wide)
         )
         drawn |= zip(rows, found, strict=True)
     return [drawn[i].to(x.dtype) for i, x in enumerate(like)]
@@ -192,5 +192,5 @@ def permutation(key: Tensor, n_or_x: int | Tensor) -> Tensor:
     tensor([20, 30,  0, 40, 10])
     """
     n = n_or_x.shape[0] if isinstance(n_or_x, Tensor) else n_or_x
-    order = torch.argsort(draw("permutation", key, (n,), 0, torch.int64, double_word), stable=True)
+    order = torch.argsort(draw("permutation", key, (n,), 0, torch.int64, DOUBLE_WORD), stable=True)
     return n_or_x[order] if isinstance(n_or_x, Tensor) else order

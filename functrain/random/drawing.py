@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from functrain.random.threefry import pieces, threefry, words
-from functrain.random.values import Finish
+from functrain.random.hashing import counters
+from functrain.random.threefry import pieces
+from functrain.random.values import Kind
 
 
-def draw(name: str, key: Tensor, shape: Sequence[int], offset: int, dtype: torch.dtype, finish: Finish) -> Tensor:
+def draw(name: str, key: Tensor, shape: Sequence[int], offset: int, dtype: torch.dtype, kind: Kind) -> Tensor:
     """Draw a tensor of values, `offset` elements after the key's first."""
     check_key(name, key)
     if isinstance(shape, int):
@@ -23,12 +24,13 @@ def draw(name: str, key: Tensor, shape: Sequence[int], offset: int, dtype: torch
     if key.device.type == "meta":  # there are no bits, and a shape of any size costs nothing
         return key.new_empty(tuple(shape), dtype=dtype)
     n = math.prod(shape)
+    k = key.unbind()
     cuts = list(pieces(key, offset, offset + n))
     if len(cuts) == 1:
-        return finish(*words(key, offset, n)).reshape(shape)
+        return kind.of(*kind.words(k, *counters(offset, n, key.device))).reshape(shape)
     out = key.new_empty((n,), dtype=dtype)
     for start, stop in cuts:
-        out[start - offset : stop - offset] = finish(*words(key, start, stop - start))
+        out[start - offset : stop - offset] = kind.of(*kind.words(k, *counters(start, stop - start, key.device)))
     return out.reshape(shape)
 
 
@@ -37,7 +39,7 @@ def draw(name: str, key: Tensor, shape: Sequence[int], offset: int, dtype: torch
 _LINE = 128
 
 
-def draw_each(keys: Tensor, shapes: Sequence[Sequence[int]], dtype: torch.dtype, finish: Finish) -> list[Tensor]:
+def draw_each(keys: Tensor, shapes: Sequence[Sequence[int]], dtype: torch.dtype, kind: Kind) -> list[Tensor]:
     """Draw a tensor of each shape, with the key in its row, in one pass."""
     sizes = [math.prod(shape) for shape in shapes]
     if keys.device.type == "meta" or not any(sizes):  # on meta there are no bits, and any size costs nothing
@@ -52,7 +54,7 @@ def draw_each(keys: Tensor, shapes: Sequence[Sequence[int]], dtype: torch.dtype,
     def some(part: slice) -> Tensor:
         own, first = keys[owner[part]], element[part, None]  # (lines, 2), (lines, 1)
         low = first.to(torch.int32) + torch.arange(_LINE, dtype=torch.int32, device=keys.device)
-        return finish(*threefry(own.unsqueeze(-1).unbind(1), (first >> 32).to(torch.int32), low))
+        return kind.of(*kind.words(own.unsqueeze(-1).unbind(1), (first >> 32).to(torch.int32), low))
 
     parts = [slice(start // _LINE, -(-stop // _LINE)) for start, stop in pieces(keys, 0, count * _LINE)]
     if len(parts) == 1:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from functrain.random.drawing import check_key
-from functrain.random.threefry import signed, threefry, words
+from functrain.random.hashing import counters, pairs
+from functrain.random.threefry import signed
 
 
 def key(seed: int, device: torch.device | str | None = None) -> Tensor:
@@ -32,7 +33,7 @@ def split(key: Tensor, num: int = 2) -> Tensor:
     (tensor([ 1797259609, -1715843330], dtype=torch.int32), tensor([ 928981903, -841280227], dtype=torch.int32))
     """
     check_key("split", key)
-    return torch.stack(words(key, 0, num), dim=-1)
+    return pairs(key.unbind(), *counters(0, num, key.device))
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
@@ -57,4 +58,4 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         raise ValueError(f"random.fold_in: expected data in [0, 2**32), came {data}; take it modulo 2**32")
     else:
         low = torch.full((), signed(data), dtype=torch.int32, device=key.device)
-    return torch.stack(threefry(key.unbind(), 0, low))
+    return pairs(key.unbind(), 0, low)

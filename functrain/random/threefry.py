@@ -35,27 +35,17 @@ def pieces(key: Tensor, start: int, stop: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def words(key: Tensor, start: int, n: int) -> tuple[Tensor, Tensor]:
-    """Return the two words of elements start to start + n - 1, which share their high counter word."""
-    low = torch.arange(n, dtype=torch.int32, device=key.device)
-    if start:
-        low = low + signed(start) if compiling() else low.add_(signed(start))
-    return threefry(key.unbind(), signed(start >> 32), low)
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-
-
-def threefry(key: Sequence[Tensor], high: int | Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+def rounds(key: Sequence[Tensor], high: int | Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
     """Return the two words of a key's two words and of counters, element for element."""
     # In place only on tensors made here: few buffers stay in the cache, and what vmap batches is batched already.
     k0, k1 = key
-    if low.device.type == "meta":  # there are no bits, and 110 operations that find their shape take a second a model
-        return low + k0, low + k1
     k2 = k0 ^ k1 ^ 0x1BD11BDA
     x0, x1 = (high if isinstance(high, Tensor) else torch.full_like(low, high)) + k0, low + k1
     for i, (add0, add1) in enumerate(((k1, k2), (k2, k0), (k0, k1), (k1, k2), (k2, k0))):
-        for j, r in enumerate(_ROTATIONS[i % 2]):
+        for j, r in enumerate(ROTATIONS[i % 2]):
             if i + j:  # a sum with 0 is its other term to Inductor, here a key's word, whose memory it would read
                 x0, x1 = once(x0), once(x1)
             x0 = x0 + x1
@@ -91,6 +81,11 @@ def traced() -> Iterator[None]:
         yield
     finally:
         _here.traced = before
+
+
+def tracing() -> bool:
+    """Tell whether operations are traced by `traced`'s tracer."""
+    return _here.traced
 
 
 def compiling() -> bool:

@@ -1,38 +1,45 @@
-"""From two random words an element to a value."""
+"""From one or two random words an element to a value."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from functrain.random.hashing import Hash, one_word, two_words
 from functrain.random.threefry import once
 
-Finish = Callable[[Tensor, Tensor], Tensor]  # two int32 words per element to one value per element
+
+class Kind(NamedTuple):
+    """A kind of value: which words it is made of, and how."""
+
+    words: Hash
+    of: Callable[..., Tensor]
 
 
-def unsigned(x0: Tensor, x1: Tensor) -> Tensor:
-    """Return 32 random bits as an int64."""
-    return (x0 ^ x1).long() & (2**32 - 1)
-
-
-def double_word(x0: Tensor, x1: Tensor) -> Tensor:
-    """Return 64 random bits as an int64."""
+def _double_word(x0: Tensor, x1: Tensor) -> Tensor:
     return (x0.long() << 32) | (x1.long() & (2**32 - 1))
+
+
+BITS = Kind(one_word, lambda word: word)  # 32 random bits, int32
+UNSIGNED = Kind(one_word, lambda word: word.long() & (2**32 - 1))  # the same, int64
+DOUBLE_WORD = Kind(two_words, _double_word)  # 64 random bits, int64
 
 
 _MANTISSA = {torch.bfloat16: (1, 7), torch.float16: (6, 10), torch.float32: (9, 23)}  # bits dropped, bits kept
 
 
-def unit(x0: Tensor, x1: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a number in [0, 1), of as many bits as its mantissa has."""
+def unit(dtype: torch.dtype, then: Callable[[Tensor], Tensor] = lambda x: x) -> Kind:
+    """Make the kind of `then` of a number in [0, 1), of as many bits as its mantissa has."""
     # jax fills the mantissa of a number in [1, 2) and subtracts 1: the same as these integers times a power of two
     if dtype == torch.float64:
-        return ((double_word(x0, x1) >> 12) & (2**52 - 1)).to(dtype).mul_(2.0**-52)
+        mantissa = 2**52 - 1
+        return Kind(two_words, lambda x0, x1: then(((_double_word(x0, x1) >> 12) & mantissa).to(dtype).mul_(2.0**-52)))
     drop, keep = _MANTISSA[dtype]
-    return (x0 ^ x1).bitwise_right_shift_(drop).bitwise_and_(2**keep - 1).to(dtype).mul_(2.0**-keep)
+    return Kind(one_word, lambda word: then(((word >> drop) & (2**keep - 1)).to(dtype).mul_(2.0**-keep)))
 
 
 def affine(unit: Tensor, span: Tensor, low: Tensor) -> Tensor:
@@ -43,10 +50,10 @@ def affine(unit: Tensor, span: Tensor, low: Tensor) -> Tensor:
     return unit * span + low
 
 
-def normal_from(dtype: torch.dtype) -> Finish:
-    """Make the function from words to normal numbers."""
+def normal_in(dtype: torch.dtype, then: Callable[[Tensor], Tensor] = lambda x: x) -> Kind:
+    """Make the kind of `then` of a normal number."""
     low = -1.0 + torch.finfo(dtype).eps / 2  # the number above -1, so that no draw is infinite
-    return lambda x0, x1: inverse_normal(unit(x0, x1, dtype).mul_(2.0).add_(low))
+    return unit(dtype, lambda u: then(inverse_normal(u.mul_(2.0).add_(low))))
 
 
 # Giles 2011, "Approximating the erfinv function", single precision: erfinv(u) / u in w = -log(1 - u**2),

@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import functrain as ft
 from functrain import random
-from functrain.random import threefry, values
+from functrain.random import hashing, values
 
 laws = settings(deadline=None, derandomize=True, max_examples=15)
 seeds = st.integers(-(2**63), 2**63 - 1)
@@ -119,11 +119,15 @@ def draws(key: Tensor, data: Tensor) -> tuple[Tensor, ...]:
     return random.bits(first, (5, 61)), random.normal(first, (305,)), random.bernoulli(second, 0.3, (305,))
 
 
+def mask(key: Tensor, data: Tensor) -> Tensor:
+    return random.bernoulli(random.fold_in(key, data), 0.3, (305,))
+
+
 @pytest.fixture(scope="module")
 def compiled() -> Any:
-    graph = torch.compile(draws, fullgraph=True)
-    graph(random.key(0), torch.tensor(0))
-    return graph
+    by_torch, ours = torch.compile(mask, fullgraph=True), ft.compile(draws)
+    by_torch(random.key(0), torch.tensor(0)), ours(random.key(0), torch.tensor(0))
+    return by_torch, ours
 
 
 @settings(laws, max_examples=8)
@@ -133,9 +137,10 @@ def test_compiled_and_vmapped_draws_are_the_eager_bits(compiled: Any, seed: int,
     keys, indices = torch.stack([key, random.split(key)[1]]), torch.tensor([data, 3])
     lanes = torch.func.vmap(draws)(keys, indices)
     # other keys and other data never recompile
+    by_torch, ours = compiled
     with torch.compiler.set_stance("fail_on_recompile"):
-        graph = compiled(keys[0], indices[0])
-    for lane, inside, alone in zip(lanes, graph, draws(keys[0], indices[0]), strict=True):
+        assert torch.equal(by_torch(keys[0], indices[0]), mask(keys[0], indices[0]))
+    for lane, inside, alone in zip(lanes, ours(keys[0], indices[0]), draws(keys[0], indices[0]), strict=True):
         assert torch.equal(lane[0], alone)
         assert torch.equal(inside, alone)
 
@@ -143,14 +148,24 @@ def test_compiled_and_vmapped_draws_are_the_eager_bits(compiled: Any, seed: int,
 def test_draws_of_mapped_keys_are_the_eager_bits_when_compiled() -> None:
     def small(key: Tensor, data: Tensor) -> tuple[Tensor, ...]:
         inner = torch.func.vmap(lambda key: random.uniform(key, ()))(random.split(key, 3))
-        return random.fold_in(key, data), random.fold_in(key, 0), random.normal(key, (1,)), random.bits(key), inner
+        double = random.uniform(key, (3,), torch.float64)
+        return (
+            random.fold_in(key, data),
+            random.fold_in(key, 0),
+            random.normal(key, (1,)),
+            random.bits(key),
+            inner,
+            double,
+        )
 
-    mapped = torch.func.vmap(small)
+    def folded(key: Tensor, data: Tensor) -> tuple[Tensor, ...]:
+        return (random.fold_in(key, data),)
+
     # to a compiler a sum with 0 is its other term, here every second word of a memory, which rows of 0 first would hide
     keys, data = random.split(random.key(3), 4), torch.tensor([0, 0, 5, -1])
-    eager = mapped(keys, data)
-    for compiled in (ft.compile(mapped), torch.compile(mapped, fullgraph=True)):
-        assert all(torch.equal(a, b) for a, b in zip(compiled(keys, data), eager, strict=True))
+    for compiled, fn in ((ft.compile, small), (lambda fn: torch.compile(fn, fullgraph=True), folded)):
+        mapped = torch.func.vmap(fn)
+        assert all(torch.equal(a, b) for a, b in zip(compiled(mapped)(keys, data), mapped(keys, data), strict=True))
 
 
 def all_draws(key: Tensor, n: int, offset: int) -> list[Tensor]:
@@ -220,7 +235,7 @@ def test_compiled_draws_of_each_are_the_eager_bits_and_one_pass() -> None:
         return sum(node.target is torch.ops.aten.bitwise_xor_.Tensor for node in graph.nodes)
 
     keys = random.split(random.key(3), len(LIKE))
-    compiled = torch.compile(draw, fullgraph=True)(keys)
+    compiled = ft.compile(draw)(keys)
     assert all(torch.equal(inside, alone) for inside, alone in zip(compiled, draw(keys), strict=True))
     # 20 rounds; each leaf with its own would be 20 a leaf, which a C++ compiler takes seconds over
     assert operations(2) == operations(9) == 20
@@ -230,9 +245,10 @@ def test_an_element_beyond_two_words_of_a_key_has_its_own_counter() -> None:
     # a tensor of 2**32 elements does not fit: the counter that its lines count with is compared
     high, low = torch.tensor([[0], [3]], dtype=torch.int32), torch.arange(4, dtype=torch.int32)
     key = random.key(5)
-    both = threefry.threefry(key.unbind(), high, low.expand(2, 4))
+    both = hashing.two_words(key.unbind(), high, low.expand(2, 4))
     for i, start in enumerate((0, 3 * 2**32)):
-        assert all(torch.equal(a[i], b) for a, b in zip(both, threefry.words(key, start, 4), strict=True))
+        alone = hashing.two_words(key.unbind(), *hashing.counters(start, 4, key.device))
+        assert all(torch.equal(a[i], b) for a, b in zip(both, alone, strict=True))
 
 
 def masked_loss(x: Tensor, key: Tensor, step: Tensor) -> Tensor:
@@ -250,7 +266,7 @@ def test_both_gradient_engines_draw_the_same_eager_and_compiled() -> None:
     by_func = torch.func.grad(masked_loss)
     assert torch.equal(by_func(x, key, step), mask)
     assert torch.equal(by_autograd(x, key, step), mask)
-    assert torch.equal(torch.compile(by_func, fullgraph=True)(x, key, step), mask)
+    assert torch.equal(ft.compile(by_func)(x, key, step), mask)
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         assert torch.equal(torch.compile(by_autograd, fullgraph=True)(x, key, step), mask)
     lanes = torch.func.vmap(by_func, in_dims=(None, None, 0))(x, key, torch.tensor([1, 9]))

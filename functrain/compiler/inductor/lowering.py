@@ -29,7 +29,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.utils._python_dispatch import _disable_current_modes
 
 from functrain.compiler import graph_passes, half_products, redrawing
-from functrain.compiler.inductor import jobs
+from functrain.compiler.inductor import jobs, threefry  # noqa: F401, registers
 
 aten = torch.ops.aten
 Kernel = Callable[[list[Any]], Sequence[Any]]  # takes the inputs, a list that it empties, and returns the results
