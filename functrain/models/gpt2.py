@@ -27,9 +27,8 @@ from functrain.models.labels import Labels
 from functrain.progress import Progress
 from functrain.tree import Params, elsewhere
 
-__all__ = [
-    "HF", "NAMES", "Cache", "Config", "apply", "apply_cached", "from_hf", "hidden", "init", "init_cache", "to_hf",
-]  # fmt: skip
+__all__ = ["HF", "NAMES", "Cache", "Config", "apply", "apply_cached", "from_hf", "hidden", "init", "init_cache",
+           "labels", "to_hf"]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +56,7 @@ class Config:
             if getattr(self, name) < 1:
                 raise ValueError(f"gpt2.Config: expected {name} of at least 1, came {getattr(self, name)}")
         if self.width % self.heads:
-            raise ValueError(
-                f"gpt2.Config: width {self.width} does not divide into {self.heads} heads; "
-                f"choose a width that is a multiple of {self.heads}"
-            )
+            raise ValueError(f"gpt2.Config: expected heads that divide the width {self.width}, came {self.heads}")
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"gpt2.Config: expected {name} in [0, 1), came {getattr(self, name)}")

@@ -183,7 +183,7 @@ def test_a_cached_step_compiles_once_for_every_length() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"heads": 3}, "width 8 does not divide into 3 heads; choose a width that is a multiple of 3"),
+        ({"heads": 3}, "expected heads that divide the width 8, came 3"),
         ({"layers": 0}, "layers of at least 1, came 0"),
         ({"dropout": 1.0}, r"dropout in \[0, 1\), came 1.0"),
         ({"attention_dropout": 0.1}, "choose attention='math' or attention_dropout=0.0"),
