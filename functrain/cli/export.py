@@ -14,7 +14,6 @@ import functrain as ft
 from functrain.checkpoint.run import step_of
 from functrain.cli import bars
 from functrain.cli.options import UsageError, parse
-from functrain.data.bpe import BPE
 from functrain.models import gpt2
 from functrain.recipes import folder, pretrain
 
@@ -58,12 +57,14 @@ def _chosen(run: Path, step: int) -> Path:
 
 def tokenizer_files(tokenizer: ft.data.Tokenizer) -> dict[str, bytes]:
     """Return the files with which `AutoTokenizer` encodes as this tokenizer does; none where it cannot."""
-    if not isinstance(tokenizer, BPE):
+    if not isinstance(tokenizer, ft.data.Subwords):
         return {}
     # the class that obeys tokenizer.json alone; that of GPT-2 would add rules of its own
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    if tokenizer.end is not None:
-        settings |= {"bos_token": ft.data.END, "eos_token": ft.data.END}
+    names = {key: name for key, name in tokenizer.special_names().items() if name is not None}
+    if "eos_token" in names:  # it stands before a document, too, where nothing else does
+        names = {"bos_token": names["eos_token"]} | names
+    settings |= names
     return {
         "tokenizer.json": tokenizer.definition.encode(),
         "tokenizer_config.json": json.dumps(settings, indent=2).encode() + b"\n",

@@ -1,68 +1,24 @@
-"""Byte-level byte-pair encoding, trained and run by the `tokenizers` library and kept in its `tokenizer.json`."""
+"""Byte-level byte-pair encoding, trained by the `tokenizers` library."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
-
-from functrain.data.atomic import replacing
+from functrain.data.subwords import Subwords, library
 from functrain.data.text import END, Corpus
-from functrain.data.tokenizer import Bytes, Characters, Ids, Tokenizer, checked_ids, ids_dtype
-from functrain.progress import Progress, counter
+from functrain.data.tokens import told
+from functrain.progress import Progress
 
 
-class BPE:
-    """A `tokenizers.Tokenizer` given as the text of its `tokenizer.json`, without its truncation and padding.
-
-    Those are of the batches that a published tokenizer was used for: a text would end after some hundred tokens.
-    """
-
-    def __init__(self, definition: str) -> None:
-        content = json.loads(definition)
-        if content.get("truncation") or content.get("padding"):
-            # taken out of the text itself, so that the fingerprint is of what decides `encode`
-            definition = json.dumps(content | {"truncation": None, "padding": None}, ensure_ascii=False)
-        self.definition = definition
-        self._tokenizer = _library().Tokenizer.from_str(definition)
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
-
-    @property
-    def end(self) -> int | None:
-        token: int | None = self._tokenizer.token_to_id(END)
-        return token
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(self.definition.encode()).hexdigest()
-
-    def encode(self, text: str) -> Ids:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, ids_dtype(self.vocab_size))
-
-    def decode(self, ids: Sequence[int] | NDArray[Any] | Tensor) -> str:
-        tokens = checked_ids(ids, self.vocab_size).tolist()
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
-
-    def save(self, path: str | Path) -> None:
-        with replacing(Path(path)) as file:
-            file.write(self.definition.encode())
-
-
-def train_bpe(corpus: Corpus, *, vocab_size: int, progress: Progress | None = None) -> BPE:
+def train_bpe(
+    corpus: Corpus, *, vocab_size: int, special: Sequence[str] = (), progress: Progress | None = None
+) -> Subwords:
     """Learn the merges of a byte-level BPE from the train side of a corpus.
 
-    Any text can be encoded: the 256 bytes are in the vocabulary, and token 0 is `END`. A text too small for
-    `vocab_size` gives a smaller vocabulary. Deterministic: same corpus, same library version, same `tokenizer.json`.
+    Any text can be encoded: the 256 bytes are in the vocabulary, and token 0 is `END`. The next ones are those of
+    `special`, by names that say what they are for: `special=["<mask>", "<pad>"]` for a masked language model. A text
+    too small for `vocab_size` gives a smaller vocabulary. Deterministic: same corpus, same library version, same
+    `tokenizer.json`.
     `progress` counts characters that were read; the merges that follow, some seconds, tell nothing.
 
     Raises: ValueError for the validation side, whose words must not leak; ImportError without `tokenizers`.
@@ -78,64 +34,23 @@ def train_bpe(corpus: Corpus, *, vocab_size: int, progress: Progress | None = No
     """
     if corpus.split != "train":
         raise ValueError(f"train_bpe: expected the train side of {corpus.name!r}, came its {corpus.split!r} side")
-    if vocab_size < 257:
-        raise ValueError(f"train_bpe: expected a vocabulary of 257 or more (the bytes and END), came {vocab_size}")
-    library = _library()
-    tokenizer = library.Tokenizer(library.models.BPE())
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = library.decoders.ByteLevel()
-    trainer = library.trainers.BpeTrainer(
+    names = [END, *special]
+    if len(set(names)) < len(names) or "" in names:
+        raise ValueError(f"train_bpe: expected special tokens with names of their own, came {list(special)}")
+    if vocab_size < (least := 256 + len(names)):
+        raise ValueError(
+            f"train_bpe: expected a vocabulary of {least} or more (the bytes and {len(names)} special tokens), came "
+            f"{vocab_size}"
+        )
+    tokenizers = library()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[library.AddedToken(END, special=True, normalized=False)],
-        initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[tokenizers.AddedToken(name, special=True, normalized=False) for name in names],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    add = counter(sum(len(document.text) for document in corpus.documents), progress)
-
-    def texts() -> Iterator[str]:
-        for document in corpus.documents:
-            yield document.text
-            add(len(document.text))
-
-    tokenizer.train_from_iterator(texts(), trainer)
-    return BPE(tokenizer.to_str(pretty=True))
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read what any tokenizer's `save` wrote, or any `tokenizer.json` of the `tokenizers` library.
-
-    Raises: ValueError naming the path when it holds neither.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> with TemporaryDirectory() as folder:
-    ...     ft.data.Characters("hello").save(f"{folder}/tokenizer.json")
-    ...     ft.data.load_tokenizer(f"{folder}/tokenizer.json").encode("hole").tolist()
-    [1, 3, 2, 0]
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a saved tokenizer, and there is no such file")
-    try:
-        definition = path.read_bytes().decode("utf-8")
-        content = json.loads(definition)
-    except ValueError as error:
-        raise ValueError(f"{path}: expected the JSON of a tokenizer, came something else ({error})") from None
-    match content:
-        case {"functrain": "bytes"}:
-            return Bytes()
-        case {"functrain": "characters", "vocabulary": str(vocabulary)} if vocabulary:
-            return Characters(vocabulary)
-        case {"model": dict()}:
-            return BPE(definition)
-    raise ValueError(f"{path}: expected a tokenizer saved by functrain or a `tokenizer.json`, came other JSON")
-
-
-def _library() -> ModuleType:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ImportError(
-            "byte-level BPE needs the package 'tokenizers'; install it with `pip install functrain[cli]`, "
-            "or use the tokenizer functrain.data.Bytes()"
-        ) from error
-    return tokenizers
+    tokenizer.train_from_iterator(told(corpus, progress), trainer)
+    return Subwords(tokenizer.to_str(pretty=True))

@@ -59,6 +59,7 @@ def _encoded(caller: str, corpus: Corpus, tokenizer: Tokenizer, begin: int | Non
             "a tokenizer that has it, or give end="
         )
     _check_around(caller, begin, end, tokenizer.vocab_size)
+    begin = tokenizer.special.begin if begin is None else begin
     pieces = [tokenizer.encode(document.text) for document in corpus.documents]
     starts, stops = _borders(pieces)
     fingerprint = _digest("encoded", corpus.fingerprint, tokenizer.fingerprint)

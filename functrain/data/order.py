@@ -23,7 +23,7 @@ class Crops(NamedTuple):
 
     def starts(self, t: int) -> Indices:  # (batch,)
         # modulo: a start is likelier than another by less than tokens / 2**64
-        return (_bits(self.seed, t, self.batch) % np.uint64(self.tokens - self.context)).astype(np.int64)
+        return (raw_bits(self.seed, t, self.batch) % np.uint64(self.tokens - self.context)).astype(np.int64)
 
 
 class Epochs(NamedTuple):
@@ -134,7 +134,7 @@ def _moves(seed: int, epoch: int, count: int) -> _Moves:
     width = isqrt(count - 1) + 1
     height = -(-count // width)
     rounds = 3  # six Feistel rounds; four already pass as random
-    bits = _bits(seed, epoch, 1 + rounds * (width + height))[1:].reshape(rounds, width + height)
+    bits = raw_bits(seed, epoch, 1 + rounds * (width + height))[1:].reshape(rounds, width + height)
     moves = []
     for draw in bits:
         along_row, along_column = draw[:height] % np.uint64(width), draw[height:] % np.uint64(height)
@@ -144,9 +144,15 @@ def _moves(seed: int, epoch: int, count: int) -> _Moves:
 
 @lru_cache(maxsize=8)
 def _phase_bits(seed: int, epoch: int) -> Any:
-    return _bits(seed, epoch, 1)[0]
+    return raw_bits(seed, epoch, 1)[0]
 
 
-def _bits(seed: int, counter: int, size: int) -> NDArray[np.uint64]:
+def raw_bits(seed: int, counter: int, size: int) -> NDArray[np.uint64]:
     """Draw raw Philox4x64 output under the key (seed, counter): fixed by its paper, in every version of numpy."""
     return np.random.Philox(key=seed | counter << 64).random_raw(size)
+
+
+def stream(seed: int, counter: int, start: int, size: int) -> NDArray[np.uint64]:
+    """Draw blocks `start` to `start + size - 1` of the output of `raw_bits(seed, counter, ...)`, (size, 4)."""
+    philox = np.random.Philox(key=seed | counter << 64)
+    return philox.advance(start).random_raw(4 * size).reshape(size, 4)

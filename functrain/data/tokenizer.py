@@ -1,4 +1,4 @@
-"""Tokenizers: text to integers and back. Bytes and characters live here, byte-level BPE in `bpe.py`."""
+"""Tokenizers: text to integers and back. Bytes and characters live here, parts of words in `subwords.py`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from functrain.data.atomic import replacing
+from functrain.data.special_tokens import SpecialTokens
 from functrain.data.text import END
 
 Ids: TypeAlias = NDArray[Any]  # (n,), unsigned, the smallest dtype that holds the vocabulary: `ids_dtype`
 
 
 class Tokenizer(Protocol):
-    """A vocabulary and the two maps. `decode(encode(text)) == text` for every text that it can encode."""
+    """A vocabulary and the two maps. If `lossless`, `decode(encode(text)) == text` for every text it can encode."""
 
     @property
     def vocab_size(self) -> int: ...
 
     @property
     def end(self) -> int | None:
-        """The token that stands between two documents, `encode(END)`; None when `END` cannot be encoded."""
+        """The token that stands between two documents: `encode(END)` where `END` is in the vocabulary, or None."""
+
+    @property
+    def special(self) -> SpecialTokens:
+        """The tokens that are no text, by what they are for."""
+
+    @property
+    def lossless(self) -> bool:
+        """Whether decoding gives back every text that can be encoded; not so for a vocabulary of lower case."""
 
     @property
     def fingerprint(self) -> str:
@@ -47,6 +56,8 @@ class Bytes:
 
     vocab_size = 256
     end = 0
+    special = SpecialTokens(end=0, ids=(0,))
+    lossless = True
 
     @property
     def fingerprint(self) -> str:
@@ -78,9 +89,15 @@ class Characters:
             raise ValueError("Characters: expected a text to take the characters of, came an empty one")
         self._points = _code_points(self.vocabulary)  # (vocab_size,) sorted
 
+    lossless = True
+
     @property
     def vocab_size(self) -> int:
         return len(self.vocabulary)
+
+    @property
+    def special(self) -> SpecialTokens:
+        return SpecialTokens() if self.end is None else SpecialTokens(end=self.end, ids=(self.end,))
 
     @property
     def end(self) -> int | None:

@@ -58,7 +58,7 @@ def tokenize(
     [97, 98, 0, 99]
     """
     tokenizer = Bytes() if tokenizer is None else tokenizer
-    texts = _told(corpus, progress)
+    texts = told(corpus, progress)
     if folder is None:
         pieces = list(_pieces(texts, tokenizer))
         ids = np.concatenate([ids for ids, _ in pieces])
@@ -77,7 +77,7 @@ def tokenize(
     return tokens
 
 
-def _told(corpus: Corpus, progress: Progress | None) -> Iterator[str]:
+def told(corpus: Corpus, progress: Progress | None) -> Iterator[str]:
     """Give the texts of a corpus, and tell which of them have been taken."""
     add = counter(sum(len(document.text) for document in corpus.documents), progress)
     for document in corpus.documents:

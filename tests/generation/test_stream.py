@@ -118,5 +118,5 @@ def test_a_tokenizer_whose_spaces_depend_on_the_token_before_keeps_them() -> Non
     words = {"▁the": 0, "▁cat": 1, "s": 2}
     library = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="s"))
     library.decoder = tokenizers.decoders.Metaspace()
-    tokenizer = data.BPE(library.to_str())
+    tokenizer = data.Subwords(library.to_str())
     assert list(decode_stream(tokenizer, [0, 1, 2, 0])) == ["the", " cat", "s", " the", ""]

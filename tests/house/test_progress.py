@@ -37,6 +37,7 @@ LONG: dict[str, tuple[Callable[[Path, Any], Any], int | None, int]] = {
     "from_hf": (lambda d, p: gpt2.from_hf(exported(d), progress=p), None, 20),
     "to_hf": (lambda d, p: gpt2.to_hf(d / "model", PARAMS, CONFIG, progress=p), BYTES, 20),
     "train_bpe": (lambda d, p: ft.data.train_bpe(CORPUS, vocab_size=260, progress=p), CHARACTERS, 6),
+    "train_wordpiece": (lambda d, p: ft.data.train_wordpiece(CORPUS, vocab_size=40, progress=p), CHARACTERS, 6),
     "tokenize": (lambda d, p: ft.data.tokenize(CORPUS, progress=p), CHARACTERS, 6),
     "tokenize into a folder": (lambda d, p: ft.data.tokenize(CORPUS, folder=d, progress=p), CHARACTERS, 6),
     "generate": (
