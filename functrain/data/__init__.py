@@ -6,7 +6,7 @@ from functrain.data.categories import categories
 from functrain.data.csv_files import read_csv
 from functrain.data.jsonl_files import read_jsonl
 from functrain.data.loading import Loader, loader
-from functrain.data.packed_rows import PackedRows, packed
+from functrain.data.pretraining import Masked, PackedRows, SentencePairs, masked, packed, sentence_pairs
 from functrain.data.rows import Batches, FiniteBatches, batches
 from functrain.data.sharding import Shard, shard
 from functrain.data.special_tokens import SpecialTokens
@@ -31,7 +31,9 @@ __all__ = [
     "EvaluationWindows",
     "FiniteBatches",
     "Loader",
+    "Masked",
     "PackedRows",
+    "SentencePairs",
     "Shard",
     "SpecialTokens",
     "Subwords",
@@ -45,12 +47,14 @@ __all__ = [
     "evaluation_windows",
     "load_tokenizer",
     "loader",
+    "masked",
     "open_tokens",
     "packed",
     "prefetch",
     "read_csv",
     "read_jsonl",
     "read_parquet",
+    "sentence_pairs",
     "shard",
     "split",
     "tokenize",

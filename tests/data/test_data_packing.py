@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from functrain import data
-from functrain.data.packing import best_fit
+from functrain.data.pretraining.packing import best_fit
 
 LAW = settings(deadline=None, derandomize=True, max_examples=60)
 SEEDS = st.integers(0, 2**64 - 1)

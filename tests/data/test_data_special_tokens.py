@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from functrain import data
-from functrain.data.words import word_parts
+from functrain.data.pretraining.words import word_parts
 
 pytest.importorskip("tokenizers", reason="needs the package tokenizers")
 TEXT = "To be, or not to be: that is the question of a naïve Étude.\nWhether 'tis nobler in the mind to suffer 世\n" * 5

@@ -9,9 +9,9 @@ from typing import overload
 import numpy as np
 import torch
 
-from functrain.data.documents import Documents, DocumentSource, documents_of
 from functrain.data.order import Indices, Rows, permuted
-from functrain.data.packing import best_fit
+from functrain.data.pretraining.documents import Documents, DocumentSource, documents_of
+from functrain.data.pretraining.packing import best_fit
 from functrain.data.rows import Batches, FiniteBatches
 from functrain.data.token_windows import TokenBatch
 from functrain.data.tokenizer import Tokenizer
