@@ -1,0 +1,114 @@
+"""Small models of transformers' Llama family, whose every parameter matters, drawn with their configs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from hypothesis import strategies as st
+from torch import Tensor
+
+from functrain import random, tree
+from functrain.models import llama
+from functrain.tree import Params
+
+FAMILIES = {
+    "llama": transformers.LlamaForCausalLM,
+    "mistral": transformers.MistralForCausalLM,
+    "qwen2": transformers.Qwen2ForCausalLM,
+    "qwen3": transformers.Qwen3ForCausalLM,
+    "mixtral": transformers.MixtralForCausalLM,
+    "qwen3_moe": transformers.Qwen3MoeForCausalLM,
+}
+CONTEXT = 12
+
+
+@st.composite
+def fields_of(draw: st.DrawFn, family: str) -> dict[str, Any]:
+    """Fields of a small config of transformers."""
+    groups, share, layers = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    heads = groups * share
+    fields: dict[str, Any] = {
+        "vocab_size": draw(st.integers(9, 40)), "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": groups, "hidden_size": heads * draw(st.sampled_from([4, 6])),
+        "intermediate_size": draw(st.sampled_from([8, 10])), "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": draw(st.sampled_from([1e-6, 1e-3])), "tie_word_embeddings": draw(st.booleans()),
+        "rope_parameters": draw(ropes()), "head_dim": draw(st.sampled_from([4, 6, 8])), "pad_token_id": None,
+        "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+    window = draw(st.sampled_from([1, 3, 5]))
+    if family == "llama":
+        fields |= {"attention_bias": draw(st.booleans()), "mlp_bias": draw(st.booleans())}
+    if family in ("qwen3", "qwen3_moe"):
+        fields["attention_bias"] = draw(st.booleans())
+    if family in ("mistral", "mixtral"):
+        fields["sliding_window"] = draw(st.sampled_from([None, window]))
+    if family in ("qwen2", "qwen3"):
+        kinds = st.sampled_from(["sliding_attention", "full_attention"])
+        fields |= {"sliding_window": window, "use_sliding_window": draw(st.booleans())}
+        if fields["use_sliding_window"]:
+            fields["layer_types"] = draw(st.none() | st.lists(kinds, min_size=layers, max_size=layers))
+            fields["max_window_layers"] = draw(st.integers(0, layers))
+    if family == "qwen3_moe":
+        fields |= {"sliding_window": window, "use_sliding_window": draw(st.booleans()), "moe_intermediate_size": 4}
+        fields |= {"norm_topk_prob": draw(st.booleans()), "decoder_sparse_step": draw(st.sampled_from([1, 2]))}
+        fields["mlp_only_layers"] = draw(st.lists(st.integers(0, layers - 1), max_size=1))
+    if family in ("mixtral", "qwen3_moe"):
+        count = draw(st.integers(2, 5))
+        fields["num_local_experts" if family == "mixtral" else "num_experts"] = count
+        fields["num_experts_per_tok"] = draw(st.integers(1, count))
+    return fields
+
+
+@st.composite
+def ropes(draw: st.DrawFn) -> dict[str, Any]:
+    kind = draw(st.sampled_from(["default", "linear", "dynamic", "llama3", "yarn"]))
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": draw(st.sampled_from([100.0, 10000.0]))}
+    if kind != "default":
+        rope["factor"] = draw(st.sampled_from([1.5, 4.0]))
+    if kind in ("llama3", "yarn"):
+        rope["original_max_position_embeddings"] = 8
+    if kind == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    if kind == "yarn" and draw(st.booleans()):
+        rope |= {"beta_fast": 4.0, "beta_slow": 0.5, "truncate": False}
+    return rope
+
+
+def their_model(family: str, fields: dict[str, Any], seed: int) -> Any:
+    """A model whose every parameter is random, so that no bias of 0 or norm of 1 can be left out unseen."""
+    kind: Any = FAMILIES[family]
+    model = kind(kind.config_class(**fields, attn_implementation="eager", experts_implementation="eager")).eval()
+    with torch.no_grad():
+        for number, leaf in enumerate(model.parameters()):
+            noise = random.normal(random.fold_in(random.key(seed), number), leaf.shape)
+            leaf.copy_(0.3 * noise + (1.0 if leaf.dim() == 1 and torch.all(leaf == 1) else 0.0))
+    return model
+
+
+def their_tensors(model: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Name tensors of a model as its files do: experts apart, gate and up apart."""
+    mixtral = model.config.model_type == "mixtral"
+    names = {"gate": "w1", "up": "w3", "down": "w2"} if mixtral else {n: f"{n}_proj" for n in ("gate", "up", "down")}
+    found = {}
+    for name, value in values.items():
+        place = name.replace(".mlp.", ".block_sparse_moe.") if mixtral else name
+        stem = place.rpartition(".")[0]
+        if name.endswith("experts.gate_up_proj"):
+            for e, both in enumerate(value):
+                gate, up = both.chunk(2)
+                found |= {f"{stem}.{e}.{names['gate']}.weight": gate, f"{stem}.{e}.{names['up']}.weight": up}
+        elif name.endswith("experts.down_proj"):
+            found |= {f"{stem}.{e}.{names['down']}.weight": down for e, down in enumerate(value)}
+        else:
+            found[place] = value
+    return found
+
+
+def shaken(config: llama.Config, seed: int = 0) -> Params:
+    """Parameters of ours whose every leaf is random."""
+    params = llama.init(config, random.key(seed))
+    keys = random.split(random.key(seed + 1), len(tree.leaves(params)))
+    noise = [0.3 * random.normal(key, leaf.shape) for key, leaf in zip(keys, tree.leaves(params), strict=True)]
+    return tree.add(params, tree.unflatten(tree.structure(params), noise))
