@@ -15,6 +15,7 @@ from functrain.checkpoint.description import Node, leaves
 from functrain.checkpoint.header import Entry
 from functrain.checkpoint.stream import Record, changed
 from functrain.checkpoint.tensors import DTYPE_NAMES, DTYPES, read_file, scan
+from functrain.progress import Progress, counter
 
 Folder = str | os.PathLike[str]
 _log = logging.getLogger(__name__)
@@ -53,8 +54,10 @@ def opened(folder: Path) -> tuple[Contents, Node, dict[str, Record]]:
     return Contents(leaves(said.tree), said.metadata, said.environment, size_bytes, said.run), said.tree, files
 
 
-def verify(folder: Folder) -> Contents:
+def verify(folder: Folder, *, progress: Progress | None = None) -> Contents:
     """Read every byte of a checkpoint and return what it holds when all is as it was saved.
+
+    `progress` counts bytes of its files.
 
     Raises: MissingError, VersionError, IntegrityError, HeaderError, StorageError.
 
@@ -64,7 +67,15 @@ def verify(folder: Folder) -> Contents:
     ['w']
     """
     found, _, files = opened(Path(folder))
-    read_tensors(Path(folder), files, found.leaves, None)
+    add = counter(found.size_bytes, progress)
+    sizes: list[int] = []
+
+    def passed(size: int) -> None:
+        sizes.append(size)
+        add(size)
+
+    read_tensors(Path(folder), files, found.leaves, None, passed=passed)
+    add(found.size_bytes - sum(sizes))  # headers, and what says what the tensors are
     return found
 
 
@@ -75,6 +86,7 @@ def read_tensors(
     take: Callable[[str, Tensor], None] | None,
     *,
     hashed: bool = True,
+    passed: Callable[[int], object] | None = None,
 ) -> None:
     """Read every file, giving `take` the tensors that `saved` names, each as its node says or an error is raised.
 
@@ -96,7 +108,8 @@ def read_tensors(
 
     for file in sorted(filter(manifest.is_tensors, files)):
         wanted = nodes.__contains__ if take is not None else _none
-        for entry in scan(folder / file, take_as_described, wanted=wanted, record=files[file], hashed=hashed):
+        record = files[file]
+        for entry in scan(folder / file, take_as_described, wanted=wanted, record=record, hashed=hashed, passed=passed):
             if entry.name in held:
                 raise changed(folder / file, f"{entry.name!r} in one file", "a second one of this name")
             held[entry.name], where[entry.name] = entry, file

@@ -95,11 +95,13 @@ def scan(
     record: Record | None = None,
     links: bool = False,
     hashed: bool = True,
+    passed: Callable[[int], object] | None = None,
 ) -> list[header.Entry]:
     """Read a safetensors file, give `take(name, tensor)` each tensor as soon as it is read, and return what it holds.
 
-    Tensors that are not `wanted` are skipped. With `record`, all the file's bytes must be those that were saved, or,
-    not `hashed`, its size alone. A symbolic link is followed only with `links`.
+    Tensors that are not `wanted` are skipped; `passed` is told the bytes of each, skipped or not. With `record`, all
+    the file's bytes must be those that were saved, or, not `hashed`, its size alone. A symbolic link is followed only
+    with `links`.
     Raises: HeaderError, IntegrityError, StorageError.
     """
     with Source(path, links=links, record=record, hashed=hashed) as source:
@@ -111,6 +113,8 @@ def scan(
                 take(entry.name, tensor)
             else:
                 source.skip(entry.end - entry.begin)
+            if passed is not None:
+                passed(entry.end - entry.begin)
         source.finish()
     return entries
 

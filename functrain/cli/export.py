@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,7 @@ from typing import Annotated
 
 import tyro
 
-import functrain as ft
-from functrain.checkpoint.run import step_of
-from functrain.cli import bars
-from functrain.cli.options import UsageError, parse
-from functrain.models import gpt2
-from functrain.recipes import folder, pretrain
+from functrain.cli.options import if_given, parse
 
 DESCRIPTION = """Write the model of a run's newest whole checkpoint as a folder that transformers loads: config.json,
 model.safetensors, and the tokenizer. The folder appears whole or not at all, and nothing is overwritten."""
@@ -25,47 +19,15 @@ model.safetensors, and the tokenizer. The folder appears whole or not at all, an
 class Options:
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
-    to: str
+    to: Annotated[str, tyro.conf.arg(metavar="FOLDER")]
     """The folder to make."""
-    step: int | None = None
+    step: Annotated[int | None, if_given("INT")] = None
     """The step whose checkpoint is exported; the newest if it is left out."""
 
 
 def main(words: Sequence[str]) -> None:
     options = parse(Options, words, prog="functrain export", description=DESCRIPTION)
-    run = Path(options.run)
-    chosen = folder.newest(run) if options.step is None else _chosen(run, options.step)
-    tokenizer = ft.data.load_tokenizer(run / "tokenizer.json")
-    with bars.bar("loading", "bytes") as loading:
-        params = ft.checkpoint.load(chosen, at="params", progress=loading)
-    files = tokenizer_files(tokenizer)
-    model = pretrain.model_at(run, chosen, tokenizer)
-    with bars.bar("writing", "bytes") as writing:
-        made = gpt2.to_hf(options.to, params, model, end=tokenizer.end, files=files, progress=writing)
-    print(f"{chosen} -> {made}")
-    if not files:
-        print(f"without a tokenizer: {run / 'tokenizer.json'} is none of the tokenizers library")
+    # help and a wrong option need no torch, which takes seconds to load
+    from functrain.cli import exporting
 
-
-def _chosen(run: Path, step: int) -> Path:
-    path = run / "checkpoints" / f"step-{step:08d}"
-    if not path.is_dir():
-        there = ", ".join(sorted({str(step_of(path)) for path in ft.checkpoint.list(run)}, key=int))
-        raise UsageError(f"--step: {run} has no checkpoint of step {step}; it has those of {there or 'none'}")
-    return path
-
-
-def tokenizer_files(tokenizer: ft.data.Tokenizer) -> dict[str, bytes]:
-    """Return the files with which `AutoTokenizer` encodes as this tokenizer does; none where it cannot."""
-    if not isinstance(tokenizer, ft.data.Subwords):
-        return {}
-    # the class that obeys tokenizer.json alone; that of GPT-2 would add rules of its own
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    names = {key: name for key, name in tokenizer.special_names().items() if name is not None}
-    if "eos_token" in names:  # it stands before a document, too, where nothing else does
-        names = {"bos_token": names["eos_token"]} | names
-    settings |= names
-    return {
-        "tokenizer.json": tokenizer.definition.encode(),
-        "tokenizer_config.json": json.dumps(settings, indent=2).encode() + b"\n",
-    }
+    exporting.export(Path(options.run), Path(options.to), step=options.step)

@@ -12,11 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-import functrain as ft
-from functrain.cli import bars, progress
-from functrain.cli.options import UsageError, parse
-from functrain.recipes import opened, pretrain
-from functrain.recipes.continuation import continuation
+from functrain.cli.options import UsageError, if_given, parse
 
 DESCRIPTION = """Let a model continue a prompt: that of a run's newest checkpoint, or of a folder that transformers
 loads, as `functrain export` writes it. The text is shown as it comes, up to the end of the document.
@@ -28,7 +24,7 @@ loads, as `functrain export` writes it. The text is shown as it comes, up to the
 class Options:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN|FOLDER")]
     """A run's folder, one of its checkpoints, or a model's folder."""
-    prompt: str | None = None
+    prompt: Annotated[str | None, if_given("TEXT")] = None
     """Text to continue; "-": standard input. The start of a document if it is left out and nothing is piped in."""
     tokens: int = 200
     """Tokens to add, unless the document ends before."""
@@ -36,13 +32,13 @@ class Options:
     """Texts to make, one after another. The first is the same for any number."""
     temperature: float = 0.8
     """0 takes the likeliest token each time."""
-    top_k: int | None = None
+    top_k: Annotated[int | None, if_given("INT")] = None
     """Draw among that many likeliest tokens."""
-    top_p: float | None = None
+    top_p: Annotated[float | None, if_given("FLOAT")] = None
     """Draw among the likeliest tokens that together have this probability."""
     seed: int = 0
     """Another seed, another text."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, if_given("FILE")] = None
     """The tokenizer's file, where it is not beside the model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
@@ -60,33 +56,21 @@ def main(words: Sequence[str]) -> None:
         if value < least:
             raise UsageError(f"generate: --{name}: expected at least {least}, came {value}")
     prompt = _prompt(options.prompt)
-    device = pretrain.device_of(options.device)
-    file = None if options.tokenizer is None else Path(options.tokenizer)
-    with bars.bar("loading", "bytes") as loading:
-        found = opened.opened(Path(options.model), device, tokenizer=file, progress=loading)
-    key = ft.random.key(options.seed, device)
-    for number in range(options.num_samples):
-        pieces = continuation(
-            found.params,
-            found.model,
-            found.tokenizer,
-            prompt,
-            ft.random.fold_in(key, number) if number else key,
-            tokens=options.tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            end=found.end,
-        )
-        # waited for before anything is shown: a model of NaN has nothing to show
-        begin = next(pieces, "")
-        if options.num_samples > 1:
-            print("\n" * (number > 0) + f"--- {number + 1} of {options.num_samples} ---")
-        show = progress.printable if sys.stdout.isatty() else str
-        print(prompt + show(begin), end="", flush=True)
-        for piece in pieces:
-            print(show(piece), end="", flush=True)
-        print(flush=True)
+    # help and a wrong option need no torch, which takes seconds to load
+    from functrain.cli import generating
+
+    generating.generate(
+        Path(options.model),
+        prompt,
+        tokens=options.tokens,
+        num_samples=options.num_samples,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        tokenizer=options.tokenizer,
+        device=options.device,
+    )
 
 
 def _prompt(said: str | None) -> str:

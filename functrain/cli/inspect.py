@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import tyro
 
-from functrain import checkpoint, tree
-from functrain.checkpoint import hub, manifest
-from functrain.checkpoint.description import scalar
-from functrain.checkpoint.tensors import DTYPES, scan
-from functrain.cli.options import UsageError, parse
+from functrain.cli.options import UsageError, if_given, parse
 
 DESCRIPTION = """Show what a run, a checkpoint, a model's folder or a safetensors file holds: a summary of its parts,
 the model's parameters first, with numbers, bytes and dtypes. Tensors are not read, so a large file takes no time."""
@@ -24,7 +19,7 @@ the model's parameters first, with numbers, bytes and dtypes. Tensors are not re
 class Options:
     what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN|CHECKPOINT|FOLDER|FILE")]
     """A run's folder (its newest checkpoint), a checkpoint's, a model's of safetensors, or one such file."""
-    depth: int | None = None
+    depth: Annotated[int | None, if_given("INT")] = None
     """Names of a path by which leaves are summed up: 1 is coarse; 3, or 2 without an optimizer's state, if left out."""
     leaves: tyro.conf.FlagCreatePairsOff[bool] = False
     """Show a line for every tensor, with its shape, below the summary."""
@@ -34,71 +29,7 @@ def main(words: Sequence[str]) -> None:
     options = parse(Options, words, prog="functrain inspect", description=DESCRIPTION)
     if options.depth is not None and options.depth < 1:
         raise UsageError(f"--depth: expected at least 1, came {options.depth}")
-    said, leaves = _found(Path(options.what))
-    where, trainable = str(options.what), "params/**" if any(path.startswith("params/") for path in leaves) else "**"
-    # the names of modules have dots between their parts, where a tree has slashes
-    dotted = not any("/" in path for path in leaves)
-    parts = nested({path.replace(".", "/"): leaf for path, leaf in leaves.items()} if dotted else leaves, where)
-    summed = tree.summary(parts, depth=options.depth or (3 if trainable != "**" else 2), trainable=trainable)
-    for line in said:
-        print(line)
-    print(summed)
-    if options.leaves:
-        print(f"\n{tree.format(nested(leaves, where), trainable=trainable)}")
+    # help and a wrong option need no torch, which takes seconds to load
+    from functrain.cli import inspecting
 
-
-def _found(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """Return what is to be said of a file or folder, and its leaves by path, the tensors without their memory."""
-    if path.is_file():
-        return [str(path)], _headers([path])
-    if not path.is_dir():
-        raise UsageError(f"{path}: no such file or folder")
-    if not (path / manifest.TREE).exists() and ((path / hub.SINGLE).exists() or (path / hub.INDEX).exists()):
-        return [str(path)], _headers(hub.files(path))
-    folder = path if (path / manifest.TREE).exists() else checkpoint.latest(path)
-    if folder is None:
-        raise UsageError(f"{path}: expected a run, a checkpoint or a model's safetensors, and there is none in it")
-    said = checkpoint.contents(folder)
-    about = [f"{name}: {value}" for name, value in {**said.metadata, **said.environment}.items()]
-    return [str(folder), *about], {path: _leaf(node) for path, node in said.leaves.items()}
-
-
-def _headers(files: Sequence[Path]) -> dict[str, Any]:
-    entries = [entry for file in files for entry in scan(file, lambda name, tensor: None, wanted=_none, links=True)]
-    return {entry.name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta") for entry in entries}
-
-
-def _none(name: str) -> bool:
-    return False
-
-
-def nested(leaves: Mapping[str, Any], where: str) -> Any:
-    """Build the tree whose leaves have these paths.
-
-    Raises: UsageError for a path that goes on below another leaf.
-    """
-    top: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *above, last = path.split("/")
-        place: Any = top
-        for part in above:
-            place = place.setdefault(part, {}) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last in place:
-            raise UsageError(f"{where}: {path!r} lies below another tensor's name, which no tree can hold")
-        place[last] = leaf
-    return _numbered(top)
-
-
-def _numbered(node: Any) -> Any:
-    """Make indices of keys that are all numbers, so that 2 precedes 10."""
-    if not isinstance(node, dict):
-        return node
-    index = all(key.isdecimal() for key in node)
-    return {int(key) if index else key: _numbered(child) for key, child in node.items()}
-
-
-def _leaf(node: dict[str, Any]) -> Any:
-    if node["kind"] != "tensor":
-        return scalar(node)
-    # a tensor without memory: the table needs no values, and a checkpoint may be larger than this machine
-    return torch.empty(node["shape"], dtype=getattr(torch, node["dtype"]), device="meta")
+    inspecting.inspect(Path(options.what), depth=options.depth, with_leaves=options.leaves)

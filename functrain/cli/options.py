@@ -51,6 +51,11 @@ def parse(
     raise UsageError(f"{_first_sentence(said.getvalue(), [*_names(cls), *beside])} (see {command} --help)")
 
 
+def if_given(metavar: str) -> Any:
+    """Annotate an option that may be left out: its help shows what it takes, and no `(default: None)`."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
 @contextlib.contextmanager
 def _wide(wide: bool):  # type: ignore[no-untyped-def]
     before = os.environ.get("COLUMNS")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from functrain.cli.options import UsageError, parse
+from functrain.cli.options import UsageError, if_given, parse
 from functrain.recipes import toml
 from functrain.recipes.config import PRESETS, Config
 
@@ -25,13 +25,13 @@ _NEEDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[PRESET]")] = ""
+    name: Annotated[tyro.conf.Positional[str | None], if_given("[PRESET]")] = None
     """The preset whose config is printed."""
 
 
 def main(words: Sequence[str]) -> None:
     options = parse(Options, words, prog="functrain presets", description=DESCRIPTION)
-    if not options.name:
+    if options.name is None:
         print("\n\n".join(_described(name, config) for name, config in PRESETS.items()))
     elif options.name in PRESETS:
         print(f"# the preset {options.name}\n{toml.dumps(PRESETS[options.name])}", end="")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import functrain as ft
-from functrain.cli import bars, plot, progress
+from functrain.cli import bars, plotting, progress
 from functrain.cli.options import UsageError
 from functrain.recipes import folder, pretrain, sweep
 from functrain.recipes.config import Config
@@ -32,7 +32,7 @@ def train(config: Config, over: Mapping[str, Sequence[float]], run: Path, *, acc
         pretrain.check_finite(result)
     except ArithmeticError:
         drawn = [run] if (run / "metrics.jsonl").is_file() else sorted(run.glob("sweep/lane-*"))
-        show.note(f"learning curve: {plot.draw(drawn, run / 'loss.png')}")
+        show.note(f"learning curve: {plotting.draw(drawn, run / 'loss.png')}")
         raise
     finally:
         show.end()
@@ -46,6 +46,5 @@ def train(config: Config, over: Mapping[str, Sequence[float]], run: Path, *, acc
     text = "".join(continuation(result.state.params, model, tokenizer, "", key, tokens=300))
     folder.write(run / "sample.txt", text + "\n")
     show.note(f"\na sample:\n\n{progress.printable(text)}\n")
-    show.note(
-        f"learning curve: {plot.draw([run], run / 'loss.png')}   more text: functrain generate {run} --prompt 'def '"
-    )
+    curve = plotting.draw([run], run / "loss.png")
+    show.note(f"learning curve: {curve}   more text: functrain generate {run} --prompt 'def '")

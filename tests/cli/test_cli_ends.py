@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from functrain import checkpoint, cli
-from functrain.cli import plot
+from functrain.cli import plotting
 from functrain.recipes import pretrain, record
 from functrain.train.watching import display
 
@@ -37,18 +37,22 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
 
 
-def test_help_needs_no_torch() -> None:
+def test_help_and_a_wrong_option_need_no_torch() -> None:
     said = "; ".join(
         ["import sys, functrain_command as f", "assert f.main(['--help']) == 0 and f.main(['--version']) == 0"]
         + [
             "assert f.main(['trian']) == 2 and f.main([]) == 2",
             "assert 'functrain' not in sys.modules and f.main(['train', '--help']) == 0",
             "assert f.main(['train', 'tinny']) == 2 and f.main(['presets', 'tiny']) == 0",
-            "print('torch' in sys.modules)",
+            "assert [f.main([command, '--help']) for command in f.COMMANDS] == [0] * len(f.COMMANDS)",
+            "assert [f.main([command, 'run', '--wrong']) for command in f.COMMANDS] == [2] * len(f.COMMANDS)",
+            "print('torch' in sys.modules, 'matplotlib' in sys.modules)",
         ]
     )
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, env=environment())
-    assert done.stdout.endswith("False\n"), done.stderr
+    assert done.stdout.endswith("False False\n"), done.stderr
+    # what may be left out says so itself
+    assert not any(silly in done.stdout for silly in ("(default: )", "(default: '')", "(default: None)", "{None}"))
     assert "usage: functrain COMMAND" in done.stdout and "no command 'trian'" in done.stderr
 
 
@@ -173,20 +177,20 @@ def rows_of(run: Path, values: list[float], name: str = "bits_per_byte") -> Path
 @pytest.fixture
 def axes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The axes of every picture that is saved."""
-    found, save = [], plot.matplotlib.figure.Figure.savefig
+    found, save = [], plotting.matplotlib.figure.Figure.savefig
 
     def saving(figure: Any, out: Any) -> None:
         found.append(figure.axes[0])
         save(figure, out)
 
-    monkeypatch.setattr(plot.matplotlib.figure.Figure, "savefig", saving)
+    monkeypatch.setattr(plotting.matplotlib.figure.Figure, "savefig", saving)
     return found
 
 
 def test_a_step_of_nan_blanks_itself_and_a_spike_squeezes_nothing(axes: list[Any], tmp_path: Path) -> None:
     values = [8.0 * 0.99**i + 2.0 for i in range(200)]
     values[50], values[120], values[150] = math.nan, 1e6, math.inf
-    plot.draw([rows_of(tmp_path / "run", values)], tmp_path / "loss.png")
+    plotting.draw([rows_of(tmp_path / "run", values)], tmp_path / "loss.png")
     smooth = axes[0].lines[1].get_ydata()
     assert [i for i in range(200) if not math.isfinite(smooth[i])] == [50, 150]
     low, high = axes[0].get_ylim()
@@ -196,7 +200,7 @@ def test_a_step_of_nan_blanks_itself_and_a_spike_squeezes_nothing(axes: list[Any
 
 @pytest.mark.parametrize("values", [[math.nan] * 3, [1.0], [9.0, 1e9], [10.0 - i for i in range(9)]])
 def test_a_short_run_is_drawn(values: list[float], axes: list[Any], tmp_path: Path) -> None:
-    plot.draw([rows_of(tmp_path / "run", values)], tmp_path / "loss.png")
+    plotting.draw([rows_of(tmp_path / "run", values)], tmp_path / "loss.png")
     assert axes[0].get_ylim()[1] < 20.0
 
 

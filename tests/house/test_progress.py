@@ -33,6 +33,7 @@ LONG: dict[str, tuple[Callable[[Path, Any], Any], int | None, int]] = {
         lambda d, p: ft.checkpoint.load(ft.checkpoint.save(d / "c", {"a": PARAMS, "b": KEY}), at="a", progress=p),
         BYTES, 20,
     ),
+    "verify": (lambda d, p: ft.checkpoint.verify(ft.checkpoint.save(d / "c", PARAMS), progress=p), None, 20),
     "load_folder": (lambda d, p: ft.checkpoint.load_folder(exported(d), progress=p), None, 20),
     "from_hf": (lambda d, p: gpt2.from_hf(exported(d), progress=p), None, 20),
     "to_hf": (lambda d, p: gpt2.to_hf(d / "model", PARAMS, CONFIG, progress=p), BYTES, 20),
