@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from functrain.data.loader_order import exact_size
 from functrain.train.checks import takes
 from functrain.train.state import TrainState
 
@@ -78,7 +79,7 @@ def goes_on(batches: Any, start: int) -> Iterator[Any]:
     """
     if isinstance(batches, Iterator):
         return batches
-    at = start % size if (size := _size(batches)) else start
+    at = start % size if (size := exact_size(batches)) else start
     found: Iterator[Any] = iter(batches)
     if at and not _in_order(batches):
         raise ValueError(
@@ -90,13 +91,6 @@ def goes_on(batches: Any, start: int) -> Iterator[Any]:
     for _ in range(at):
         next(found, None)
     return found
-
-
-def _size(batches: Any) -> int | None:
-    try:
-        return len(batches)
-    except TypeError:  # a DataLoader has a length where its dataset has one
-        return None
 
 
 def _in_order(batches: Any) -> bool:

@@ -388,6 +388,11 @@ class Stream(IterableDataset[Any]):
         return iter(torch.arange(5.0)[:, None])
 
 
+class SizedStream(Stream):
+    def __len__(self) -> int:  # torch takes it for an estimate
+        return 2
+
+
 def test_a_resumed_run_goes_on_in_a_loader_where_it_was() -> None:
     assert read(rows(), 5, 2) == [2.0, 3.0, 4.0]
     assert read(rows(), 10, 5) == [0.0, 1.0, 2.0, 3.0, 4.0]  # the second epoch
@@ -400,7 +405,14 @@ def test_a_resumed_run_goes_on_in_a_loader_where_it_was() -> None:
 
 @pytest.mark.parametrize(
     "batches",
-    [rows(shuffle=True), rows(sampler=torch.utils.data.RandomSampler(range(5))), Stream(), DataLoader(Stream())],
+    [
+        rows(shuffle=True),
+        rows(sampler=torch.utils.data.RandomSampler(range(5))),
+        Stream(),
+        DataLoader(Stream()),
+        SizedStream(),
+        DataLoader(SizedStream(), batch_size=None),
+    ],
 )
 def test_where_nobody_knows_the_order_a_resumed_run_is_refused_with_a_way_out(batches: Any) -> None:
     says = r"the state has read 2 batches.*ft.data.loader\(dataloader, seed=0\).*itertools.islice\(batches, t, None\)"
