@@ -26,6 +26,9 @@ from functrain.models import bert_layout, hf
 from functrain.models.activations import ACTIVATIONS
 from functrain.models.bert_config import Config as Config
 from functrain.models.bert_config import Head
+from functrain.models.bert_losses import classifier_loss as classifier_loss
+from functrain.models.bert_losses import pretraining_loss as pretraining_loss
+from functrain.models.bert_losses import token_weights as token_weights
 from functrain.models.labels import Labels
 from functrain.progress import Progress
 from functrain.tree import Params

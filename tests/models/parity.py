@@ -18,13 +18,16 @@ RESULTS, GRADIENTS = 2e-5, 2e-4  # of the largest: what sums in another order do
 class Case(NamedTuple):
     """A model of theirs, and what it and ours are called with."""
 
+    about: dict[str, Any]
     model: Any
     theirs: Callable[[Any], list[Tensor]]  # model -> its results
     from_hf: Callable[[Path], tuple[Any, Any]]
     to_hf: Callable[[Path, Any, Any], Any]
     ours: Callable[[Any, Any], list[Tensor]]  # params, config -> the same results
     layout: Any
-    keep: Callable[[str], bool] = lambda name: True  # parameters of theirs that the results depend on
+
+    def __repr__(self) -> str:
+        return f"Case({self.about})"
 
 
 def shaken(model: Any, seed: int) -> Any:
@@ -47,7 +50,7 @@ def check(case: Case, folder: Path, *, shards: bool) -> dict[str, float]:
     assert found["results"] <= RESULTS, found
 
     weights = [random.normal(random.fold_in(random.key(7), i), x.shape) for i, x in enumerate(theirs)]
-    wanted = {name: leaf for name, leaf in case.model.named_parameters() if case.keep(name)}
+    wanted = dict(case.model.named_parameters())
     total = sum(torch.sum(x * w) for x, w in zip(theirs, weights, strict=True))
     their_grads = dict(zip(wanted, torch.autograd.grad(total, list(wanted.values())), strict=True))
 
@@ -74,7 +77,8 @@ def check(case: Case, folder: Path, *, shards: bool) -> dict[str, float]:
     assert not any(report.values()), report
     for name, leaf in case.model.named_parameters():
         assert torch.equal(dict(again.named_parameters())[name], leaf), name
-    assert all(torch.equal(a, b) for a, b in zip(case.theirs(again.eval()), theirs, strict=True))
+    # of the same parameters; where they lie in memory decides which kernels run, and so the last bits
+    assert all(apart(a, b) <= 1e-6 for a, b in zip(case.theirs(again.eval()), theirs, strict=True))
     back, same = case.from_hf(folder / "ours")
     assert same == config and tree.allclose(back, params, rtol=0, atol=0)
     return found
