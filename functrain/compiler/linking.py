@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from functrain.compiler import graph_passes, leafwise, redrawing
+from functrain.compiler import graph_passes, leafwise, redrawing, segments
 from functrain.compiler.adding import Chain, additions, with_chains
 from functrain.compiler.cutting import Cutter
 from functrain.compiler.inductor import lowering
@@ -102,12 +102,8 @@ class Linker:
             kernel = self._cut(graph, mode, inputs, end.args[0]) if is_cut(graph) else self._segment(graph, mode)
             if not part.written:
                 return kernel
-            listing.add(
-                "forward and backward",
-                kernel,
-                inputs,
-                own := [r for i, r in enumerate(results) if i not in part.written],
-            )
+            own = [r for i, r in enumerate(results) if i not in part.written]
+            listing.add("forward and backward", kernel, inputs, own)
         else:
             own = self._two(part, listing)
         found, written = iter(own), part.written
@@ -156,16 +152,16 @@ class Linker:
         inside = additions(graph)
         chained = {node for chains in inside.values() for chain in chains.values() for node in chain.nodes}
         calls, levels = levels_of(graph)
-        segments: dict[int, list[fx.Node]] = {}
+        between: dict[int, list[fx.Node]] = {}
         for node in graph.nodes:
             if node in levels and node not in chained:
-                segments.setdefault(levels[node], []).append(node)
+                between.setdefault(levels[node], []).append(node)
         for level in range(len(calls) + 1):
             if level:
                 self._add_call(listing, calls[level - 1], inside.get(calls[level - 1], {}))
-            if level in segments:
+            if level in between:
                 last = update and level == len(calls)
-                self._add_segment(listing, segments[level], mode, leaf_by_leaf=last)
+                self._add_segment(listing, between[level], mode, leaf_by_leaf=last)
         return listing.finish([r if isinstance(r, fx.Node) else listing.constant(r) for r in results])
 
     def _add_call(self, listing: Listing, call: Any, inside: dict[int, Chain]) -> None:
@@ -195,8 +191,11 @@ class Linker:
             listing.add("layer backward", program, [*given, *extra], made, size(part.part.backward.graph))
 
     def _add_segment(self, listing: Listing, nodes: list[fx.Node], mode: Any, *, leaf_by_leaf: bool) -> None:
-        graph, given, made = extract(nodes)
-        if is_small_talk(nodes):
+        small = is_small_talk(nodes)
+        graph, given, made = (
+            segments.take(nodes) if leaf_by_leaf and not small else extract(nodes)
+        )  # nothing comes after it
+        if small:
             module = fx.GraphModule({}, graph)
             listing.add("operations", lambda values: module(*values), given, made, len(nodes))
             return

@@ -93,7 +93,7 @@ def is_small_talk(nodes: list[fx.Node]) -> bool:
 def extract(nodes: list[fx.Node]) -> tuple[fx.Graph, list[fx.Node], list[fx.Node]]:
     """Make a graph of its own of some nodes; also return what it is given, and which nodes it returns."""
     inside, graph = {*nodes}, fx.Graph()
-    given = list(dict.fromkeys(i for node in nodes for i in node.all_input_nodes if i not in inside))
+    given = _given(nodes, inside)
     copies: dict[fx.Node, fx.Node] = {}
     for i, node in enumerate(given):
         copies[node] = graph.placeholder(f"input_{i}")
@@ -103,3 +103,29 @@ def extract(nodes: list[fx.Node]) -> tuple[fx.Graph, list[fx.Node], list[fx.Node
     made = [node for node in nodes if any(u not in inside for u in node.users)]
     graph.output(tuple([copies[node] for node in made]))
     return graph, given, made
+
+
+def take(nodes: list[fx.Node]) -> tuple[fx.Graph, list[fx.Node], list[fx.Node]]:
+    """Do as `extract`, with the graph of the nodes itself, in which nothing else stays. Their writes come last there.
+
+    An update has thousands of nodes, and to copy one takes as long as to record it.
+    """
+    graph, inside = nodes[0].graph, {*nodes}
+    end = graph.output_node()
+    given = _given(nodes, inside)
+    made = [node for node in nodes if any(u not in inside for u in node.users)]
+    with graph.inserting_before(next(iter(graph.nodes))):
+        for i, node in enumerate(given):
+            own = graph.placeholder(f"input_{i}")
+            own.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(own, delete_user_cb=inside.__contains__)
+            inside.add(own)
+    end.args = (tuple(made),)
+    for node in reversed(list(graph.nodes)):
+        if node not in inside and node is not end:
+            graph.erase_node(node)
+    return graph, given, made
+
+
+def _given(nodes: list[fx.Node], inside: set[fx.Node]) -> list[fx.Node]:
+    return list(dict.fromkeys(i for node in nodes for i in node.all_input_nodes if i not in inside))
