@@ -49,8 +49,9 @@ def fit(
     """Run `step` from step `state.step` to `steps`, and every hook after each step.
 
     Equals `for t in range(state.step, steps): state, metrics = step(state, batches[t])`, with `hook(t + 1, state,
-    metrics)` for each hook in the loop. Batches that can be indexed are read ahead in a thread and moved to
-    the state's device; an iterator is advanced once a step. Only hooks read metrics: nothing else waits for a device.
+    metrics)` for each hook in the loop. Batches are moved to the state's device; those that can be indexed are read
+    ahead in a thread, and their copy overlaps the step; an iterator is advanced once a step. Only hooks read metrics:
+    nothing else waits for a device.
     The states of an `ft.sweep` are a state here, with a step for each lane.
 
     A hook may add metrics to its step, end the run by returning `ft.train.Stop(reason)`, and have methods for its
@@ -141,7 +142,7 @@ class _Reader:
     """The batches of the steps from a state on: read ahead in a thread, or of an iterator, which only goes forward."""
 
     def __init__(self, batches: Any, state: TrainState, steps: int) -> None:
-        self._indexed = is_indexed(batches)
+        self._indexed, self._device = is_indexed(batches), state.key.device
         self._position = _done(state) + _left_out(state)
         self._batches: Any = batches if self._indexed else goes_on(batches, self._position)
         self._source: Iterator[Any] = iter(())
@@ -155,10 +156,13 @@ class _Reader:
 
     def next(self) -> Any:
         self._position += 1
-        return next(self._source, _END)
+        batch = next(self._source, _END)
+        if batch is _END or self._indexed or self._device.type == "cpu":
+            return batch
+        return tree.map(lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf, batch)
 
     def seek(self, state: TrainState, steps: int) -> None:
-        left_out, device = _left_out(state), state.key.device
+        left_out = _left_out(state)
         first, last = _done(state) + left_out, steps + left_out
         if not self._indexed:
             self._source = self._batches
@@ -169,7 +173,9 @@ class _Reader:
             more = f" after {left_out} that are left out" if left_out else ""
             raise ValueError(f"fit: {len(self._batches)} batches for steps={steps}{more}; give more, or ask for fewer")
         self._close()
-        self._source = data.prefetch(self._batches, first, last, device=None if device.type == "cpu" else device)
+        self._source = data.prefetch(
+            self._batches, first, last, device=None if self._device.type == "cpu" else self._device
+        )
 
     def _close(self) -> None:
         # the caller's own iterator stays open: a next call of `fit` goes on from it

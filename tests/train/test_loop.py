@@ -247,3 +247,17 @@ def test_ctrl_c_ends_a_run_whose_data_never_comes():
     finally:
         script.kill()
     assert script.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors
+
+
+@pytest.mark.parametrize("kind", ["indexed", "iterated anew", "iterator"])
+def test_batches_come_to_the_states_device_however_they_are_given(kind):
+    batches = [{"x": torch.ones(2), "name": "a"}] * 2
+    given_as = {"indexed": batches, "iterated anew": dict(enumerate(batches)).values(), "iterator": iter(batches)}[kind]
+    seen = []
+
+    def noting(state, batch):
+        seen.append((batch["x"].device.type, batch["name"]))
+        return state._replace(step=state.step + 1), {}
+
+    fit(noting, start()._replace(key=torch.zeros(2, dtype=torch.int32, device="meta")), given_as, steps=2)
+    assert seen == [("meta", "a")] * 2
