@@ -1,4 +1,4 @@
-"""Measure packed rows: the share of padding, the time of a plan, and of a batch beside `windows`.
+"""Measure batches for pre-training: the padding of packed rows, the time of a plan, and of a batch beside `windows`.
 
 `python benchmarks/packing.py` prints a table. Times are CPU time of one thread; a batch is 16 rows of 512 tokens, and
 each number the median of 15 interleaved rounds of 40 batches.
@@ -45,9 +45,18 @@ def main() -> None:
 
     print(f"\nBatches of ({BATCH}, {CONTEXT})\n")
     tokens, end = data.tokenize(corpus, bpe), bpe.end
+    wordpiece = data.train_wordpiece(corpus, vocab_size=4096)
+    flat = data.windows(corpus, batch=BATCH, context=CONTEXT, seed=0, tokenizer=wordpiece)
+    start = time.process_time()
+    pairs = data.sentence_pairs(corpus, wordpiece, batch=BATCH, context=CONTEXT, seed=0)
+    print(f"{'plan and encode the pairs':32} {time.process_time() - start:8.2f} s for {len(tokens.ids):,} tokens\n")
     made: dict[str, Any] = {
         "windows": data.windows(tokens, batch=BATCH, context=CONTEXT, seed=0),
         "packed": data.packed(tokens, batch=BATCH, context=CONTEXT, seed=0, end=end),
+        "windows, masked": data.masked(flat, wordpiece, seed=0),
+        "windows, whole words masked": data.masked(flat, wordpiece, seed=0, whole_words=True),
+        "sentence pairs": pairs,
+        "sentence pairs, masked": data.masked(pairs, wordpiece, seed=0),
     }
     seconds: dict[str, list[float]] = {name: [] for name in made}
     for round_ in range(16):

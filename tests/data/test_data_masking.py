@@ -139,6 +139,7 @@ def test_padding_is_never_chosen():
     for batch, before in zip(masked, evaluation, strict=True):
         assert not batch["mask"][~before["mask"]].any() and batch["mask"].any()
     given = {"tokens": torch.full((2, 4), 9), "attention_mask": torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])}
+    given["mask"] = torch.zeros(2, 4, dtype=torch.bool)  # of a loss that was: where there is text is said by the other
     found = data.masked([given], WORDPIECE, seed=0, rate=1.0)[0]
     assert torch.equal(found["mask"], given["attention_mask"] == 1) and (given["tokens"] == 9).all()
     found["targets"].zero_()
