@@ -14,14 +14,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from functrain import nn, random
+from functrain.models import cache as caches
 from functrain.models import gpt2_layout, hf
+from functrain.models.cache import Cache
 from functrain.models.gpt2_layout import NAMES
 from functrain.models.labels import Labels
 from functrain.progress import Progress
@@ -69,14 +71,6 @@ class Config:
                 f"gpt2.Config: fused attention cannot drop weights by a key, came attention_dropout="
                 f"{self.attention_dropout}; choose attention='math' or attention_dropout=0.0"
             )
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens that have been read."""
-
-    keys: tuple[Tensor, ...]  # L of (B, H, C, K)
-    values: tuple[Tensor, ...]  # L of (B, H, C, K)
-    length: Tensor  # (), int64: tokens read, at most C
 
 
 def init(config: Config, key: Tensor) -> Params:
@@ -178,16 +172,17 @@ def init_cache(
     >>> cache.keys[0].shape, cache.length
     (torch.Size([1, 2, 16, 4]), tensor(0))
     """
-    shape = (batch, config.heads, config.context, config.width // config.heads)
-    keys = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers))
-    values = tuple(torch.zeros_like(k) for k in keys)
-    return Cache(keys, values, torch.zeros((), dtype=torch.int64, device=device))
+    each, windows = config.width // config.heads, [None] * config.layers
+    return caches.empty(batch, config.context, config.heads, each, windows, dtype, device)
 
 
-def apply_cached(params: Params, tokens: Tensor, cache: Cache, config: Config) -> tuple[Tensor, Cache]:
+def apply_cached(
+    params: Params, tokens: Tensor, cache: Cache, config: Config, *, mask: Tensor | None = None
+) -> tuple[Tensor, Cache]:
     """Return the logits after each of the next T tokens, (B, T, V), and the cache that has read them too.
 
-    Equals the last T of `apply` on all tokens read. The caller keeps `cache.length + T` within the context: the length
+    Equals the last T of `apply` on all tokens read; with `mask` (B, T), false at padding, which rows may begin with, on
+    each row's tokens. The caller keeps `cache.length + T` within the context: the length
     is a tensor, so that no length compiles anew, and reading it here would wait for the device.
 
     >>> config = ft.models.gpt2.Config(vocab=256, context=16, layers=2, heads=2, width=8)
@@ -198,17 +193,17 @@ def apply_cached(params: Params, tokens: Tensor, cache: Cache, config: Config) -
     (torch.Size([1, 3, 256]), tensor(3))
     """
     _check_tokens(tokens, config)
-    positions = cache.length + torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
-    mask = torch.arange(config.context, device=tokens.device) <= positions[:, None]  # (T, C)
-    x = nn.embedding(tokens, params["wte"]) + nn.embedding(positions, params["wpe"])  # (B, T, D)
+    now, after = caches.reading(cache, tokens, mask, [None])
+    x = nn.embedding(tokens, params["wte"]) + nn.embedding(now.positions, params["wpe"])  # (B, T, D)
     keys, values = [], []
     for layer, old_keys, old_values in zip(params["blocks"], cache.keys, cache.values, strict=True):
         q, k, v = _heads(layer, x, config)  # (B, H, T, K)
-        keys.append(torch.index_copy(old_keys, 2, positions, k))  # (B, H, C, K)
-        values.append(torch.index_copy(old_values, 2, positions, v))  # (B, H, C, K)
-        x = _add(layer, x, nn.attention(q, keys[-1], values[-1], mask, implementation="math"), config, None, None)
+        keys.append(caches.extended(old_keys, k, now, None)[0])  # (B, H, C, K)
+        values.append(caches.extended(old_values, v, now, None)[0])  # (B, H, C, K)
+        seen = nn.attention(q, keys[-1], values[-1], now.masks[None], implementation="math")
+        x = _add(layer, x, seen, config, None, None)
     x = nn.layer_norm(x, **params["ln_f"], eps=config.eps)
-    return x @ params["wte"].mT, Cache(tuple(keys), tuple(values), cache.length + tokens.shape[1])
+    return x @ params["wte"].mT, after._replace(keys=tuple(keys), values=tuple(values))
 
 
 def _heads(params: Params, x: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:

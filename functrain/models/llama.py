@@ -26,12 +26,14 @@ from functrain import losses, nn, random
 from functrain.models import cache as caches
 from functrain.models import hf, llama_layout
 from functrain.models.cache import Cache
-from functrain.models.llama_config import Config as Config
+from functrain.models.llama_config import Config
 from functrain.models.llama_layers import add, heads, positions_of
-from functrain.models.llama_parameters import init as init
-from functrain.models.llama_parameters import labels as labels
+from functrain.models.llama_parameters import init, labels
 from functrain.progress import Progress
-from functrain.tree import Params
+from functrain.tree import Params, elsewhere
+
+__all__ = ["HF", "Cache", "Config", "apply", "apply_cached", "from_hf", "head", "hidden", "hidden_and_balance", "init",
+           "init_cache", "labels", "to_hf"]  # fmt: skip
 
 
 def apply(
@@ -265,3 +267,5 @@ def to_hf(
 
 
 HF = llama_layout.layouts(init)
+
+elsewhere.furnish(__name__)

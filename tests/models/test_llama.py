@@ -14,6 +14,7 @@ from torch import Tensor
 
 import functrain as ft
 from functrain import losses, nn, random, tree
+from functrain.compiler import engine
 from functrain.models import llama
 
 DENSE = llama.Config(
@@ -149,6 +150,43 @@ def test_the_published_sizes_have_their_numbers_of_parameters() -> None:
     assert tree.size(llama.init(llama3, meta)) == 8_030_261_248
     mixtral = dataclasses.replace(llama3, vocab=32000, experts=8)
     assert tree.size(llama.init(mixtral, meta)) == 46_702_792_704
+
+
+# ---- compiled -----------------------------------------------------------------------------------------------------
+
+
+def test_layers_of_mixed_windows_are_one_kind_and_dense_ones_beside_experts_another() -> None:
+    class Counting:
+        """What the compiler would cut apart, counted and run as it is."""
+
+        kinds: set[Any] = set()
+
+        def cuts_layers(self) -> bool:
+            return True
+
+        def layer(self, kind: Any, run: Any, layer: Any, x: Any, args: Any) -> Any:
+            shapes = tuple((leaf.shape, leaf.dtype) for leaf in tree.leaves(layer))
+            self.kinds.add((kind, tree.paths(layer).__repr__(), shapes))
+            return run(layer, x, *args)
+
+    for config, count in ((dataclasses.replace(DENSE, layers=4), 1), (EXPERTS, 2)):
+        Counting.kinds = set()
+        with engine.entered(cutter=Counting()):
+            found = llama.apply(shaken(config), TOKENS, config)
+        assert torch.equal(found, llama.apply(shaken(config), TOKENS, config))
+        assert len(Counting.kinds) == count
+
+
+def test_compiled_equals_eager() -> None:
+    config = dataclasses.replace(EXPERTS, layers=1, dense_layers=(), window=4)
+    params = shaken(config)
+    torch._dynamo.reset()
+    run = lambda p, t, d: llama.apply(p, t, config, documents=d)  # noqa: E731
+    documents = torch.tensor([[0] * 4 + [1] * 6, [0] * 10])
+    with torch.no_grad():
+        found = torch.compile(run, fullgraph=True, backend="aot_eager")(params, TOKENS, documents)
+        # the same float32 operations, traced
+        torch.testing.assert_close(found, run(params, TOKENS, documents), rtol=1e-5, atol=1e-5)
 
 
 # ---- the cache ----------------------------------------------------------------------------------------------------

@@ -6,16 +6,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import llama_witness
+import parity
 import pytest
 import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_witness import FAMILIES, fields_of, their_model, their_tensors
+from llama_witness import FAMILIES
 
 import functrain as ft
-from functrain import losses, random, tree
-from functrain.models import hf, llama, names
+from functrain import random, tree
+from functrain.models import hf, llama
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -26,43 +28,12 @@ def layout_of(family: str) -> hf.Layout:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(deadline=None, derandomize=True, max_examples=2)
-@given(data=st.data(), seed=st.integers(0, 99))
+@given(data=st.data(), shards=st.booleans())
 def test_a_folder_of_transformers_gives_its_logits_and_gradients_and_comes_back_bit_for_bit(
-    family: str, data: st.DataObject, seed: int
+    family: str, data: st.DataObject, shards: bool
 ) -> None:
-    check_parity(family, data.draw(fields_of(family)), seed)
-
-
-def check_parity(family: str, fields: dict[str, Any], seed: int) -> tuple[float, float]:
-    model = their_model(family, fields, seed)
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(f"{folder}/theirs")
-        params, config = llama.from_hf(f"{folder}/theirs")
-        llama.to_hf(f"{folder}/ours", params, config)
-        again, report = transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/ours", output_loading_info=True)
-    assert not any(report.values()), report
-    theirs = dict(model.named_parameters())
-    assert all(torch.equal(leaf, theirs[name]) for name, leaf in again.named_parameters())
-
-    # beyond the context of the config, for which the rope is made
-    tokens = random.randint(random.key(seed), (2, 15), 0, config.vocab)
-    config = ft.models.llama.Config(**{**vars(config), "context": 20})
-    logits = model(tokens).logits
-    found = llama.apply(params, tokens, config)
-    # float32 rounding, of the largest
-    off = float((found - logits.detach()).abs().max() / logits.detach().abs().max())
-    assert off <= 2e-5
-
-    their_loss = losses.next_token(logits, tokens).total
-    theirs = dict(zip(theirs, torch.autograd.grad(their_loss, list(theirs.values())), strict=True))
-    ours = ft.grad(lambda params: losses.next_token(llama.apply(params, tokens, config), tokens).total)(params)
-    wanted = their_tensors(model, theirs)
-    state = names.to_state_dict(ours, layout_of(family).names_of(config))
-    assert state.keys() == wanted.keys()
-    largest = max(float(slope.abs().max()) for slope in wanted.values())
-    slopes_off = max(float((state[name] - slope).abs().max()) for name, slope in wanted.items()) / largest
-    assert slopes_off <= 2e-4
-    return off, slopes_off
+        parity.check(data.draw(llama_witness.cases(family)), Path(folder), shards=shards)
 
 
 def test_bfloat16_comes_back_bit_for_bit_and_shards_are_read(tmp_path: Path) -> None:
