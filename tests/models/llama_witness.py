@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from typing import Any
 
 import parity
+import torch
 import transformers
 from hypothesis import strategies as st
 from torch import Tensor
 
-from functrain import random, tree
+import functrain as ft
+from functrain import losses, random, tree
 from functrain.models import llama
 from functrain.tree import Params
 
+transformers.utils.logging.disable_progress_bar()
 FAMILIES = {
     "llama": transformers.LlamaForCausalLM,
     "mistral": transformers.MistralForCausalLM,
@@ -128,3 +132,40 @@ def shaken(config: llama.Config, seed: int = 0) -> Params:
     keys = random.split(random.key(seed + 1), len(tree.leaves(params)))
     noise = [0.3 * random.normal(key, leaf.shape) for key, leaf in zip(keys, tree.leaves(params), strict=True)]
     return tree.add(params, tree.unflatten(tree.structure(params), noise))
+
+
+def trained(steps: int, accumulate: int) -> tuple[list[float], list[float]]:
+    """Train a Mixtral of 4 experts on the same batches, as ours and as transformers' with torch's AdamW: the losses."""
+    fields = {
+        "vocab_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "hidden_size": 16,
+        "intermediate_size": 16, "max_position_embeddings": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    model = their_model("mixtral", fields, 0).train()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        params, config = llama.from_hf(folder)
+    batches = [random.randint(random.fold_in(random.key(1), t), (8, 12), 0, 8) for t in range(steps)]
+
+    def loss_fn(params: Params, batch: Any, key: Any) -> losses.Loss:
+        x, balance = llama.hidden_and_balance(params, batch["tokens"][:, :-1], config)
+        loss = losses.next_token(x @ llama.head(params).mT, batch["tokens"][:, 1:])
+        return loss._replace(total=loss.total + 0.02 * loss.weight * balance.total / balance.weight)
+
+    optimizer = ft.optim.adamw(1e-2, weight_decay=0.1)
+    step = ft.train_step(loss_fn, optimizer, accumulate=accumulate)
+    state, ours, theirs = ft.init_state(params, optimizer, key=random.key(0)), [], []
+    adamw = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)
+    for tokens in batches:
+        state, metrics = step(state, {"tokens": tokens})
+        ours.append(float(metrics["loss"]))
+        adamw.zero_grad()
+        total = 0.0
+        for part in tokens.chunk(accumulate):
+            found = model(part[:, :-1], output_router_logits=True)
+            mean = torch.nn.functional.cross_entropy(found.logits.flatten(0, 1), part[:, 1:].flatten())
+            loss = (mean + 0.02 * found.aux_loss) / accumulate
+            loss.backward()
+            total += float(loss.detach())
+        adamw.step()
+        theirs.append(total)
+    return ours, theirs

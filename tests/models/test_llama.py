@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import llama_witness
 import pytest
 import torch
 from hypothesis import given, settings
@@ -152,6 +153,14 @@ def test_the_published_sizes_have_their_numbers_of_parameters() -> None:
     assert tree.size(llama.init(mixtral, meta)) == 46_702_792_704
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_training_with_experts_is_that_of_transformers_with_torch_adamw(accumulate: int) -> None:
+    ours, theirs = llama_witness.trained(4, accumulate)
+    assert ours[-1] < ours[0] - 0.05
+    # float32 rounding, which Adam makes larger where gradients are small
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-4, atol=0.0)
+
+
 # ---- compiled -----------------------------------------------------------------------------------------------------
 
 
@@ -177,22 +186,10 @@ def test_layers_of_mixed_windows_are_one_kind_and_dense_ones_beside_experts_anot
         assert len(Counting.kinds) == count
 
 
-def test_compiled_equals_eager() -> None:
-    config = dataclasses.replace(EXPERTS, layers=1, dense_layers=(), window=4)
-    params = shaken(config)
-    torch._dynamo.reset()
-    run = lambda p, t, d: llama.apply(p, t, config, documents=d)  # noqa: E731
-    documents = torch.tensor([[0] * 4 + [1] * 6, [0] * 10])
-    with torch.no_grad():
-        found = torch.compile(run, fullgraph=True, backend="aot_eager")(params, TOKENS, documents)
-        # the same float32 operations, traced
-        torch.testing.assert_close(found, run(params, TOKENS, documents), rtol=1e-5, atol=1e-5)
-
-
 # ---- the cache ----------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, derandomize=True, max_examples=12)
+@settings(deadline=None, derandomize=True, max_examples=8)
 @given(seed=st.integers(0, 10**6), pieces=st.lists(st.integers(1, 7), min_size=1, max_size=4), data=st.data())
 def test_pieces_through_the_cache_equal_the_whole(seed: int, pieces: list[int], data: st.DataObject) -> None:
     config = data.draw(st.sampled_from(BOTH))
