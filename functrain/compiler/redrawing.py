@@ -1,6 +1,6 @@
 """What is drawn from a key is drawn again in the backward pass, not kept for it.
 
-The mask of a dropout is 110 operations on a counter and a key: computing it again takes about as long as reading it
+The mask of a dropout is a hash of a counter and a key: computing it again takes about as long as reading it
 back from memory, and no memory. torch's partitioner counts operations and keeps the mask, a byte an element; one graph
 of both passes, which nobody partitions, keeps the two words it was made of, eight bytes. Here a tensor is *drawn* when
 it is computed elementwise from counters, numbers and tensors far smaller than itself, such as a key.

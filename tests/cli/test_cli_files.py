@@ -8,13 +8,15 @@ import shutil
 
 import pytest
 import torch
-import transformers
+from later import Later
 from safetensors.torch import save_file
 
 from functrain import checkpoint, cli, data
 from functrain.models import gpt2
 from functrain.recipes import pretrain
 from functrain.recipes.folder import read_config
+
+transformers = Later("transformers")
 
 TEXT = "the cat sat on the mat and the dog sat on the cat — naïve\n"
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from functrain.compiler import compilation
-from functrain.compiler.inductor import lowering
 
 
 class Program(NamedTuple):
@@ -19,6 +18,8 @@ class Program(NamedTuple):
 
 def lowered(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
     """Return a list that every program is added to which is compiled from here on."""
+    from functrain.compiler.inductor import lowering  # here: torch's compiler takes 2 s to load
+
     programs: list[Program] = []
     lower = lowering.lower
 

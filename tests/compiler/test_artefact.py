@@ -13,17 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from later import Later
 from torch import Tensor
-from torch._dynamo.utils import counters
 
 import functrain as ft
-from functrain.compiler import artefact
+
+artefact = Later("functrain.compiler.artefact")  # which loads torch's compiler, for 2 s
 
 X = torch.arange(4.0)
 
 
 def found() -> tuple[int, int]:
     """How many programs torch has taken from its cache, and how many it has made."""
+    from torch._dynamo.utils import counters
+
     return counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]
 
 

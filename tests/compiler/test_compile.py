@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from later import Later
 from programs import cut, lowered
 from torch import Tensor
 
 import functrain as ft
-from functrain.compiler import compilation, cutting, engine
+from functrain.compiler import compilation, engine
 from functrain.models import gpt2
 from functrain.transforms import ConsumedError
+
+cutting = Later("functrain.compiler.cutting")  # which loads torch's compiler, for 2 s
 
 CONFIG = gpt2.Config(vocab=61, context=16, layers=2, heads=2, width=16)
 
@@ -78,7 +81,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+# accumulating as a whole, and not in pieces, are held by tests/transforms/test_accumulate.py and by torch.nn below
+@pytest.mark.parametrize(("way", "accumulate"), [("whole", 1), ("piecewise", 3)], indirect=["way"])
 def test_five_compiled_donated_steps_equal_five_eager_pure_steps(way: str, accumulate: int) -> None:
     loss_fn, start = problem(way, adamw())
     step, batches = ft.train_step(loss_fn, adamw(), accumulate=accumulate), [batch_of(i) for i in range(5)]

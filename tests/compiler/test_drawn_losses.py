@@ -17,7 +17,6 @@ from torch import Tensor, fx, nn
 
 import functrain as ft
 from functrain.compiler import compilation, linking
-from functrain.compiler.inductor import lowering
 
 WIDTH = 4
 Piece = Callable[[Any, Tensor, Tensor], Tensor]  # (params, x, key) -> x
@@ -50,6 +49,8 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             return found
 
         return spoiling, [None] * len(module.graph.output_node().args[0])
+
+    from functrain.compiler.inductor import lowering  # here: torch's compiler takes 2 s to load
 
     monkeypatch.setattr(compilation, "_PIECEWISE_BYTES", 0)
     monkeypatch.setattr(lowering, "lower", lower)

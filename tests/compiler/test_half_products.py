@@ -15,7 +15,6 @@ from torch import Tensor, fx
 
 import functrain as ft
 from functrain.compiler import half_products, tracing
-from functrain.compiler.inductor import lowering
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -96,6 +95,8 @@ def test_products_and_their_gradients_are_those_of_float32_rounded(
 def _compiled_products(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """Return a list that the dtype of every operand of a product is added to which torch's compiler gets."""
     found: list[torch.dtype] = []
+    from functrain.compiler.inductor import lowering  # here: torch's compiler takes 2 s to load
+
     compile_fx_inner = lowering.compile_fx_inner
 
     def seen(module: fx.GraphModule, *args: Any, **options: Any) -> Any:

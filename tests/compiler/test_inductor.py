@@ -11,17 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from later import Later
 from memory import peak_bytes
 from programs import cut, lowered
 from torch import Tensor, fx
-from torch._inductor import cpu_vec_isa
-from torch._inductor.async_compile import AsyncCompile
-from torch._inductor.exc import CppCompileError
-from torch._inductor.fx_passes import joint_graph
 
 import functrain as ft
 from functrain.compiler import graph_passes, leafwise, tracing
-from functrain.compiler.inductor import jobs, kernels, lowering
+
+# torch's compiler takes 2 s to load
+cpu_vec_isa = Later("torch._inductor.cpu_vec_isa")
+async_compile = Later("torch._inductor.async_compile")
+joint_graph = Later("torch._inductor.fx_passes.joint_graph")
+jobs = Later("functrain.compiler.inductor.jobs")
+kernels = Later("functrain.compiler.inductor.kernels")
+lowering = Later("functrain.compiler.inductor.lowering")
 
 
 def traced(fn: Any, tensors: Sequence[Tensor]) -> tracing.Traced:
@@ -173,7 +177,7 @@ def test_a_float64_update_is_compiled_as_an_ordinary_graph() -> None:
 
 
 def test_kernels_of_several_graphs_are_compiled_side_by_side() -> None:
-    x, wait = torch.linspace(0.0, 1.0, 40), AsyncCompile.wait
+    x, wait = torch.linspace(0.0, 1.0, 40), async_compile.AsyncCompile.wait
     functions = [lambda v: [torch.sin(v) * 1.25], lambda v: [torch.cos(v) * 1.75]]
     with jobs.together([x]):
         graphs = [traced(f, [x]) for f in functions]
@@ -181,7 +185,7 @@ def test_kernels_of_several_graphs_are_compiled_side_by_side() -> None:
         for program in programs:
             with pytest.raises(TypeError, match="not callable"):  # nobody has waited for it yet
                 program([x])
-    assert AsyncCompile.wait is wait
+    assert async_compile.AsyncCompile.wait is wait
     for program, f in zip(programs, functions, strict=True):
         # a vectorized sine differs from the eager one in the last place
         torch.testing.assert_close(list(program([x])), f(x), rtol=1e-6, atol=1e-6)
@@ -253,7 +257,7 @@ def test_what_the_cxx_compiler_says_of_a_kernel_is_raised_where_it_is_waited_for
     ]
     jobs._load(broken)
     for _, future in broken:
-        with pytest.raises(CppCompileError, match="error: expected"):
+        with pytest.raises(Later("torch._inductor.exc").CppCompileError, match="error: expected"):
             future.result(timeout=0)
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.optimize
-import scipy.sparse.linalg as sparse
 import torch
-from jax.flatten_util import ravel_pytree
+from later import Later
 from torch import Tensor
 
 import functrain as ft
 from functrain import curvature, tree
 from functrain.compiler.compilation import interpret
+
+jax = Later("jax")
+jnp = Later("jax.numpy")
+scipy = Later("scipy")
+sparse = Later("scipy.sparse.linalg")
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}  # float64, some thousand roundings
 KINDS = ["squares", "classes"]
@@ -96,12 +97,12 @@ def their_mean(kind: str) -> Callable[[Any], Any]:
 
 
 def their_hessian(kind: str) -> np.ndarray:
-    vector, back = ravel_pytree(theirs(PARAMS))
+    vector, back = jax.flatten_util.ravel_pytree(theirs(PARAMS))
     return np.array(jax.hessian(lambda v: their_mean(kind)(back(v)))(vector))
 
 
 def assert_equal(got: Any, want: Any, **close: float) -> None:
-    np.testing.assert_allclose(flat(got).numpy(), np.array(ravel_pytree(want)[0]), **(close or CLOSE))
+    np.testing.assert_allclose(flat(got).numpy(), np.array(jax.flatten_util.ravel_pytree(want)[0]), **(close or CLOSE))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,7 +130,7 @@ def test_ggnvp_is_jaxs_jvp_hessian_and_vjp(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_fisher_is_jaxs_mean_of_outer_products(kind: str) -> None:
     batch = theirs(BATCH)
-    vector, back = ravel_pytree(theirs(PARAMS))
+    vector, back = jax.flatten_util.ravel_pytree(theirs(PARAMS))
 
     def losses(v: Any) -> Any:
         return their_losses(kind, outputs(back(v), batch), batch)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scipy.optimize
 import torch
+from later import Later
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
@@ -16,6 +16,8 @@ import functrain as ft
 from functrain import tree
 from functrain.compiler.compilation import interpret
 from functrain.curvature import laplace
+
+scipy = Later("scipy")
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}  # float64, some thousand roundings
 KEY = ft.random.key(0)

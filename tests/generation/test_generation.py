@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from gpt2_witness import CONFIG, draw_params, draw_tokens, their_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from later import Later
 from torch import Tensor
 
 from functrain import random, tree
 from functrain.generation import generate
 from functrain.models import gpt2
+
+transformers = Later("transformers")
 
 PARAMS = draw_params(CONFIG)
 law = settings(deadline=None, derandomize=True, max_examples=10)

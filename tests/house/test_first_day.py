@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 import functrain as ft
@@ -54,6 +53,8 @@ def in_torch(params: Any, batches: Any, x: Tensor, y: Tensor) -> tuple[int, int,
 
 
 def test_a_run_decides_as_a_plain_torch_loop_on_the_same_batches(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     train, held_out = ft.data.split({"x": (images / 16).astype("float32"), "y": labels}, validation=0.2, seed=2)
     batches = ft.data.batches(train, batch=64, seed=0)

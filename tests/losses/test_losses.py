@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from later import Later
 from torch import Tensor
 from torch.func import grad, hessian, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from functrain.losses import Loss, next_token, next_token_from_hidden, softmax_cross_entropy_with_integer_labels
+
+jnp = Later("jax.numpy")
+optax = Later("optax")
 
 B, T, D, V = 2, 6, 5, 11
 law = settings(deadline=None, derandomize=True, max_examples=25)

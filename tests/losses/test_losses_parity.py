@@ -8,16 +8,18 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from later import Later
 
 import functrain.losses as ours
+
+jax = Later("jax")
+jnp = Later("jax.numpy")
+optax = Later("optax")
 
 # float32: sums of some twenty roundings of 6e-8, relative to the largest number; float64's are 5e8 times smaller
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
@@ -215,12 +217,9 @@ def precision(dtype: str) -> Iterator[None]:
         jax.config.update("jax_enable_x64", before)
 
 
-REDUCTIONS = {"mean": (torch.mean, jnp.mean), "sum": (torch.sum, jnp.sum)}
-
-
 def ours_of(name: str, given: Arguments) -> tuple[list[Any], list[Any]]:
     inputs = [torch.tensor(x).requires_grad_() for x in given.differentiated]
-    named = {k: REDUCTIONS[v][0] if k == "reduce_fn" and v else v for k, v in given.named.items()}
+    named = {k: getattr(torch, v) if k == "reduce_fn" and v else v for k, v in given.named.items()}
     named = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in named.items()}
     others = [torch.tensor(x) if isinstance(x, np.ndarray) else x for x in given.others]
     out = getattr(ours, name)(*inputs, *others, **named)
@@ -236,7 +235,7 @@ def weights(shape: Any, dtype: Any) -> Any:
 
 
 def optax_of(name: str, given: Arguments) -> tuple[list[Any], list[Any]]:
-    named = {k: REDUCTIONS[v][1] if k == "reduce_fn" and v else v for k, v in given.named.items()}
+    named = {k: getattr(jnp, v) if k == "reduce_fn" and v else v for k, v in given.named.items()}
     named = {k: jnp.asarray(v) if isinstance(v, np.ndarray) else v for k, v in named.items()}
     named |= {"axis": named.pop("dim")} if "dim" in named else {}
     others = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in given.others]

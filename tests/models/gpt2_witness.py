@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
-import transformers
+from later import Later
 from torch import Tensor
 
 from functrain import random, tree
 from functrain.models import gpt2
 from functrain.tree import Params
+
+transformers = Later("transformers")
 
 CONFIG = gpt2.Config(vocab=17, context=12, layers=2, heads=2, width=8)
 

@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from gpt2_witness import CONFIG, draw_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from later import Later
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from functrain import checkpoint, random, tree
 from functrain.generation import generate
 from functrain.models import gpt2, hf, names
+
+transformers = Later("transformers")
 
 transformers.utils.logging.disable_progress_bar()
 PARAMS = draw_params(CONFIG)

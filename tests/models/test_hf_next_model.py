@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
+from later import Later
 from torch import Tensor
 
 from functrain import checkpoint, nn, random, tree
 from functrain.models import hf, names
+
+transformers = Later("transformers")
 
 transformers.utils.logging.disable_progress_bar()
 

@@ -5,18 +5,25 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import torch
+from later import Later
 
 import functrain as ft
 from functrain.nn import init
 
-KEY, JAX_KEY = ft.random.key(7), jax.random.key(7)
-THEIRS = jax.nn.initializers
+jax = Later("jax")
+
+THEIRS = Later("jax.nn.initializers")
+KEY = ft.random.key(7)
 # normal numbers are jax's to float rounding, in the tails to a few, and what jax scales in float32 we scale by a float
 CLOSE: Any = {"rtol": 3e-6, "atol": 1e-7}
+
+
+@pytest.fixture
+def jax_key() -> Any:
+    return jax.random.key(7)
 
 
 def same(ours: torch.Tensor, theirs: Any, **close: Any) -> None:
@@ -25,22 +32,22 @@ def same(ours: torch.Tensor, theirs: Any, **close: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in init.__all__ if n.startswith(("lecun", "he", "glorot", "xavier", "kaim"))])
-def test_scaled_weights_equal_those_of_jax(name: str) -> None:
-    same(getattr(init, name)()(KEY, (31, 17)), getattr(THEIRS, name)()(JAX_KEY, (31, 17)), **CLOSE)
+def test_scaled_weights_equal_those_of_jax(name: str, jax_key: Any) -> None:
+    same(getattr(init, name)()(KEY, (31, 17)), getattr(THEIRS, name)()(jax_key, (31, 17)), **CLOSE)
     # dims of a convolution's weight as ours lie, whose flat order is that of the draw
-    theirs = getattr(THEIRS, name)(in_axis=1, out_axis=0)(JAX_KEY, (6, 5, 3, 2))
+    theirs = getattr(THEIRS, name)(in_axis=1, out_axis=0)(jax_key, (6, 5, 3, 2))
     same(getattr(init, name)(in_dim=1, out_dim=0)(KEY, (6, 5, 3, 2)), theirs, **CLOSE)
 
 
 @pytest.mark.parametrize("mode", ["fan_in", "fan_out", "fan_avg", "fan_geo_avg"])
 @pytest.mark.parametrize("distribution", ["truncated_normal", "normal", "uniform"])
-def test_variance_scaling_equals_that_of_jax(mode: Any, distribution: Any) -> None:
+def test_variance_scaling_equals_that_of_jax(mode: Any, distribution: Any, jax_key: Any) -> None:
     ours = init.variance_scaling(3.0, mode, distribution, in_dim=(0, 1), out_dim=-1, batch_dim=2)
     theirs = THEIRS.variance_scaling(3.0, mode, distribution, in_axis=(0, 1), out_axis=-1, batch_axis=2)
-    same(ours(KEY, (4, 3, 2, 5)), theirs(JAX_KEY, (4, 3, 2, 5)), **CLOSE)
+    same(ours(KEY, (4, 3, 2, 5)), theirs(jax_key, (4, 3, 2, 5)), **CLOSE)
 
 
-def test_plain_weights_equal_those_of_jax() -> None:
+def test_plain_weights_equal_those_of_jax(jax_key: Any) -> None:
     pairs: list[Any] = [
         (init.normal(0.3), THEIRS.normal(0.3)),
         (init.uniform(0.3), THEIRS.uniform(0.3)),
@@ -50,23 +57,23 @@ def test_plain_weights_equal_those_of_jax() -> None:
         (init.ones, THEIRS.ones),
     ]
     for ours, theirs in pairs:
-        same(ours(KEY, (5, 3)), theirs(JAX_KEY, (5, 3)), **CLOSE)
+        same(ours(KEY, (5, 3)), theirs(jax_key, (5, 3)), **CLOSE)
         assert ours(KEY, (5, 3), torch.bfloat16).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(("shape", "column"), [((5, 3), -1), ((3, 5), -1), ((2, 3, 4), 0), ((4, 4), 0)])
-def test_orthogonal_weights_equal_those_of_jax(shape: Any, column: int) -> None:
+def test_orthogonal_weights_equal_those_of_jax(shape: Any, column: int, jax_key: Any) -> None:
     ours = init.orthogonal(2.0, column_dim=column)(KEY, shape)
     # two QR decompositions of well-conditioned matrices
-    same(ours, THEIRS.orthogonal(2.0, column_axis=column)(JAX_KEY, shape), rtol=1e-5, atol=1e-5)
+    same(ours, THEIRS.orthogonal(2.0, column_axis=column)(jax_key, shape), rtol=1e-5, atol=1e-5)
     matrix = torch.movedim(ours, column, -1).reshape(-1, shape[column]) / 2
     gram = matrix.mT @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.mT
     torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kernel", [(3,), (2, 3), (3, 1, 4)])
-def test_delta_orthogonal_equals_that_of_jax_in_our_layout(kernel: Any) -> None:
-    theirs = np.asarray(THEIRS.delta_orthogonal(2.0)(JAX_KEY, (*kernel, 3, 5)))
+def test_delta_orthogonal_equals_that_of_jax_in_our_layout(kernel: Any, jax_key: Any) -> None:
+    theirs = np.asarray(THEIRS.delta_orthogonal(2.0)(jax_key, (*kernel, 3, 5)))
     same(init.delta_orthogonal(2.0)(KEY, (5, 3, *kernel)), np.moveaxis(theirs, (-1, -2), (0, 1)), rtol=1e-5, atol=1e-5)
 
 

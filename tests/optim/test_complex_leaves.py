@@ -6,17 +6,19 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
+from later import Later
 from test_optim_laws import examples
 from test_optim_parity import CASES, Case, precision
 
 import functrain as ft
 import functrain.optim as ours
 import functrain.tree as tree
+
+jnp = Later("jax.numpy")
+optax = Later("optax")
 
 STEPS = 3
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from later import Later
 
 import functrain as ft
 from functrain import optim, tree
+
+jax = Later("jax")
+jnp = Later("jax.numpy")
+optax = Later("optax")
 
 # no shrinking: a seed has nothing to shrink
 law = settings(deadline=None, derandomize=True, max_examples=3, database=None, phases=[Phase.generate])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from later import Later
 from optax import adam as optax_adam
 from optax import identity as optax_identity
 from optax import projections as optax_projections
@@ -18,6 +17,9 @@ from optax.experimental import aggregating as theirs
 import functrain as ft
 from functrain import optim, tree
 from functrain.optim import aggregating as mine
+
+jax = Later("jax")
+jnp = Later("jax.numpy")
 
 SHAPES = {"b": (2,), "w": (3, 2)}
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from later import Later
 from test_optim_parity import Comparison, numbers, precision, to_torch
 
 import functrain.optim as ours
 import functrain.tree as tree
+
+jax = Later("jax")
+jnp = Later("jax.numpy")
+optax = Later("optax")
 
 # no shrinking: an example may be one more for jax to compile
 law = settings(deadline=None, derandomize=True, max_examples=4, database=None, phases=[Phase.generate])

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from later import Later
 from test_optim_parity import CASES, Case, Make, numbers, shapes, to_torch
 
 import functrain.optim as ours
 import functrain.tree as tree
 from functrain.tree.reductions import stays_finite
+
+jax = Later("jax")
 
 law = settings(deadline=None, derandomize=True, max_examples=4, database=None)
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -6,19 +6,21 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from later import Later
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import functrain.optim as ours
 import functrain.schedules
 import functrain.tree as tree
+
+jax = Later("jax")
+jnp = Later("jax.numpy")
+optax = Later("optax")
 
 STEPS = 12
 

@@ -138,9 +138,9 @@ def test_kron_whitens_what_it_sees() -> None:
     left, right = make.normal(size=(3, 3)), make.normal(size=(2, 2))
     tx, whitened = ours.scale_by_kron(0.0, 1.0, preconditioner_lr=0.05), []
     state = tx.init(torch.zeros(3, 2, dtype=torch.float64))
-    for step in range(1500):
+    for step in range(800):
         u, state = tx.update(torch.tensor(left @ make.normal(size=(3, 2)) @ right), state)
-        whitened += [u.ravel()] if step >= 500 else []
+        whitened += [u.ravel()] if step >= 300 else []
     before = np.kron(left @ left.T, right.T @ right)
     after = torch.cov(torch.stack(whitened).T).numpy()
     assert np.linalg.cond(before) > 100 and np.linalg.cond(after) < 3

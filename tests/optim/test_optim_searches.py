@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
+from later import Later
 from test_optim_parity import Comparison, precision, to_torch
 
 import functrain as ft
 import functrain.optim as ours
 import functrain.tree as tree
+
+jax = Later("jax")
+jnp = Later("jax.numpy")
+optax = Later("optax")
 
 
 def rosenbrock(lib: Any) -> Any:

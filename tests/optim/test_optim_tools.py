@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from later import Later
 from test_optim_laws import examples
 from test_optim_parity import CASES, Case
 
 import functrain as ft
 import functrain.optim as ours
 import functrain.tree as tree
+
+jax = Later("jax")
+jnp = Later("jax.numpy")
+optax = Later("optax")
 
 law = settings(deadline=None, derandomize=True, max_examples=5, database=None)
 

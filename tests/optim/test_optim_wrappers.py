@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
+from later import Later
 from test_optim_laws import SHAPES, close, draw, draw_like, equal, run
 from test_optim_parity import Comparison, numbers, to_torch
 
 import functrain.optim as ours
 import functrain.tree as tree
 from functrain.schedules import linear_schedule
+
+jax = Later("jax")
+jnp = Later("jax.numpy")
+optax = Later("optax")
 
 TOLERANCE = 1e-5  # float32, as for every trajectory
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import optax
 import pytest
 import torch
+from later import Later
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import functrain as ft
 from functrain import tree
+
+optax = Later("optax")
 
 PARAMS = {"w": torch.arange(6.0).reshape(2, 3) - 2, "b": torch.ones(3)}
 

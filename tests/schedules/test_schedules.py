@@ -6,16 +6,18 @@ import functools
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from later import Later
 
 import functrain.schedules as schedules
+
+jax = Later("jax")
+jnp = Later("jax.numpy")
+optax = Later("optax")
 
 values = st.sampled_from([0.0, 1e-3, 0.1, 1.0])
 positive = st.sampled_from([1e-3, 0.1, 1.0])

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sklearn.metrics
 import torch
-import torchmetrics
 from checkpoint_crashes import forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from later import Later
 from torch import distributed
 
 import functrain as ft
 from functrain.train import evaluation
+
+sklearn = Later("sklearn")
+torchmetrics = Later("torchmetrics")
 
 LAW = settings(deadline=None, derandomize=True, max_examples=10)
 PARAMS = {"w": torch.tensor([1.0, -2.0, 0.5])}
@@ -202,7 +204,6 @@ class Endless:
         ({"batches": [{"x": torch.zeros(2).numpy()}]}, TypeError, "batch 1: x: expected a tensor, came an array"),
         ({"metrics": {"auc": predict}}, ValueError, "predict.*which gives the metrics auc their arguments"),
         ({"predict": predict}, ValueError, "for what predict returns, came none"),
-        ({"metrics": {"a": torchmetrics.MeanMetric}, "predict": predict}, TypeError, r"write a=MeanMetric\(...\)"),
         ({"metrics": {"a": lambda *x: x}, "predict": predict}, TypeError, "metrics: a: expected a number, came tuple"),
         ({"metrics": {"loss": lambda *x: 1}, "predict": predict}, ValueError, "'loss' is a metric of the loss already"),
         ({"loss_fn": lambda params, batch: 0}, TypeError, r"expected loss_fn\(params, batch, key\), came"),
@@ -214,6 +215,12 @@ def test_mistakes_are_told(change: dict[str, Any], error: type[Exception], words
     arguments = {"loss_fn": loss_fn, "params": PARAMS, "batches": [rows(0, 4)], "compile": False} | change
     with pytest.raises(error, match=words):
         ft.evaluate(**arguments)
+
+
+def test_a_metric_that_is_not_made_yet_is_told() -> None:
+    metrics = {"a": torchmetrics.MeanMetric}
+    with pytest.raises(TypeError, match=r"write a=MeanMetric\(...\)"):
+        ft.evaluate(loss_fn, PARAMS, [rows(0, 4)], metrics=metrics, predict=predict, compile=False)
 
 
 def test_a_loss_that_draws_is_told_what_a_key_of_none_means() -> None:

@@ -6,18 +6,20 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from later import Later
 from torch import Tensor
 from torch.nn.functional import embedding, one_hot
 
 import functrain as ft
 from functrain import tree
+
+jax = Later("jax")
+jnp = Later("jax.numpy")
 
 law = settings(deadline=None, derandomize=True, max_examples=20)
 # two orders of the same few dozen float64 operations of size about 1: each rounds by 2**-53

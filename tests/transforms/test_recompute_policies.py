@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import functrain as ft
-from functrain.compiler.inductor import lowering
 from functrain.transforms import rematerialized
 
 
@@ -269,6 +268,8 @@ def test_without_layers_a_compiled_policy_keeps_what_it_says(policy: Any, monkey
     cut(monkeypatch)
     programs, seen = lowered(monkeypatch), []
     again = ft.recompute(mlp, policy)
+    from functrain.compiler.inductor import lowering  # here: torch's compiler takes 2 s to load
+
     partition = lowering.partition
     monkeypatch.setattr(lowering, "partition", lambda *a, **k: seen.append(k["budget"]) or partition(*a, **k))
     found = ft.compile(ft.grad(lambda p, x: summed(p, x, again)))(P, X)
@@ -292,6 +293,8 @@ def test_in_a_compilation_of_ones_own_it_is_an_error(policy: Any) -> None:
 def test_of_two_parts_of_the_memory_in_one_loss_the_smaller_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     cut(monkeypatch)
     seen: list[float] = []
+    from functrain.compiler.inductor import lowering  # here: torch's compiler takes 2 s to load
+
     partition = lowering.partition
     monkeypatch.setattr(lowering, "partition", lambda *a, **k: seen.append(k["budget"]) or partition(*a, **k))
     half, quarter = ft.recompute(mlp, 0.5), ft.recompute(mlp, 0.25)

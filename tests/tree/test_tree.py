@@ -6,14 +6,16 @@ import time
 from collections import OrderedDict, defaultdict, deque
 from typing import Any
 
-import jax
 import optree
 import pytest
 import torch
 from hypothesis import given, settings
+from later import Later
 from tree_cases import Layer, Pair, assert_same, below, compiled, tensors, trees
 
 from functrain import tree
+
+jax = Later("jax")
 
 law = settings(deadline=None, derandomize=True, max_examples=100)
 ONE = torch.ones(())

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from later import Later
 from tree_cases import FLOATS, tensors, trees
 
 import functrain.optim as optim
 from functrain import tree
+
+jax = Later("jax")
+jnp = Later("jax.numpy")
+optax = Later("optax")
 
 law = settings(deadline=None, derandomize=True, max_examples=3, database=None)
 
