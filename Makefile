@@ -11,7 +11,7 @@ ROOM ?=
 # Compiled kernels outlive a run: the second run starts in seconds.
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 
-.PHONY: train test lint types docs wheel clean
+.PHONY: train test lint types docs pictures wheel clean
 
 train: $(VENV)/.installed-cli
 	$(BIN)/functrain train tiny --run $(RUN) $(ARGS)
@@ -29,6 +29,10 @@ types: $(VENV)/.installed-all
 # The documentation site, in docs/_build/html; a warning is an error.
 docs: $(VENV)/.installed-all
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+# The pictures of the gallery, which are committed: each example runs, for minutes in all, and is drawn.
+pictures: $(VENV)/.installed-all
+	$(BIN)/python docs/pictures.py
 
 # A wheel in dist/, installed with its own dependencies alone, in an environment of its own, and tried there.
 wheel: $(VENV)/.installed-all

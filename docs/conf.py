@@ -1,5 +1,6 @@
 """The documentation site: `make docs` builds it into docs/_build/html, warnings as errors."""
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ myst_enable_extensions = ["colon_fence", "attrs_inline"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "functrain"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 copybutton_exclude = ".linenos, .gp"
 
 autodoc_typehints = "signature"
@@ -46,12 +48,27 @@ def _as_rst(text: str) -> str:
 
 def _plain_docstring(app, what, name, obj, options, lines):  # noqa: ANN001, ANN202
     """Docstrings stay readable in a terminal: nothing in them is markup but code, paragraphs and `>>>` examples."""
+    if re.fullmatch(r"Alias for field number \d+", "".join(lines).strip()):
+        lines[:] = [_as_rst(_comment_of(name))]
+        return
     made = []
     for paragraph in "\n".join(lines).split("\n\n"):
         if not paragraph.lstrip().startswith(">>>"):
             paragraph = re.sub(r"\n(?=(Raises|Shapes|Source|Units): |Equals )", "\n\n", _as_rst(paragraph))
         made.append(paragraph)
     lines[:] = "\n\n".join(made).split("\n")
+
+
+def _comment_of(field: str) -> str:
+    """Return what stands beside a field of a NamedTuple: its shape and what it is."""
+    module, _, path = field.partition(".")
+    cls = sys.modules[module]
+    for part in path.split(".")[:-1]:
+        cls = getattr(cls, part)
+    found = re.search(
+        rf"^    {field.rpartition('.')[2]}: [^#\n]*#(?: type: [^#\n]*#)? *(.*)$", inspect.getsource(cls), re.M
+    )
+    return found[1] if found else ""
 
 
 def setup(app):  # noqa: ANN001, ANN201
