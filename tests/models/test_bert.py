@@ -194,6 +194,30 @@ def test_dropout_is_a_function_of_the_key_and_no_two_share_a_mask(
     assert not torch.allclose(dropped, bert.apply(params, TOKENS, config))
 
 
+def test_an_example_alone_has_the_gradient_of_its_lane() -> None:
+    config = dataclasses.replace(CONFIG, head="masked_lm")
+    params = tree.map(lambda x: x + 0.1, bert.init(config, KEY))
+    mask = torch.arange(7)[None] < torch.tensor([[7], [4]])
+
+    def loss(params: tree.Params, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return bert.apply(params, tokens[None], config, mask=mask[None]).square().sum()
+
+    lanes = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(params, TOKENS, mask)
+    alone = [torch.func.grad(loss)(params, *row) for row in zip(TOKENS, mask, strict=True)]
+    # float32 rounding of gradients of order 10
+    assert tree.allclose(lanes, tree.map(lambda *g: torch.stack(g), *alone), rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_equals_eager() -> None:
+    config = dataclasses.replace(CONFIG, layers=1)
+    params, mask = bert.init(config, KEY), torch.arange(7)[None] < torch.tensor([[7], [4]])
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda p, t, m: bert.apply(p, t, config, mask=m), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for a, b in zip(compiled(params, TOKENS, mask), bert.apply(params, TOKENS, config, mask=mask), strict=True):
+            torch.testing.assert_close(a, b)  # the same float32 operations, traced
+
+
 # ---- errors -------------------------------------------------------------------------------------------------------
 
 
