@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import Any
 
 
 class Later:
-    """Stand for a module."""
+    """Stand for a module, to monkeypatch too."""
+
+    __slots__ = ("_name",)
 
     def __init__(self, name: str) -> None:
-        vars(self)["_name"] = name
+        object.__setattr__(self, "_name", name)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith(("__", "_mock")):  # what pytest asks every object for
             raise AttributeError(name)
-        module = importlib.import_module(self._name)
+        module = _module(self._name)
         if not hasattr(module, name):
-            importlib.import_module(f"{self._name}.{name}")
+            _module(f"{self._name}.{name}")
         return getattr(module, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(importlib.import_module(self._name), name, value)
+        setattr(_module(self._name), name, value)
+
+    @property
+    def __dict__(self) -> Any:  # where monkeypatch looks for what it puts back
+        return vars(_module(self._name))
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(name)
