@@ -1,5 +1,6 @@
 """The documentation site: `make docs` builds it into docs/_build/html, warnings as errors."""
 
+import functools
 import inspect
 import re
 import sys
@@ -65,10 +66,11 @@ def _comment_of(field: str) -> str:
     cls = sys.modules[module]
     for part in path.split(".")[:-1]:
         cls = getattr(cls, part)
-    found = re.search(
-        rf"^    {field.rpartition('.')[2]}: [^#\n]*#(?: type: [^#\n]*#)? *(.*)$", inspect.getsource(cls), re.M
-    )
+    found = re.search(rf"^    {field.rpartition('.')[2]}: [^#\n]*#(?: type: [^#\n]*#)? *(.*)$", _source(cls), re.M)
     return found[1] if found else ""
+
+
+_source = functools.cache(inspect.getsource)  # it parses the whole file each time
 
 
 def setup(app):  # noqa: ANN001, ANN201
