@@ -71,7 +71,17 @@ def digits_cnn():
     batch = found["validation"][0]
     state = found["state"]
     logits, _ = found["net"].evaluate(state.params, state.buffers, None, batch["x"])
-    said, right = logits.argmax(1), batch["y"]
+    digits("digits_cnn", batch, logits.argmax(1))
+
+
+def vit_digits():
+    found, _ = run("vit_digits")
+    batch = found["validation"][0]
+    digits("vit_digits", batch, found["vit"].apply(found["state"].params, batch["x"], found["config"]).argmax(1))
+
+
+def digits(name, batch, said):
+    right = batch["y"]
     made, axes = figure(columns=10, height=1.2)
     wrong = torch.nonzero(said != right)[:, 0].tolist()
     for one, row in zip(axes, [*wrong, *range(10)], strict=False):
@@ -79,7 +89,7 @@ def digits_cnn():
         color = "black" if said[row] == right[row] else "crimson"
         one.set_title(f"{said[row]}" + ("" if color == "black" else f", not {right[row]}"), color=color, fontsize=7)
         one.set_axis_off()
-    save("digits_cnn", made)
+    save(name, made)
 
 
 def train_gpt():
@@ -182,8 +192,8 @@ def laplace():
 
 
 PICTURES = (
-    digits_mlp, digits_cnn, train_gpt, sweep_learning_rates, maml_sinusoids, learned_loss, private_training,
-    influence_of_labels, laplace,
+    digits_mlp, digits_cnn, vit_digits, train_gpt, sweep_learning_rates, maml_sinusoids, learned_loss,
+    private_training, influence_of_labels, laplace,
 )  # fmt: skip
 
 

@@ -79,3 +79,8 @@ def test_an_mlp_on_digits_is_a_page_and_learns(tmp_path: Path) -> None:
 def test_a_cnn_of_torch_on_digits_is_a_page_and_learns(tmp_path: Path) -> None:
     assert accuracy_of(run("digits_cnn.py", folder=tmp_path)[-1]) >= 0.985  # 0.992
     assert lines_of("digits_cnn.py") <= 25
+
+
+def test_a_vit_on_digits_is_a_page_and_learns(tmp_path: Path) -> None:
+    assert accuracy_of(run("vit_digits.py", folder=tmp_path)[-1]) > 0.97  # 0.983
+    assert lines_of("vit_digits.py") <= 27
