@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "train": "pre-train a GPT on text, or go on with a run that was stopped",
+    "train": "pre-train a language model on text, or go on with a run that was stopped",
     "presets": "list what train knows by name, or print the config of one",
     "generate": "let a model continue a prompt, shown as it comes",
     "evaluate": "compute a model's loss on a text",

@@ -23,23 +23,22 @@ def evaluate(model: Path, data: str | None, *, batch: int, tokenizer: str | None
         found = opened.opened(model, on, tokenizer=file, progress=loading)
     found = found._replace(params=ft.tree.cast(found.params, torch.float32))
     with bars.bar("encoding", "characters") as encoding:
-        name, tokens = evaluation.text_of(data, found, progress=encoding)
+        name, text = evaluation.text_of(data, found, progress=encoding)
     try:
         with bars.bar("evaluating", "batches") as evaluating:
-            result = evaluation.evaluate(found, tokens, batch=batch, progress=evaluating)
+            result = evaluation.evaluate(found, text, batch=batch, progress=evaluating)
     except evaluation.Stopped as stopped:
         if stopped.evaluation is not None:
             print(f"{found.found} on the first {stopped.done:,} of {stopped.batches:,} batches of {name}")
-            _show(stopped.evaluation, tokens)
+            _show(found, text, stopped.evaluation)
         raise
     print(f"{found.found} on {name}")
-    _show(result, tokens)
-    if not math.isfinite(result.loss):
-        raise pretrain.NotFinite(f"{found.found}: the loss is {result.loss}; a parameter or a logit is not finite")
+    _show(found, text, result)
+    loss = result.metrics["loss"]
+    if not math.isfinite(loss):
+        raise pretrain.NotFinite(f"{found.found}: the loss is {loss}; a parameter or a logit is not finite")
 
 
-def _show(result: evaluation.Evaluation, tokens: ft.data.Tokens) -> None:
-    print(f"{result.tokens:,} tokens predicted, of {tokens.bytes_per_token:.2f} bytes each")
-    print(f"loss           {result.loss:.4f} nats per token")
-    print(f"perplexity     {result.perplexity:.6g}")
-    print(f"bits per byte  {result.bits_per_byte:.4f}")
+def _show(found: opened.Opened, text: evaluation.Text, result: evaluation.Evaluation) -> None:
+    for line in found.architecture.objective.lines(result.metrics, text, result.done):
+        print(line)

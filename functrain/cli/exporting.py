@@ -9,7 +9,6 @@ import functrain as ft
 from functrain.checkpoint.run import step_of
 from functrain.cli import bars
 from functrain.cli.options import UsageError
-from functrain.models import gpt2
 from functrain.recipes import folder, pretrain
 
 
@@ -20,9 +19,10 @@ def export(run: Path, to: Path, *, step: int | None) -> None:
     with bars.bar("loading", "bytes") as loading:
         params = ft.checkpoint.load(chosen, at="params", progress=loading)
     files = tokenizer_files(tokenizer)
-    model = pretrain.model_at(run, chosen, tokenizer)
+    architecture, model = pretrain.model_at(run, chosen, tokenizer)
+    end = {"end": tokenizer.end} if architecture.takes_end else {}
     with bars.bar("writing", "bytes") as writing:
-        made = gpt2.to_hf(to, params, model, end=tokenizer.end, files=files, progress=writing)
+        made = architecture.module.to_hf(to, params, model, **end, files=files, progress=writing)
     print(f"{chosen} -> {made}")
     if not files:
         print(f"without a tokenizer: {run / 'tokenizer.json'} is none of the tokenizers library")

@@ -32,6 +32,7 @@ def generate(
     key = ft.random.key(seed, on)
     for number in range(num_samples):
         pieces = continuation(
+            found.architecture,
             found.params,
             found.model,
             found.tokenizer,

@@ -41,14 +41,16 @@ def parse(
     try:
         # tyro draws its errors as a box on stderr; a wide terminal keeps a sentence on a line
         with contextlib.redirect_stderr(said), _wide(not {"-h", "--help"} & set(words)):
+            # a table of several kinds is that of its default, and no command of its own
+            kinds = (tyro.conf.AvoidSubcommands,)
             if default is None:
-                return tyro.cli(cls, args=words, prog=prog, description=description)
-            return tyro.cli(cls, args=words, prog=prog, description=description, default=default)
+                return tyro.cli(cls, args=words, prog=prog, description=description, config=kinds)
+            return tyro.cli(cls, args=words, prog=prog, description=description, default=default, config=kinds)
     except SystemExit as stop:
         if not stop.code:
             raise
     command = " ".join(prog.split()[:2])
-    raise UsageError(f"{_first_sentence(said.getvalue(), [*_names(cls), *beside])} (see {command} --help)")
+    raise UsageError(f"{_first_sentence(said.getvalue(), [*_names(cls, default), *beside])} (see {command} --help)")
 
 
 def if_given(metavar: str) -> Any:
@@ -108,13 +110,17 @@ def _last(name: str) -> str:
     return name.lstrip("-").rpartition(".")[2]
 
 
-def _names(cls: Any, above: str = "") -> Iterator[str]:
-    """Give the options that tyro makes of a dataclass."""
+def _names(cls: Any, default: Any = None, above: str = "") -> Iterator[str]:
+    """Give the options that tyro makes of a dataclass; of a table of several kinds the default's."""
     for field, hint in typing.get_type_hints(cls, include_extras=True).items():
         kind, marks = getattr(hint, "__origin__", hint), getattr(hint, "__metadata__", ())
+        value = getattr(default, field, None)
+        of_several = [one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)] if not marks else []
+        if of_several:
+            kind = of_several[0] if value is None else type(value)
         name = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), field.replace("_", "-"))
         if dataclasses.is_dataclass(kind):
-            yield from _names(kind, f"{above}{name}." if name else above)
+            yield from _names(kind, value, f"{above}{name}." if name else above)
         elif not _POSITIONAL & set(marks):
             yield f"--{above}{name}"
             if kind is bool and not marks:

@@ -20,6 +20,12 @@ _NEEDS = {
     "tiny": "2 CPU cores, under 4 minutes",
     "smoke": "any CPU, seconds: to try things out, it learns nothing",
     "gpt2-124m": "a GPU, and days of it; not measured yet",
+    "llama-tiny": "2 CPU cores, under 6 minutes",
+    "llama-smoke": "any CPU, seconds: to try things out, it learns nothing",
+    "llama-1b": "GPUs, and weeks of them; not measured",
+    "bert-tiny": "2 CPU cores, under 8 minutes",
+    "bert-smoke": "any CPU, seconds: to try things out, it learns nothing",
+    "bert-base": "a GPU, and weeks of it; not measured",
 }
 
 
@@ -43,11 +49,12 @@ def main(words: Sequence[str]) -> None:
 
 def _described(name: str, config: Config) -> str:
     shape, per_step = config.model, config.batch * config.model.context
+    size = shape.parameters(config.data.vocabulary)  # of a small text there may be fewer tokens
     return "\n".join(
         [
             name,
-            f"  model     {_counted(_parameters(config))} parameters: {shape.layers} layers, {shape.heads} heads, "
-            f"width {shape.width}",
+            f"  model     {shape.architecture} of {_counted(size)} parameters: {shape.layers} layers, "
+            f"{shape.heads} heads, width {shape.width}",
             f"  text      {config.data.corpus}, {config.data.vocabulary:,} tokens, context {shape.context}",
             f"  training  {config.steps:,} steps of {per_step:,} tokens: {_counted(config.steps * per_step)}",
             f"  needs     {_NEEDS[name]}",
@@ -60,12 +67,3 @@ def _counted(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g} {name}"
     return str(number)
-
-
-def _parameters(config: Config) -> int:
-    """Count the parameters of a GPT-2 of so many tokens; of a small text there may be fewer."""
-    shape = config.model
-    width = shape.width
-    norms, attention, mlp = 4 * width, 4 * width * width + 4 * width, 8 * width * width + 5 * width
-    embeddings = (config.data.vocabulary + shape.context) * width
-    return embeddings + shape.layers * (norms + attention + mlp) + 2 * width

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from functrain.cli import architecture
 from functrain.cli.options import UsageError, if_given, parse
 from functrain.recipes.config import PRESETS, Config
 
@@ -39,6 +40,7 @@ def main(words: Sequence[str]) -> None:
         raise UsageError("profile: expected a run or a preset; functrain profile RUN|PRESET")
     what, rest = ("tiny", words) if words[0].startswith("-") else (words[0], words[1:])
     run, asked = _asked(what)
+    asked, rest = architecture.chosen(asked, rest)
     options = parse(
         Options, rest, prog="functrain profile RUN|PRESET", description=DESCRIPTION, default=Options(config=asked)
     )

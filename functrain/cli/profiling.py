@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
-import numpy
 import torch
 
 import functrain as ft
 from functrain.cli import bars
-from functrain.models import gpt2
-from functrain.recipes import precision, pretrain
+from functrain.recipes import architectures, precision, pretrain
 from functrain.recipes import profiling as recipe
 from functrain.recipes.config import Config
 
@@ -35,7 +34,7 @@ def profile(
     for line in told:
         print(line)
     optimizer, guard, key = pretrain.optimizer_of(config), pretrain.guard_of(config), ft.random.key(config.seed, device)
-    state = ft.init_state(gpt2.init(model, key), optimizer, key=key, guard=guard)
+    state = ft.init_state(architectures.of(config.model).module.init(model, key), optimizer, key=key, guard=guard)
     step = ft.train_step(pretrain.loss_of(config, model), optimizer, accumulate=config.accumulate, guard=guard)
     compiled = ft.compile(step, donate=True) if config.compile else step
     print(
@@ -51,18 +50,14 @@ def profile(
     print(f"\ntrace: {trace}   open it in ui.perfetto.dev or chrome://tracing")
 
 
-def _data(config: Config, run: Path | None) -> tuple[ft.data.Windows, gpt2.Config]:
+def _data(config: Config, run: Path | None) -> tuple[Any, Any]:
     """Return batches of a run's own tokens, or of tokens drawn at random: what they are changes no time."""
-    files = [] if run is None else sorted((run / "tokens").glob("train-*.bin"))
-    if files and run is not None:
-        tokens: ft.data.Tokens | numpy.ndarray = ft.data.open_tokens(files[-1])
-        model = pretrain.model_of(config, ft.data.load_tokenizer(run / "tokenizer.json").vocab_size)
-    else:
-        vocabulary, length = config.data.vocabulary, max(1_000_000, 2 * config.model.context)
-        tokens = numpy.random.default_rng(config.seed).integers(0, vocabulary, length, numpy.uint32)
-        model = pretrain.model_of(config, vocabulary)
-    windows = ft.data.windows(tokens, batch=config.batch, context=config.model.context, seed=config.seed)
-    return windows, model
+    vocabulary, files = config.data.vocabulary, list[Path]()
+    if run is not None:
+        vocabulary = ft.data.load_tokenizer(run / "tokenizer.json").vocab_size
+        files = sorted((run / "tokens").glob("train-*.bin"))
+    batches = architectures.of(config.model).objective.drawn(config, vocabulary, files)
+    return batches, pretrain.model_of(config, vocabulary)
 
 
 def _show(found: recipe.Profile, config: Config, device: torch.device) -> None:

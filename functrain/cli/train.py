@@ -10,11 +10,13 @@ from typing import Annotated
 
 import tyro
 
+from functrain.cli import architecture
 from functrain.cli.options import UsageError, parse
 from functrain.recipes import toml
 from functrain.recipes.config import PRESETS, Config
 
-DESCRIPTION = f"""Pre-train a GPT on text. PRESET is one of {", ".join(PRESETS)}; `tiny` if it is left out.
+DESCRIPTION = f"""Pre-train a language model on text: a GPT-2, a Llama or a BERT. PRESET is one of
+{", ".join(PRESETS)}; `tiny`, a GPT-2, if it is left out.
 
 An option wins over the file given by --config FILE.toml, which wins over the preset; RUN/config.toml holds the outcome.
 The same command again goes on from the run's newest checkpoint. SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal
@@ -45,13 +47,14 @@ def main(words: Sequence[str]) -> None:
         raise UsageError(f"no preset {preset!r}; {known}")
     file, rest = _take_config_file(list(rest))
     config = PRESETS[preset] if file is None else toml.loads(_read(file), PRESETS[preset], str(file))
+    config, rest = architecture.chosen(config, rest)
     options = parse(
         Options,
         rest,
         prog=f"functrain train {preset}",
         description=DESCRIPTION,
         default=Options(config=config, run=f"runs/{preset}"),
-        beside=["--config"],
+        beside=["--config", "--model.architecture"],
     )
     over = _numbers(options)
     # help and a wrong word need no torch, which takes seconds to load

@@ -8,7 +8,7 @@ from pathlib import Path
 import functrain as ft
 from functrain.cli import bars, plotting, progress
 from functrain.cli.options import UsageError
-from functrain.recipes import folder, pretrain, sweep
+from functrain.recipes import architectures, folder, pretrain, sweep
 from functrain.recipes.config import Config
 from functrain.recipes.continuation import continuation
 
@@ -36,15 +36,14 @@ def train(config: Config, over: Mapping[str, Sequence[float]], run: Path, *, acc
         raise
     finally:
         show.end()
-    ahead = result.texts.trigram - result.validation_bits_per_byte
-    show.note(
-        f"\nvalidation loss {result.validation_loss:.4f} = {result.validation_bits_per_byte:.4f} bits per byte, "
-        f"{abs(ahead):.4f} {'below' if ahead > 0 else 'above'} the trigram model's {result.texts.trigram:.4f}"
-    )
-    tokenizer, key = result.texts.tokenizer, ft.random.key(config.seed, result.state.key.device)
-    model = pretrain.model_of(config, tokenizer.vocab_size)
-    text = "".join(continuation(result.state.params, model, tokenizer, "", key, tokens=300))
-    folder.write(run / "sample.txt", text + "\n")
-    show.note(f"\na sample:\n\n{progress.printable(text)}\n")
-    curve = plotting.draw([run], run / "loss.png")
-    show.note(f"learning curve: {curve}   more text: functrain generate {run} --prompt 'def '")
+    architecture = architectures.of(config.model)
+    show.note(f"\n{architecture.objective.closing(result.validation, result.texts)}")
+    more = ""
+    if architecture.generates:
+        tokenizer, key = result.texts.tokenizer, ft.random.key(config.seed, result.state.key.device)
+        model = pretrain.model_of(config, tokenizer.vocab_size)
+        text = "".join(continuation(architecture, result.state.params, model, tokenizer, "", key, tokens=300))
+        folder.write(run / "sample.txt", text + "\n")
+        show.note(f"\na sample:\n\n{progress.printable(text)}\n")
+        more = f"   more text: functrain generate {run} --prompt 'def '"
+    show.note(f"learning curve: {plotting.draw([run], run / 'loss.png')}{more}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
+
+from functrain.recipes.model_config import GPT2, Bert, Llama, Model, at_least, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +18,8 @@ class Data:
     validation: float = 0.1
     """The part that is kept for validation."""
     vocabulary: int = 1024
-    """256: the bytes are the tokens. More: byte pairs are merged until there are that many tokens."""
+    """256: the bytes are the tokens. More: byte pairs are merged until there are that many tokens. Of a bert: so many
+    pieces of words."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.validation < 1.0:
@@ -24,27 +27,7 @@ class Data:
                 f"data.validation: expected a part of the text above 0 and below 1, came {self.validation}; a run ends "
                 "with its loss on text that it has not seen, for which 0.01 of a long one is enough"
             )
-        _at_least(self, "data.", {"vocabulary": 256})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """The GPT-2."""
-
-    layers: int = 4
-    heads: int = 4
-    width: int = 128
-    context: int = 256
-    """Tokens that the model sees."""
-    dropout: float = 0.0
-    attention: Literal["fused", "math"] = "fused"
-    """How attention is computed; math is the faster one on a CPU for short contexts."""
-
-    def __post_init__(self) -> None:
-        _at_least(self, "model.", {"layers": 1, "heads": 1, "width": 1, "context": 1})
-        if self.width % self.heads:
-            raise ValueError(f"model.heads: expected a number that divides the width {self.width}, came {self.heads}")
-        _within(self, "model.", ["dropout"])
+        at_least(self, "data.", {"vocabulary": 256})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +51,7 @@ class Optimizer:
         for name in ("learning_rate", "final_learning_rate", "weight_decay"):
             if not (math.isfinite(value := getattr(self, name)) and value >= 0.0):
                 raise ValueError(f"optimizer.{name}: expected a finite number of at least 0, came {value}")
-        _within(self, "optimizer.", ["warmup", "b1", "b2"])
+        within(self, "optimizer.", ["warmup", "b1", "b2"])
         clip = self.clip_norm
         if clip != "none" and not (math.isfinite(clip) and clip > 0.0):
             raise ValueError(f"optimizer.clip_norm: expected a finite number above 0, or none, came {clip}")
@@ -82,12 +65,12 @@ class Config:
     """
 
     data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
+    model: Model = field(default_factory=GPT2)
     optimizer: Optimizer = field(default_factory=Optimizer)
     steps: int = 2000
     """Steps in all."""
     batch: int = 16
-    """Windows of `context` tokens in a step."""
+    """Rows of `context` tokens in a step."""
     accumulate: int = 1
     """Parts that a batch is cut into, one after another, to save memory."""
     recompute: float = 0.0
@@ -116,7 +99,7 @@ class Config:
 
     def __post_init__(self) -> None:
         counts = ["steps", "batch", "accumulate", *CADENCES, "stop_after_nonfinite"]
-        _at_least(self, "", dict.fromkeys(counts, 1) | {"roll_backs": 0, "roll_back_skip": 0, "seed": 0})
+        at_least(self, "", dict.fromkeys(counts, 1) | {"roll_backs": 0, "roll_back_skip": 0, "seed": 0})
         if self.seed >= 2**64:
             raise ValueError(f"seed: expected a number below 2 ** 64, came {self.seed}")
         if self.accumulate > self.batch:
@@ -129,28 +112,16 @@ CADENCES = ["log_every", "evaluate_every", "evaluate_batches", "checkpoint_every
 """How often a run is looked at: no part of what it is, and another one when it goes on is no change."""
 
 
-def _at_least(config: Any, prefix: str, counts: dict[str, int]) -> None:
-    for name, least in counts.items():
-        if getattr(config, name) < least:
-            raise ValueError(f"{prefix}{name}: expected at least {least}, came {getattr(config, name)}")
-
-
-def _within(config: Any, prefix: str, parts: list[str]) -> None:
-    for name in parts:
-        if not 0.0 <= getattr(config, name) < 1.0:
-            raise ValueError(f"{prefix}{name}: expected a number in [0, 1), came {getattr(config, name)}")
-
-
 PRESETS = {
     # 2.5 million tokens of the python corpus's 3.5: under 4 minutes on 2 CPU cores, compilation included
     "tiny": Config(
-        model=Model(context=128, attention="math"),
+        model=GPT2(context=128, attention="math"),
         optimizer=Optimizer(learning_rate=3e-3, final_learning_rate=1e-4),
         steps=1200,
         precision="float32",
     ),
     "smoke": Config(
-        model=Model(layers=2, heads=2, width=16, context=16),
+        model=GPT2(layers=2, heads=2, width=16, context=16),
         data=Data(vocabulary=256),
         optimizer=Optimizer(warmup=0.25),
         steps=8,
@@ -163,12 +134,74 @@ PRESETS = {
     ),
     "gpt2-124m": Config(
         data=Data(vocabulary=50304),
-        model=Model(layers=12, heads=12, width=768, context=1024),
+        model=GPT2(layers=12, heads=12, width=768, context=1024),
         optimizer=Optimizer(learning_rate=6e-4, final_learning_rate=6e-5, warmup=0.04, b2=0.95),
         steps=19000,
         batch=512,
         accumulate=32,
         evaluate_every=250,
         checkpoint_every=1000,
+    ),
+    # as many parameters and tokens as tiny has
+    "llama-tiny": Config(
+        model=Llama(inner=400, context=128, attention="math"),
+        optimizer=Optimizer(learning_rate=3e-3, final_learning_rate=1e-4),
+        steps=1200,
+        precision="float32",
+    ),
+    "llama-smoke": Config(
+        model=Llama(layers=2, heads=2, key_heads=1, width=16, inner=32, context=16, attention="math"),
+        data=Data(vocabulary=256),
+        optimizer=Optimizer(warmup=0.25),
+        steps=8,
+        batch=4,
+        precision="float32",
+        log_every=2,
+        evaluate_every=4,
+        evaluate_batches=2,
+        checkpoint_every=3,
+    ),
+    # the shape of Llama 3.2 1B, at the context before its rotary positions were stretched
+    "llama-1b": Config(
+        data=Data(vocabulary=128256),
+        model=Llama(
+            layers=16, heads=32, key_heads=8, width=2048, inner=8192, context=8192, rope_base=500000.0, packed=True
+        ),
+        optimizer=Optimizer(learning_rate=3e-4, final_learning_rate=3e-5, warmup=0.02, b2=0.95),
+        steps=100000,
+        batch=128,
+        accumulate=64,
+        recompute=1.0,
+        evaluate_every=500,
+        checkpoint_every=1000,
+    ),
+    "bert-tiny": Config(
+        model=Bert(context=64, attention="math"),
+        optimizer=Optimizer(learning_rate=2e-3, final_learning_rate=1e-5, warmup=0.1, weight_decay=0.01),
+        steps=3000,
+        batch=32,
+        precision="float32",
+    ),
+    "bert-smoke": Config(
+        model=Bert(layers=2, heads=2, width=16, inner=32, context=16, attention="math"),
+        data=Data(vocabulary=256),
+        optimizer=Optimizer(warmup=0.25),
+        steps=8,
+        batch=4,
+        precision="float32",
+        log_every=2,
+        evaluate_every=4,
+        evaluate_batches=2,
+        checkpoint_every=3,
+    ),
+    "bert-base": Config(
+        data=Data(vocabulary=30522),
+        model=Bert(layers=12, heads=12, width=768, inner=3072, context=512, dropout=0.1),
+        optimizer=Optimizer(learning_rate=1e-4, final_learning_rate=0.0, warmup=0.01, b2=0.999, weight_decay=0.01),
+        steps=1000000,
+        batch=256,
+        accumulate=16,
+        evaluate_every=1000,
+        checkpoint_every=5000,
     ),
 }

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 import functrain as ft
 from functrain.generation import decode_stream
-from functrain.models import gpt2
+from functrain.recipes.architectures import ARCHITECTURES, Architecture
 
 
 def continuation(
+    architecture: Architecture,
     params: ft.tree.Params,
-    model: gpt2.Config,
+    model: Any,
     tokenizer: ft.data.Tokenizer,
     prompt: str,
     key: torch.Tensor,
@@ -29,8 +31,12 @@ def continuation(
     `end` is the token of that end, the tokenizer's own if it is left out. Without a prompt the text is that of a new
     document. Temperature 0 takes the likeliest token each time.
 
-    Raises: at the call, ValueError for an empty prompt without an `end`, and what `generate` raises.
+    Raises: at the call, ValueError for an architecture that generates nothing, for an empty prompt without an `end`,
+    and what `generate` raises.
     """
+    if not architecture.generates:
+        others = " and ".join(name for name, found in ARCHITECTURES.items() if found.generates)
+        raise ValueError(f"generate: a {architecture.name} continues no text; expected a model of {others}")
     end = tokenizer.end if end is None else end
     ids = [int(token) for token in tokenizer.encode(prompt)]
     if not ids:
@@ -39,7 +45,7 @@ def continuation(
         ids = [end]
     start = torch.tensor([ids], device=key.device)  # (1, T)
     found = ft.generation.stream(
-        gpt2, params, start, model, key, steps=tokens, temperature=temperature, top_k=top_k, top_p=top_p
+        architecture.module, params, start, model, key, steps=tokens, temperature=temperature, top_k=top_k, top_p=top_p
     )
     return _document(decode_stream(tokenizer, _until(found, end)))
 

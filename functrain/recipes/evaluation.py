@@ -4,48 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from pathlib import Path
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import NamedTuple, TypeAlias
 
 import functrain as ft
-from functrain.models import gpt2
 from functrain.progress import Progress
-from functrain.recipes import folder, texts
+from functrain.recipes import folder, next_tokens, texts
 from functrain.recipes.opened import Opened
 
 
 class Evaluation(NamedTuple):
-    loss: float  # nats per token, the mean over all tokens but the first
-    bits_per_byte: float
-    perplexity: float  # exp(loss)
-    tokens: int  # that were predicted
+    metrics: dict[str, float]  # "loss" and what is measured beside it
+    done: int  # tokens that were predicted, or pairs
 
 
-def evaluate(found: Opened, tokens: ft.data.Tokens, *, batch: int, progress: Progress | None = None) -> Evaluation:
-    """Compute a model's loss on tokens, in the dtype and on the device of its parameters.
+def evaluate(found: Opened, text: Text, *, batch: int, progress: Progress | None = None) -> Evaluation:
+    """Compute a model's loss on a text, in the dtype and on the device of its parameters.
 
-    Every token but the first is predicted once, from what precedes it in its window of the model's context; the windows
-    lie side by side. `progress` counts batches. Ctrl-C gives up: `Stopped` has what was evaluated until then.
+    By a decoder every token but the first is predicted once, from what precedes it in its window of the model's
+    context; the windows lie side by side. Of a BERT each pair of an epoch counts once, masked as its run masks, with
+    the seed of the run. `progress` counts batches. Ctrl-C gives up: `Stopped` has what was evaluated until then.
 
-    Raises: ValueError for less than two tokens; Stopped.
+    Raises: ValueError for less than two tokens, or two documents of two sentences; Stopped.
     """
-    windows = ft.data.evaluation_windows(tokens, batch=batch, context=found.model.context)
-
-    def loss_fn(params: ft.tree.Params, window: dict[str, Tensor], key: Tensor | None) -> ft.Loss:
-        hidden = gpt2.hidden(params, window["tokens"], found.model)  # (B, T, D)
-        return ft.losses.next_token_from_hidden(hidden, params["wte"], window["targets"], window["mask"])
-
-    predicted = len(tokens.ids) - 1
+    objective = found.architecture.objective
+    config = None if found.run is None else folder.read_config(found.run)
+    asked, seed = (None, 0) if config is None else (config.model, config.seed)
+    rows, parts = objective.evaluated(text, batch, found.model.context, found.tokenizer, asked, seed)
+    loss_fn = found.architecture.loss(found.model, asked)
     try:
-        loss = ft.evaluate(loss_fn, found.params, windows, compile=False, progress=progress)["loss"]
+        metrics = ft.evaluate(loss_fn, found.params, rows, compile=False, progress=progress)
     except ft.train.EvaluationInterrupted as stopped:
-        until = min(stopped.done * batch * found.model.context, predicted)
-        result = _evaluation(stopped.metrics["loss"], until, tokens) if stopped.metrics else None
-        raise Stopped(result, stopped.done, len(windows)) from None
-    return _evaluation(loss, predicted, tokens)
+        result = None
+        if stopped.metrics:
+            each = batch * (found.model.context if isinstance(text, ft.data.Tokens) else 1)
+            result = Evaluation(objective.measured(stopped.metrics, text), min(stopped.done * each, parts))
+        raise Stopped(result, stopped.done, len(rows)) from None
+    return Evaluation(objective.measured(metrics, text), parts)
 
 
 class Stopped(KeyboardInterrupt):
@@ -56,11 +51,15 @@ class Stopped(KeyboardInterrupt):
         self.evaluation, self.done, self.batches = evaluation, done, batches
 
 
-def text_of(data: str | None, found: Opened, *, progress: Progress | None = None) -> tuple[str, ft.data.Tokens]:
-    """Read the tokens to evaluate, and what to call them: a text, a folder of texts, "python", JSON lines with a field
+# encoded already, or the documents of which sentences are taken
+Text: TypeAlias = ft.data.Tokens | ft.data.Corpus
+
+
+def text_of(data: str | None, found: Opened, *, progress: Progress | None = None) -> tuple[str, Text]:
+    """Read the text to evaluate, and what to call it: a text, a folder of texts, "python", JSON lines with a field
     `text`, a token file, or without any name the text that the model's run kept for validation.
 
-    `progress` counts characters that are encoded.
+    A decoder gets its tokens, and `progress` counts characters that are encoded; a BERT its documents.
 
     Raises: ValueError naming the file, and the line of JSON lines.
     """
@@ -68,6 +67,8 @@ def text_of(data: str | None, found: Opened, *, progress: Progress | None = None
         return _of_the_run(found, progress)
     path = Path(data)
     if path.suffix == ".bin" and path.is_file():
+        if found.architecture.objective is not next_tokens:
+            raise ValueError(f"{path}: a {found.architecture.name} is evaluated on sentences; give the text itself")
         tokens = ft.data.open_tokens(path)
         if tokens.tokenizer != found.tokenizer.fingerprint:
             raise ValueError(
@@ -76,10 +77,10 @@ def text_of(data: str | None, found: Opened, *, progress: Progress | None = None
             )
         return data, tokens
     corpus = _json_lines(path) if path.suffix in (".jsonl", ".ndjson") else ft.data.corpus(data, validation=0.0)
-    return data, ft.data.tokenize(corpus, found.tokenizer, progress=progress)
+    return data, found.architecture.objective.prepared(corpus, found.tokenizer, progress)
 
 
-def _of_the_run(found: Opened, progress: Progress | None) -> tuple[str, ft.data.Tokens]:
+def _of_the_run(found: Opened, progress: Progress | None) -> tuple[str, Text]:
     if found.run is None:
         raise ValueError(f"{found.found}: a model's folder has no text of its own; name one with --data FILE")
     config = folder.read_config(found.run)
@@ -89,7 +90,8 @@ def _of_the_run(found: Opened, progress: Progress | None) -> tuple[str, ft.data.
         raise ValueError(
             f"{config.data.corpus}: not the text any more that {found.run} was validated on; name one with --data FILE"
         )
-    return f"the validation side of {config.data.corpus}", ft.data.tokenize(side, found.tokenizer, progress=progress)
+    prepared = found.architecture.objective.prepared(side, found.tokenizer, progress)
+    return f"the validation side of {config.data.corpus}", prepared
 
 
 def _json_lines(path: Path) -> ft.data.Corpus:
@@ -112,8 +114,3 @@ def _json_lines(path: Path) -> ft.data.Corpus:
     if not documents:
         raise ValueError(f"{path}: expected lines of JSON with texts, came none")
     return ft.data.Corpus(path.name, "validation", tuple(documents), digest.hexdigest())
-
-
-def _evaluation(loss: float, predicted: int, tokens: ft.data.Tokens) -> Evaluation:
-    perplexity = math.exp(loss) if loss < 700.0 else math.inf
-    return Evaluation(loss, texts.bits_per_byte(loss, tokens), perplexity, predicted)

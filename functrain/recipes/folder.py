@@ -6,7 +6,7 @@ tokens/          the corpus as tokens
 metrics.jsonl    one line per step; tensorboard/ holds the same as events
 checkpoints/     the training state, the newest last
 programs/        compiled code, for a resumed run
-summary.json     the end: validation loss, bits per byte, the trigram model's
+summary.json     the end: validation loss and measures, and what simpler models reach
 sample.txt, loss.png
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 
 from functrain import checkpoint, tree
 from functrain.data.atomic import replacing
-from functrain.models import gpt2
-from functrain.recipes import toml
+from functrain.recipes import architectures, toml
+from functrain.recipes.architectures import Architecture
 from functrain.recipes.config import CADENCES, Config
 from functrain.train import TrainState
 
@@ -80,7 +80,11 @@ def check_same_config(run: Path, config: Config, *, accept_changes: bool = False
         )
 
 
-_SHAPE = {"data.vocabulary", "model.layers", "model.width", "model.context"}
+_SHAPE = {
+    "data.vocabulary",
+    *(f"model.{name}" for name in ("architecture", "layers", "width", "context", "inner", "key_heads")),
+    *(f"model.{name}" for name in ("qkv_bias", "qk_norm", "tied", "experts")),
+}
 
 
 def check_steps(run: Path, done: int, config: Config) -> None:
@@ -111,18 +115,32 @@ def check_same_text(newest: Path, fingerprints: dict[str, str]) -> None:
         )
 
 
-_OURS = {"text", "model"}
+_OURS = {"text", "model", "architecture"}
 
 
-def metadata(fingerprints: dict[str, str], model: gpt2.Config) -> dict[str, Any]:
+def metadata(fingerprints: dict[str, str], architecture: Architecture, model: Any) -> dict[str, Any]:
     """Return what each checkpoint of a run says: the text, and the shape of the model, so no file beside it does."""
-    return {"text": fingerprints, "model": dataclasses.asdict(model)}
+    fields = {name: _listed(value) for name, value in dataclasses.asdict(model).items()}
+    return {"text": fingerprints, "architecture": architecture.name, "model": fields}
 
 
-def model_in(found: Path) -> gpt2.Config | None:
-    """Return the shape of the model in a checkpoint; None of one that was saved before they said it."""
-    said = checkpoint.contents(found).metadata.get("model")
-    return None if said is None else gpt2.Config(**said)
+def _listed(value: Any) -> Any:
+    """Make of a tuple what JSON keeps."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def model_in(found: Path) -> tuple[Architecture, Any] | None:
+    """Return the architecture and the shape of the model in a checkpoint; None of one that was saved before they said
+    it."""
+    said = checkpoint.contents(found).metadata
+    if said.get("model") is None:
+        return None
+    # before there were others, all were of GPT-2
+    name = said.get("architecture", "gpt2")
+    if name not in architectures.ARCHITECTURES:
+        known = ", ".join(architectures.ARCHITECTURES)
+        raise ValueError(f"{found}: expected a model of {known}, came {name!r}; upgrade functrain")
+    return architectures.ARCHITECTURES[name], architectures.saved(name, said["model"])
 
 
 def _lines(changes: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Pre-train a GPT on text: corpus, tokens, model, optimizer, step, loop."""
+"""Pre-train a language model on text: corpus, tokens, model, optimizer, step, loop."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ import torch
 import functrain as ft
 from functrain.compiler import half_products
 from functrain.compiler.cxx import check_compiler
-from functrain.models import gpt2
-from functrain.recipes import folder, precision, toml
+from functrain.recipes import architectures, folder, precision, toml
 from functrain.recipes import texts as texts_of
+from functrain.recipes.architectures import Architecture
 from functrain.recipes.config import Config
-from functrain.recipes.record import Show, bits, readable, record_of
-from functrain.recipes.texts import Texts, bits_per_byte
+from functrain.recipes.record import Show, readable, record_of
 from functrain.train import Hook, Interrupted
 from functrain.train.loop import Step
 from functrain.train.signals import Signals
@@ -28,9 +27,13 @@ from functrain.train.signals import Signals
 
 class Result(NamedTuple):
     state: ft.TrainState
-    texts: Texts
-    validation_loss: float  # nats per token, over the whole validation side
-    validation_bits_per_byte: float
+    texts: Any  # what the architecture's objective has made of both sides
+    validation: dict[str, float]  # over the whole validation side
+    baselines: dict[str, float]  # what simpler models reach
+
+    @property
+    def validation_loss(self) -> float:
+        return self.validation["loss"]
 
 
 def main(
@@ -58,25 +61,30 @@ def main(
     fingerprints = {"train": sides.train.fingerprint, "validation": sides.validation.fingerprint}
     if newest is not None and not accept_changes:
         folder.check_same_text(newest, fingerprints)
-    tokenizer = texts_of.tokenizer_of(sides, config.data, run, resumed=newest is not None, bar=bar)
-    short = texts_of.check_lengths(sides, tokenizer, config.model.context)
+    architecture = architectures.of(config.model)
+    objective = architecture.objective
+    tokenizer = texts_of.tokenizer_of(
+        sides, config.data, run, resumed=newest is not None, learn=objective.tokenizer_of, bar=bar
+    )
+    short = objective.check(sides, tokenizer, config.model.context)
 
     model, optimizer, schedule = model_of(config, tokenizer.vocab_size), optimizer_of(config), schedule_of(config)
     loss_fn, guard = loss_of(config, model), guard_of(config)
     key = ft.random.key(config.seed, device)
-    state = ft.init_state(gpt2.init(model, key), optimizer, key=key, guard=guard)
+    state = ft.init_state(architecture.module.init(model, key), optimizer, key=key, guard=guard)
     if newest is not None:
         state = folder.load_state(newest, state)
     done = int(state.step)
     folder.check_steps(run, done, config)
 
     # all is checked: only from here on something is written, and first what says who else writes here
-    saves = ft.checkpoint.every(config.checkpoint_every, run, metadata=folder.metadata(fingerprints, model))
+    saves = ft.checkpoint.every(
+        config.checkpoint_every, run, metadata=folder.metadata(fingerprints, architecture, model)
+    )
     folder.check_unchanged(run, there)
     folder.write(run / "config.toml", toml.dumps(config))
-    texts = texts_of.encode(sides, tokenizer, run, bar=bar)
-    describe(config, texts, show)
-    for text in [*told, *([] if short is None else [short])]:
+    texts = objective.encode(sides, tokenizer, config, run, bar)
+    for text in [*objective.described(config, texts), *told, *([] if short is None else [short])]:
         show.note(text)
     if newest is not None:
         for change in folder.other_environment(newest):
@@ -85,11 +93,10 @@ def main(
     step: Step = ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, guard=guard)
     if config.compile:
         step = ft.compile(step, donate=True, cache=run / "programs")
-    batches = ft.data.windows(texts.train, batch=config.batch, context=config.model.context, seed=config.seed)
 
     def evaluate(t: int, state: ft.TrainState, metrics: Any) -> dict[str, float]:
-        loss = validation_loss(state.params, model, config, texts, batches=config.evaluate_batches)
-        return {"validation_loss": loss, "validation_bits_per_byte": bits_per_byte(loss, texts.validation)}
+        found = validation(state.params, model, config, texts, batches=config.evaluate_batches)
+        return {f"validation_{name}": value for name, value in found.items()}
 
     vars(evaluate)["measures"] = True
     saving = ft.train.roll_back(
@@ -103,40 +110,28 @@ def main(
         saves(0, state)
     show.begin(done, config.steps)
     hooks: list[Hook] = [
-        bits(bits_per_byte(1.0, texts.train)),
+        *objective.hooks(texts),
         ft.train.every(config.evaluate_every, evaluate),
         record_of(
             run,
             every=config.log_every,
             learning_rate=schedule,
             show=show,
+            counted=objective.counted(config),
             hyperparameters=dataclasses.asdict(config),
         ),
         saving,
     ]
-    state = ft.fit(step, state, batches, steps=config.steps, every=hooks)
-    (loss,) = final_losses(state, [state.params], model, config, texts, show)
-    result = Result(state, texts, loss, bits_per_byte(loss, texts.validation))
+    state = ft.fit(step, state, objective.batches(config, texts), steps=config.steps, every=hooks)
+    (found,) = final_validation(state, [state.params], model, config, texts, show)
+    result = Result(state, texts, found, objective.baselines(texts))
     folder.write(run / "summary.json", json.dumps(summary(result), indent=1) + "\n")
     return result
 
 
-def describe(config: Config, texts: Texts, show: Show) -> None:
-    show.note(
-        f"{config.data.corpus}: {texts.train.size_bytes / 1e6:.2f} MB to train on, "
-        f"{texts.validation.size_bytes / 1e6:.2f} MB to validate, {texts.train.bytes_per_token:.2f} bytes per token"
-    )
-    show.note(f"a trigram model: {texts.trigram:.4f} bits per byte (of tokens: {texts.token_trigram:.4f})")
-
-
 def summary(result: Result) -> dict[str, float | str]:
-    return {
-        "steps": int(result.state.step),
-        "validation_loss": readable(result.validation_loss),
-        "validation_bits_per_byte": readable(result.validation_bits_per_byte),
-        "trigram_bits_per_byte": readable(result.texts.trigram),
-        "token_trigram_bits_per_byte": readable(result.texts.token_trigram),
-    }
+    found = {f"validation_{name}": value for name, value in result.validation.items()} | result.baselines
+    return {"steps": int(result.state.step)} | {name: readable(value) for name, value in found.items()}
 
 
 class NotFinite(ArithmeticError):
@@ -154,35 +149,28 @@ def check_finite(result: Result) -> None:
         )
 
 
-def loss_of(config: Config, model: gpt2.Config) -> Any:
-    """Return the loss: next tokens, from hidden states, in the precision asked for, which must be decided."""
+def loss_of(config: Config, model: Any) -> Any:
+    """Return the loss of the architecture in the precision asked for, which must be decided."""
     assert config.precision != "auto"
-
-    def loss_fn(params: ft.tree.Params, batch: ft.tree.Batch, key: torch.Tensor) -> ft.Loss:
-        hidden = gpt2.hidden(params, batch["tokens"], model, key=key)  # (B, T, D)
-        return ft.losses.next_token_from_hidden(hidden, params["wte"], batch["targets"], batch["mask"])
-
-    loss_fn = ft.recompute_layers(loss_fn, budget=1.0 - config.recompute)
-    return loss_fn if config.precision == "float32" else ft.mixed_precision(loss_fn, ft.Policy(compute=torch.bfloat16))
+    architecture = architectures.of(config.model)
+    loss_fn = ft.recompute_layers(architecture.loss(model, config.model), budget=1.0 - config.recompute)
+    if config.precision == "float32":
+        return loss_fn
+    return ft.mixed_precision(loss_fn, ft.Policy(compute=torch.bfloat16, exceptions=architecture.objective.FLOAT32))
 
 
-def model_of(config: Config, vocabulary: int) -> gpt2.Config:
-    shape = config.model
-    return gpt2.Config(
-        vocab=vocabulary,
-        context=shape.context,
-        layers=shape.layers,
-        heads=shape.heads,
-        width=shape.width,
-        dropout=shape.dropout,
-        attention=shape.attention,
-    )
+def model_of(config: Config, vocabulary: int) -> Any:
+    """Return the Config of the architecture's module."""
+    return architectures.of(config.model).model(config.model, vocabulary)
 
 
-def model_at(run: Path, found: Path, tokenizer: ft.data.Tokenizer) -> gpt2.Config:
-    """Return the shape of the model in a checkpoint of a run."""
+def model_at(run: Path, found: Path, tokenizer: ft.data.Tokenizer) -> tuple[Architecture, Any]:
+    """Return the architecture of a checkpoint of a run, and the shape of the model."""
+    if (said := folder.model_in(found)) is not None:
+        return said
     # beside a checkpoint of before they said it stands the config that the run was last asked for
-    return folder.model_in(found) or model_of(folder.read_config(run), tokenizer.vocab_size)
+    config = folder.read_config(run)
+    return architectures.of(config.model), model_of(config, tokenizer.vocab_size)
 
 
 def guard_of(config: Config) -> ft.train.Guard:
@@ -239,54 +227,53 @@ def device_of(name: str) -> torch.device:
 
 
 @functools.lru_cache(maxsize=1)
-def evaluation_of(config: Config, model: gpt2.Config) -> tuple[Any, bool]:
+def evaluation_of(config: Config, model: Any) -> tuple[Any, bool]:
     """Return the loss as it is evaluated, always the same function, and whether it is compiled: where products in eager
     would take 200 times as long."""
     on_cpu = config.precision == "bfloat16" and device_of(config.device).type == "cpu"
     return loss_of(config, model), on_cpu and config.compile and half_products.are_slow(torch.bfloat16)
 
 
-def validation_loss(
+def validation(
     params: ft.tree.Params,
-    model: gpt2.Config,
+    model: Any,
     config: Config,
-    texts: Texts,
+    texts: Any,
     *,
     batches: int | None = None,
     before: Callable[[int], object] = lambda batch: None,
-) -> float:
-    """Compute the mean loss in nats per token over the first `batches` batches of the validation side, or all of it.
-
-    `before` is called with the number of each batch.
-
-    Every token but the first is predicted once, from what precedes it in its window.
+) -> dict[str, float]:
+    """Compute the loss, and what is measured beside it, over the first `batches` batches of the validation side, or all
+    of it. `before` is called with the number of each batch.
     """
     loss_fn, compiled = evaluation_of(config, model)
-    windows = texts_of.validation_windows(texts, config.batch, model.context, batches)
+    objective = architectures.of(config.model).objective
 
     def progress(done: int, of: int | None) -> None:
         if done != of:
             before(done)
 
-    return ft.evaluate(loss_fn, params, windows, compile=compiled, progress=progress)["loss"]
+    rows = objective.validation(config, texts, batches)
+    found = ft.evaluate(loss_fn, params, rows, compile=compiled, progress=progress)
+    return dict(objective.measured(found, texts.validation))
 
 
-def final_losses(
-    state: ft.TrainState, lanes: Sequence[ft.tree.Params], model: gpt2.Config, config: Config, texts: Texts, show: Show
-) -> list[float]:
-    """Compute the loss over all of the validation side for each params, and show how far that is.
+def final_validation(
+    state: ft.TrainState, lanes: Sequence[ft.tree.Params], model: Any, config: Config, texts: Any, show: Show
+) -> list[dict[str, float]]:
+    """Compute loss and measures over all of the validation side for each params, and show how far that is.
 
     Raises: Interrupted with the state, which is saved already, after a signal.
     """
-    each, losses = len(texts_of.validation_windows(texts, config.batch, model.context)), list[float]()
+    each, found = len(architectures.of(config.model).objective.validation(config, texts)), list[dict[str, float]]()
     with Signals() as signals:
 
         def before(batch: int) -> None:
             if signals.first is not None:
                 raise Interrupted(signals.first, state)
-            show.evaluating(len(losses) * each + batch, len(lanes) * each)
+            show.evaluating(len(found) * each + batch, len(lanes) * each)
 
         for params in lanes:
-            losses.append(validation_loss(params, model, config, texts, before=before))
+            found.append(validation(params, model, config, texts, before=before))
         show.evaluating(len(lanes) * each, len(lanes) * each)
-    return losses
+    return found

@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from functrain import data
 from functrain.data.atomic import replacing
+from functrain.data.background import Indexable
 from functrain.progress import Progress, counter
 from functrain.train import TrainState
 from functrain.train.loop import Step
@@ -47,7 +48,7 @@ class Profile(NamedTuple):
 def profiled(
     step: Step,
     state: TrainState,
-    batches: data.Windows,
+    batches: Indexable[Any],
     *,
     device: torch.device,
     warmup: int,

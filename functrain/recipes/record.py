@@ -25,9 +25,13 @@ def record_of(
     every: int,
     learning_rate: Callable[[Any], Any],
     show: Show,
+    counted: Mapping[str, Any],
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> Record:
-    """Return the record of a run, TensorBoard events included, whose last row of each reading is shown."""
+    """Return the record of a run, TensorBoard events included, whose last row of each reading is shown.
+
+    `counted` says what of a step is counted a second, as `ft.train.record` is told it: samples, tokens.
+    """
     loggers: list[ft.train.watching.Logger] = [_Shown(show)]
     try:
         str(run).encode("utf-8")
@@ -39,17 +43,20 @@ def record_of(
         run,
         every=every,
         learning_rate=learning_rate,
-        tokens="weight",
+        **counted,
         loggers=loggers,
         hyperparameters=hyperparameters,
     )
 
 
 def bits(bits_per_byte: float) -> Callable[[int, Any, dict[str, Any]], dict[str, torch.Tensor]]:
-    """Return a hook that adds the bits per byte of the loss, of which a nat per token is so many."""
+    """Return a hook that adds the bits per byte of the next tokens, of which a nat per token is so many.
+
+    A loss that more is added to says theirs as "next_token_loss".
+    """
 
     def hook(t: int, state: Any, metrics: dict[str, Any]) -> dict[str, torch.Tensor]:
-        return {"bits_per_byte": metrics["loss"].double() * bits_per_byte}
+        return {"bits_per_byte": metrics.get("next_token_loss", metrics["loss"]).double() * bits_per_byte}
 
     vars(hook)["measures"] = True
     return hook

@@ -21,13 +21,11 @@ import torch
 
 import functrain as ft
 from functrain.compiler.cxx import check_compiler
-from functrain.models import gpt2
-from functrain.recipes import folder, precision, pretrain, toml
+from functrain.recipes import architectures, folder, precision, pretrain, toml
 from functrain.recipes import texts as texts_of
 from functrain.recipes.config import Config, Optimizer
-from functrain.recipes.pretrain import NotFinite, Result, validation_loss
-from functrain.recipes.record import Row, Show, bits, readable, record_of
-from functrain.recipes.texts import bits_per_byte
+from functrain.recipes.pretrain import NotFinite, Result
+from functrain.recipes.record import Row, Show, readable, record_of
 from functrain.train import Hook
 
 SWEPT = [field.name for field in dataclasses.fields(Optimizer) if field.name != "warmup"]
@@ -68,8 +66,12 @@ def main(
     fingerprints = {"train": sides.train.fingerprint, "validation": sides.validation.fingerprint}
     if newest is not None:
         folder.check_same_text(newest, fingerprints)
-    tokenizer = texts_of.tokenizer_of(sides, config.data, run, resumed=newest is not None, bar=bar)
-    short = texts_of.check_lengths(sides, tokenizer, config.model.context)
+    architecture = architectures.of(config.model)
+    objective = architecture.objective
+    tokenizer = texts_of.tokenizer_of(
+        sides, config.data, run, resumed=newest is not None, learn=objective.tokenizer_of, bar=bar
+    )
+    short = objective.check(sides, tokenizer, config.model.context)
 
     model, optimizer = pretrain.model_of(config, tokenizer.vocab_size), _injected(config)
     fused = model.attention != "math"
@@ -79,29 +81,27 @@ def main(
     guard, loss_fn = pretrain.guard_of(config), pretrain.loss_of(config, model)
     swept = ft.sweep(ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, guard=guard), grid)
     key = ft.random.key(config.seed, device)
-    states = swept.init(ft.init_state(gpt2.init(model, key), optimizer, key=key, guard=guard))
+    states = swept.init(ft.init_state(architecture.module.init(model, key), optimizer, key=key, guard=guard))
     if newest is not None:
         states = folder.load_state(newest, states)
     done = int(states.step[0])
     folder.check_steps(run, done, config)
 
     # all is checked: only from here on something is written
-    about = folder.metadata(fingerprints, model)
+    about = folder.metadata(fingerprints, architecture, model)
     saves = ft.checkpoint.every(config.checkpoint_every, inside, metadata=about)
     folder.check_unchanged(inside, there)
     if newest is None:
         folder.write(run / "config.toml", toml.dumps(config))
     folder.write(inside / "config.toml", toml.dumps(config))
     folder.write(inside / "sweep.json", json.dumps({"over": dict(over)}, indent=1) + "\n")
-    texts = texts_of.encode(sides, tokenizer, run, bar=bar)
-    pretrain.describe(config, texts, show)
-    for text in [*told, *([] if short is None else [short])]:
+    texts = objective.encode(sides, tokenizer, config, run, bar)
+    for text in [*objective.described(config, texts), *told, *([] if short is None else [short])]:
         show.note(text)
     if fused:
         show.note("attention: the lanes compute it by its formula, as with --model.attention math")
     show.note(f"{swept.lanes} lanes of {ft.tree.size(states.params) // swept.lanes:,} parameters")
     step = ft.compile(swept, donate=True, cache=run / "programs") if config.compile else swept
-    batches = ft.data.windows(texts.train, batch=config.batch, context=config.model.context, seed=config.seed)
 
     lanes = _Lanes(inside, configs, show, swept)
     show.begin(done, config.steps)
@@ -109,22 +109,22 @@ def main(
     def evaluate(t: int, states: ft.TrainState, metrics: Any) -> None:
         for i in range(swept.lanes):
             params = swept.lane(states, i).params
-            loss = validation_loss(params, model, config, texts, batches=config.evaluate_batches)
-            lanes.add(i, loss, bits_per_byte(loss, texts.validation))
+            lanes.add(i, pretrain.validation(params, model, config, texts, batches=config.evaluate_batches))
 
     stop = ft.train.stop_after(config.stop_after_nonfinite, read_every=config.log_every)
     vars(evaluate)["measures"] = True
     hooks: list[Hook] = [
         ft.train.every(config.evaluate_every, evaluate),
-        bits(bits_per_byte(1.0, texts.train)),
+        *objective.hooks(texts),
         lanes,
         stop,
         saves,
     ]
-    states = ft.fit(step, states, batches, steps=config.steps, every=hooks)
-    losses = pretrain.final_losses(
+    states = ft.fit(step, states, objective.batches(config, texts), steps=config.steps, every=hooks)
+    ends = pretrain.final_validation(
         states, [swept.lane(states, i).params for i in range(swept.lanes)], model, config, texts, show
     )
+    losses = [found["loss"] for found in ends]
     rows = [{**swept.values(i), "validation_loss": readable(loss)} for i, loss in enumerate(losses)]
     if all(math.isnan(loss) for loss in losses):
         folder.write(inside / "sweep.json", json.dumps({"over": dict(over), "lanes": rows}, indent=1) + "\n")
@@ -136,7 +136,7 @@ def main(
     lane = swept.lane(states, best)
     # the optimizer of a solo run has its numbers in Python, and its state inside of ours
     state = lane._replace(opt_state=lane.opt_state.inner_state)
-    result = Result(state, texts, losses[best], bits_per_byte(losses[best], texts.validation))
+    result = Result(state, texts, ends[best], objective.baselines(texts))
     _keep(run, inside / f"lane-{best:02d}", configs[best], result, about)
     return configs[best], result
 
@@ -165,6 +165,7 @@ class _Lanes:
                 every=config.log_every,
                 learning_rate=pretrain.schedule_of(config),
                 show=quiet,
+                counted=architectures.of(config.model).objective.counted(config),
             )
             for i, (config, quiet) in enumerate(zip(configs, self._quiet, strict=True))
         ]
@@ -175,8 +176,8 @@ class _Lanes:
         rows = [quiet.row_shown for quiet in self._quiet]
         if rows[0] and rows[0]["step"] == t:
             best = min(rows, key=lambda row: (row["loss"] != row["loss"], row["loss"]))
-            tokens = sum(row["tokens_per_second"] for row in rows)
-            self._show.row(best | {"tokens_per_second": tokens})
+            rates = [name for name in best if name.endswith("_per_second")]
+            self._show.row(best | {name: sum(row[name] for row in rows) for name in rates})
 
     def begin(self, t: int, steps: int, states: ft.TrainState) -> None:
         for record in self._records:
@@ -190,9 +191,9 @@ class _Lanes:
         for record in self._records:
             record.aside(seconds)
 
-    def add(self, lane: int, loss: float, bits: float) -> None:
+    def add(self, lane: int, found: Mapping[str, float]) -> None:
         """Put a lane's evaluation into the line of the step that comes next."""
-        self._added[lane] = {"validation_loss": loss, "validation_bits_per_byte": bits}
+        self._added[lane] = {f"validation_{name}": value for name, value in found.items()}
 
     def close(self) -> None:
         for record in self._records:

@@ -13,11 +13,9 @@ import numpy
 from functrain.data import (
     Bytes,
     Corpus,
-    EvaluationWindows,
     Tokenizer,
     Tokens,
     corpus,
-    evaluation_windows,
     load_tokenizer,
     tokenize,
     train_bpe,
@@ -28,6 +26,9 @@ from functrain.recipes.config import Data
 
 # what shows how far something is, as a block with its label and what is counted
 Bar: TypeAlias = Callable[[str, Any], AbstractContextManager[Progress | None]]
+
+# what learns a tokenizer of so many tokens
+Learn: TypeAlias = Callable[[Corpus, int, Progress | None], Tokenizer]
 
 
 class Texts(NamedTuple):
@@ -56,14 +57,19 @@ def no_bar(label: str, unit: str) -> AbstractContextManager[Progress | None]:
     return nullcontext()
 
 
-def tokenizer_of(sides: Sides, data: Data, run: Path, *, resumed: bool, bar: Bar = no_bar) -> Tokenizer:
+def byte_pairs(side: Corpus, vocabulary: int, progress: Progress | None) -> Tokenizer:
+    """Learn byte pairs, or take the bytes where there is no room for more."""
+    return Bytes() if vocabulary == 256 else train_bpe(side, vocab_size=vocabulary, progress=progress)
+
+
+def tokenizer_of(
+    sides: Sides, data: Data, run: Path, *, resumed: bool, learn: Learn = byte_pairs, bar: Bar = no_bar
+) -> Tokenizer:
     """Learn the tokenizer of a new run; a resumed one keeps that in its folder, which its model was trained with."""
     if resumed:
         return load_tokenizer(run / "tokenizer.json")
-    if data.vocabulary == 256:
-        return Bytes()
     with bar("learning the tokenizer", "characters") as progress:
-        return train_bpe(sides.train, vocab_size=data.vocabulary, progress=progress)
+        return learn(sides.train, data.vocabulary, progress)
 
 
 def check_lengths(sides: Sides, tokenizer: Tokenizer, context: int) -> str | None:
@@ -115,16 +121,10 @@ def _trigram(train: Tokens, validation: Tokens) -> float:
     return bits_per_byte(float(numpy.mean(nats[1:])), validation)
 
 
-def validation_windows(texts: Texts, batch: int, context: int, count: int | None = None) -> FirstBatches:
-    """Return the first `count` batches of the validation side, or all of them."""
-    windows = evaluation_windows(texts.validation, batch=batch, context=context)
-    return FirstBatches(windows, len(windows) if count is None else min(count, len(windows)))
-
-
 class FirstBatches:
     """The first batches of a row of them."""
 
-    def __init__(self, batches: EvaluationWindows, count: int) -> None:
+    def __init__(self, batches: Any, count: int) -> None:
         self._batches, self._count = batches, count
 
     def __len__(self) -> int:

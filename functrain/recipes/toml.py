@@ -42,7 +42,9 @@ def loads(text: str, default: Config, where: str) -> Config:
 def differences(old: Any, new: Any) -> list[str]:
     """List the fields in which two configs of one class differ, as lines `model.layers: 4 -> 6`."""
     before, after = dict(_rows(old, "")), dict(_rows(new, ""))
-    return [f"{key}: {before[key]} -> {after[key]}" for key in after if before[key] != after[key]]
+    # kinds of a table have other fields
+    pairs = {key: (before.get(key, "(none)"), after.get(key, "(none)")) for key in before | after}
+    return [f"{key}: {was} -> {now}" for key, (was, now) in pairs.items() if was != now]
 
 
 def _rows(config: Any, prefix: str) -> Iterator[tuple[str, str]]:
@@ -63,12 +65,47 @@ def _value(value: Any) -> str:
     raise TypeError(f"toml: expected a bool, int, float or string, came {value!r}")
 
 
-def _replace(default: Any, table: dict[str, Any], where: str, prefix: str) -> Any:
+def of_kind(hint: Any, current: Any, name: str) -> Any:
+    """Return `current` as the dataclass of that kind, with the fields that both have.
+
+    A hint that is a union of dataclasses has kinds; the first field of each is a literal, and names its kind.
+
+    Raises: KeyError for a kind that there is not; ValueError for fields that cannot be.
+    """
+    kind = kinds(hint)[name]
+    if type(current) is kind:
+        return current
+    first, *shared = [
+        f.name for f in dataclasses.fields(kind) if f.name in {g.name for g in dataclasses.fields(current)}
+    ]
+    return kind(**{field: getattr(current, field) for field in shared})
+
+
+def kinds(hint: Any) -> dict[str, Any]:
+    """Return the dataclasses of a union by name, or none where the hint is no such union."""
+    found = [kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)]
+    return {dataclasses.fields(kind)[0].default: kind for kind in found}  # type: ignore[misc]
+
+
+def owners(hint: Any, field: str) -> list[str]:
+    """Return the kinds of a table that have a field."""
+    return [name for name, kind in kinds(hint).items() if field in {f.name for f in dataclasses.fields(kind)}]
+
+
+def _replace(default: Any, table: dict[str, Any], where: str, prefix: str, hint: Any = None) -> Any:
+    if of := kinds(hint):
+        default, table = _chosen(default, table, where, prefix, of, hint)
     hints = typing.get_type_hints(type(default))
     changed: dict[str, Any] = {}
     for key, value in table.items():
         name = prefix + key
         if key not in hints:
+            if others := owners(hint, key):
+                tag = dataclasses.fields(default)[0].name
+                raise ValueError(
+                    f"{where}: {name}: a {getattr(default, tag)} has no such field; it is one of "
+                    f"{prefix}{tag} {' and '.join(others)}"
+                )
             close = difflib.get_close_matches(key, hints, 1)
             meant = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(hints)}"
             raise ValueError(f"{where}: unknown key {name}; {meant}")
@@ -76,11 +113,25 @@ def _replace(default: Any, table: dict[str, Any], where: str, prefix: str) -> An
         if dataclasses.is_dataclass(current):
             if not isinstance(value, dict):
                 raise ValueError(f"{where}: {name}: expected a table [{name}], came {value!r}")
-            changed[key] = _replace(current, value, where, f"{name}.")
+            changed[key] = _replace(current, value, where, f"{name}.", hints[key])
         else:
             changed[key] = _typed(hints[key], value, f"{where}: {name}")
     try:
         return dataclasses.replace(default, **changed)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _chosen(
+    default: Any, table: dict[str, Any], where: str, prefix: str, of: dict[str, Any], hint: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Return the default of the kind that a table names, and what else is in the table."""
+    tag = dataclasses.fields(default)[0].name
+    name = table.get(tag, getattr(default, tag))
+    if not isinstance(name, str) or name not in of:
+        raise ValueError(f"{where}: {prefix}{tag}: expected one of {', '.join(map(repr, of))}, came {name!r}")
+    try:
+        return of_kind(hint, default, name), {key: value for key, value in table.items() if key != tag}
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 

@@ -79,20 +79,20 @@ def test_a_model_that_ends_as_nan_is_one_sentence_and_a_curve(
 def test_the_evaluation_at_the_end_is_shown_and_a_signal_ends_it(
     signum: int, swept: list[str], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    loss, seen = pretrain.validation_loss, list[int]()
+    validation, seen = pretrain.validation, list[int]()
 
-    def interrupted(*args: Any, **named: Any) -> float:
+    def interrupted(*args: Any, **named: Any) -> dict[str, float]:
         def before(batch: int) -> None:
             seen.append(batch)
             if batch == 1:
                 os.kill(os.getpid(), signum)
             named["before"](batch)
 
-        return loss(*args, **{**named, "before": before} if "before" in named else named)
+        return validation(*args, **{**named, "before": before} if "before" in named else named)
 
     words = [*SMOKE, "--steps", "2", "--run", str(tmp_path), "--data.corpus", str(text), *swept]
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "validation_loss", interrupted)
+        patch.setattr(pretrain, "validation", interrupted)
         assert cli.main(words) == 128 + signum
     found = capsys.readouterr()
     assert seen == [0, 1] and f"evaluation of {8 if swept else 4} batches" in found.out

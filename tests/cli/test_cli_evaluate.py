@@ -15,7 +15,7 @@ import torch
 import functrain as ft
 from functrain import cli
 from functrain.models import gpt2
-from functrain.recipes import evaluation, profiling, toml
+from functrain.recipes import architectures, profiling, toml
 from functrain.recipes.config import PRESETS, Config
 
 TEXT = "the cat sat on the mat and the dog sat on the cat\n" * 40
@@ -124,7 +124,7 @@ def test_ctrl_c_shows_what_was_evaluated(
 
     words = ["evaluate", run, "--data", run.parent / "text.txt"]
     whole = said(capsys, *words)
-    monkeypatch.setattr(evaluation.gpt2, "hidden", interrupted)
+    monkeypatch.setattr(gpt2, "hidden", interrupted)
     part = said(capsys, *words, code=130)
     assert "on the first 2 of 8 batches of" in part and "512 tokens predicted" in part
     assert numbers(part)["loss"] != numbers(whole)["loss"]
@@ -134,7 +134,7 @@ def test_a_model_of_nan_exits_with_1(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden = gpt2.hidden
-    monkeypatch.setattr(evaluation.gpt2, "hidden", lambda *args: hidden(*args) * math.nan)
+    monkeypatch.setattr(gpt2, "hidden", lambda *args, **named: hidden(*args, **named) * math.nan)
     assert "loss           nan" in said(capsys, "evaluate", run, code=1)
 
 
@@ -143,13 +143,13 @@ def test_a_preset_is_listed_with_its_size_and_printed_as_a_file(name: str, capsy
     config = PRESETS[name]
     assert toml.loads(said(capsys, "presets", name), Config(), "here") == config
     about = said(capsys, "presets").split("\n\n")[list(PRESETS).index(name)].splitlines()
-    shape = config.model
-    model = gpt2.Config(
-        vocab=config.data.vocabulary, context=shape.context, layers=shape.layers, heads=shape.heads, width=shape.width
-    )
-    size = ft.tree.size(gpt2.init(model, torch.zeros(2, dtype=torch.int32, device="meta")))
-    said_size, unit = about[1].split()[1:3]
-    assert float(said_size) == pytest.approx(size / {"thousand": 1e3, "million": 1e6}[unit], rel=0.005)
+    architecture = architectures.of(config.model)
+    model = architecture.model(config.model, config.data.vocabulary)
+    size = ft.tree.size(architecture.module.init(model, torch.zeros(2, dtype=torch.int32, device="meta")))
+    assert config.model.parameters(config.data.vocabulary) == size
+    kind, _, said_size, unit = about[1].split()[1:5]
+    assert kind == architecture.name
+    assert float(said_size) == pytest.approx(size / {"thousand": 1e3, "million": 1e6, "billion": 1e9}[unit], rel=0.005)
     assert about[0] == name and "needs" in about[4] and max(map(len, about)) <= 80
 
 

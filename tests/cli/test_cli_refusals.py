@@ -114,8 +114,10 @@ def test_the_shape_of_a_model_is_read_in_its_checkpoint(
     assert cli.main(["generate", str(run), *words]) == 0
     text = capsys.readouterr().out
     config = folder.read_config(copy)
-    model = folder.model_in(folder.newest(copy))
-    assert model is not None and (model.heads, model.width, model.vocab) == (2, config.model.width, 256)
+    found = folder.model_in(folder.newest(copy))
+    assert found is not None and found[0].name == "gpt2"
+    model = found[1]
+    assert (model.heads, model.width, model.vocab) == (2, config.model.width, 256)
     file = (copy / "config.toml").read_text()
     for i, spoilt in enumerate([file.replace("heads = 2", "heads = 4"), file.replace("layers = 2", "layers = 7"), "x"]):
         (copy / "config.toml").write_text(spoilt)

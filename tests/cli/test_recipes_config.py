@@ -13,14 +13,18 @@ import torch
 import functrain as ft
 from functrain import cli
 from functrain.recipes import folder, pretrain, texts
-from functrain.recipes.config import CADENCES, PRESETS, Config, Data, Model, Optimizer
+from functrain.recipes.config import CADENCES, PRESETS, Config, Data, Optimizer
+from functrain.recipes.model_config import GPT2, Bert, Llama
 
 
 @pytest.mark.parametrize(
     ("cls", "numbers"),
     [
         (Data, {"validation": [0.0, 1.0, -0.1, math.nan], "vocabulary": [255, 0, -1]}),
-        (Model, {"heads": [3, 0], "layers": [0], "width": [0, -4], "context": [0], "dropout": [1.0, -0.1, math.nan]}),
+        (GPT2, {"heads": [3, 0], "layers": [0], "width": [0, -4], "context": [0], "dropout": [1.0, -0.1, math.nan]}),
+        (Llama, {"heads": [3, 0], "key_heads": [3, 0], "inner": [0], "window": [0], "rope_base": [1.0, math.inf]}),
+        (Llama, {"experts_per_token": [2], "balance": [0.01]}),
+        (Bert, {"inner": [0], "context": [4], "dropout": [1.0, math.nan], "mask_rate": [0.0, 1.0, math.nan]}),
         (Optimizer, {name: [-1e-9, math.nan, math.inf] for name in ("learning_rate", "final_learning_rate")}),
         (Optimizer, {"weight_decay": [-0.1, math.nan, math.inf]}),
         (Optimizer, {name: [1.0, -0.1, math.nan] for name in ("b1", "b2", "warmup")}),
@@ -30,7 +34,7 @@ from functrain.recipes.config import CADENCES, PRESETS, Config, Data, Model, Opt
     ],
 )
 def test_a_number_that_cannot_be_is_named(cls: Any, numbers: dict[str, list[Any]]) -> None:
-    room = "" if cls is Config else f"{cls.__name__.lower()}."
+    room = {Config: "", Data: "data.", Optimizer: "optimizer."}.get(cls, "model.")
     for name, values in numbers.items():
         for value in values:
             with pytest.raises(ValueError, match=rf"^{room}{name}: expected .*, came {value}"):

@@ -12,7 +12,9 @@ from functrain.recipes.record import bits, record_of, rows
 
 
 def record_in(run, *, every=2, show=None):
-    return record_of(run, every=every, learning_rate=lambda count: count / 10, show=show or Shown())
+    return record_of(
+        run, every=every, learning_rate=lambda count: count / 10, show=show or Shown(), counted={"tokens": "weight"}
+    )
 
 
 def metrics(loss, norm=1.0):
