@@ -9,12 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from functrain.recipes import toml
-from functrain.recipes.config import PRESETS, Config, Data, Model, Optimizer
+from functrain.recipes.config import PRESETS, Config, Data, Optimizer
+from functrain.recipes.model_config import GPT2, Bert, Llama
 
 CONFIGS = st.builds(
     Config,
     data=st.builds(Data, corpus=st.text(st.characters(exclude_categories=["Cs"]))),
-    model=st.builds(Model, layers=st.integers(min_value=1)),
+    model=st.one_of(
+        st.builds(GPT2, layers=st.integers(min_value=1)),
+        st.builds(Llama, window=st.just("none") | st.integers(min_value=1), tied=st.booleans()),
+        st.builds(Bert, mask_rate=st.floats(0, 1, exclude_min=True, exclude_max=True)),
+    ),
     optimizer=st.builds(
         Optimizer,
         b1=st.floats(0, 1, exclude_max=True),
