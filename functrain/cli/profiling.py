@@ -10,7 +10,7 @@ import torch
 
 import functrain as ft
 from functrain.cli import bars
-from functrain.recipes import architectures, precision, pretrain
+from functrain.recipes import architectures, optimizers, precision, pretrain
 from functrain.recipes import profiling as recipe
 from functrain.recipes.config import Config
 
@@ -33,7 +33,11 @@ def profile(
     batches, model = _data(config, run)
     for line in told:
         print(line)
-    optimizer, guard, key = pretrain.optimizer_of(config), pretrain.guard_of(config), ft.random.key(config.seed, device)
+    optimizer, guard, key = (
+        optimizers.optimizer_of(config),
+        pretrain.guard_of(config),
+        ft.random.key(config.seed, device),
+    )
     state = ft.init_state(architectures.of(config.model).module.init(model, key), optimizer, key=key, guard=guard)
     step = ft.train_step(pretrain.loss_of(config, model), optimizer, accumulate=config.accumulate, guard=guard)
     compiled = ft.compile(step, donate=True) if config.compile else step

@@ -32,8 +32,12 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW with warm-up and cosine decay."""
+    """AdamW, or Muon for matrices, with warm-up and decay."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of the blocks by Muon, at updates as large as AdamW's, and the rest by AdamW."""
+    schedule: Literal["cosine", "linear", "stable-decay"] = "cosine"
+    """How the learning rate falls after the warm-up; stable-decay: in a line, in the last fifth of the steps."""
     learning_rate: float = 1e-3
     """The highest, reached after the warm-up."""
     final_learning_rate: float = 1e-4
@@ -43,9 +47,12 @@ class Optimizer:
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 0.1
-    """On matrices; vectors are not decayed."""
+    """On matrices, of muon those of the blocks alone; vectors are not decayed."""
     clip_norm: float | Literal["none"] = 1.0
     """The gradient's global norm is clipped to this; none: it is not clipped."""
+    ema: float | Literal["none"] = "none"
+    """The decay of an exponential moving average (EMA) of the weights, validated beside them, as ema_loss; 0.999 is
+    usual."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "final_learning_rate", "weight_decay"):
@@ -55,6 +62,8 @@ class Optimizer:
         clip = self.clip_norm
         if clip != "none" and not (math.isfinite(clip) and clip > 0.0):
             raise ValueError(f"optimizer.clip_norm: expected a finite number above 0, or none, came {clip}")
+        if self.ema != "none" and not 0.0 < self.ema < 1.0:
+            raise ValueError(f"optimizer.ema: expected a number above 0 and below 1, or none, came {self.ema}")
 
 
 @dataclass(frozen=True, kw_only=True)

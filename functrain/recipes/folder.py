@@ -73,6 +73,8 @@ def check_same_config(run: Path, config: Config, *, accept_changes: bool = False
     changes = [line for line in toml.differences(read_config(run), config) if line.partition(":")[0] not in CADENCES]
     if any(line.partition(":")[0] in _SHAPE for line in changes):
         raise ValueError(f"{run} holds a model of another shape; choose another --run:{_lines(changes)}")
+    if any(_is_of_state(line) for line in changes):
+        raise ValueError(f"{run} holds the state of another optimizer; choose another --run:{_lines(changes)}")
     if changes and not accept_changes:
         raise ValueError(
             f"{run} was started with another config; choose another --run, or go on with "
@@ -85,6 +87,11 @@ _SHAPE = {
     *(f"model.{name}" for name in ("architecture", "layers", "width", "context", "inner", "key_heads")),
     *(f"model.{name}" for name in ("qkv_bias", "qk_norm", "tied", "experts")),
 }
+
+
+def _is_of_state(line: str) -> bool:
+    """Tell whether the state of the optimizer is another one: an average goes on under another decay."""
+    return line.startswith("optimizer.name:") or line.startswith("optimizer.ema:") and '"none"' in line
 
 
 def check_steps(run: Path, done: int, config: Config) -> None:

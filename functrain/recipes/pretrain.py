@@ -15,7 +15,7 @@ import torch
 import functrain as ft
 from functrain.compiler import half_products
 from functrain.compiler.cxx import check_compiler
-from functrain.recipes import architectures, folder, precision, toml
+from functrain.recipes import architectures, folder, optimizers, precision, toml
 from functrain.recipes import texts as texts_of
 from functrain.recipes.architectures import Architecture
 from functrain.recipes.config import Config
@@ -68,7 +68,11 @@ def main(
     )
     short = objective.check(sides, tokenizer, config.model.context)
 
-    model, optimizer, schedule = model_of(config, tokenizer.vocab_size), optimizer_of(config), schedule_of(config)
+    model, optimizer, schedule = (
+        model_of(config, tokenizer.vocab_size),
+        optimizers.optimizer_of(config),
+        optimizers.schedule_of(config),
+    )
     loss_fn, guard = loss_of(config, model), guard_of(config)
     key = ft.random.key(config.seed, device)
     state = ft.init_state(architecture.module.init(model, key), optimizer, key=key, guard=guard)
@@ -95,7 +99,7 @@ def main(
         step = ft.compile(step, donate=True, cache=run / "programs")
 
     def evaluate(t: int, state: ft.TrainState, metrics: Any) -> dict[str, float]:
-        found = validation(state.params, model, config, texts, batches=config.evaluate_batches)
+        found = validated(state, model, config, texts, config.evaluate_batches)
         return {f"validation_{name}": value for name, value in found.items()}
 
     vars(evaluate)["measures"] = True
@@ -123,7 +127,7 @@ def main(
         saving,
     ]
     state = ft.fit(step, state, objective.batches(config, texts), steps=config.steps, every=hooks)
-    (found,) = final_validation(state, [state.params], model, config, texts, show)
+    (found,) = final_validation(state, [state], model, config, texts, show)
     result = Result(state, texts, found, objective.baselines(texts))
     folder.write(run / "summary.json", json.dumps(summary(result), indent=1) + "\n")
     return result
@@ -177,45 +181,6 @@ def guard_of(config: Config) -> ft.train.Guard:
     return ft.train.skip_nonfinite() if config.guard == "nonfinite" else ft.train.skip_spikes()
 
 
-def schedule_of(config: Config) -> Any:
-    chosen = config.optimizer
-    return _schedule(config, chosen.learning_rate, chosen.final_learning_rate)
-
-
-def optimizer_of(config: Config) -> ft.optim.GradientTransformation:
-    numbers = dataclasses.asdict(config.optimizer)
-    del numbers["warmup"]
-    return optimizer_with(config, **numbers)
-
-
-def optimizer_with(
-    config: Config,
-    *,
-    learning_rate: Any,
-    final_learning_rate: Any,
-    b1: Any,
-    b2: Any,
-    weight_decay: Any,
-    clip_norm: Any,
-) -> ft.optim.GradientTransformationExtraArgs:
-    """Return the optimizer of a config with other numbers, which may be tensors; a `clip_norm` of "none" clips none."""
-    return ft.optim.chain(
-        ft.optim.identity() if isinstance(clip_norm, str) else ft.optim.clip_by_global_norm(clip_norm),
-        ft.optim.adamw(
-            _schedule(config, learning_rate, final_learning_rate),
-            b1=b1,
-            b2=b2,
-            weight_decay=weight_decay,
-            mask=lambda params: ft.tree.map(lambda p: p.ndim >= 2, params),
-        ),
-    )
-
-
-def _schedule(config: Config, highest: Any, last: Any) -> Any:
-    warmup_steps = int(config.optimizer.warmup * config.steps)
-    return ft.schedules.warmup_cosine_decay_schedule(0.0, highest, warmup_steps, config.steps, last)
-
-
 def device_of(name: str) -> torch.device:
     """Return the device of that name; "auto" is cuda where there is one.
 
@@ -258,22 +223,41 @@ def validation(
     return dict(objective.measured(found, texts.validation))
 
 
+def validated(
+    state: ft.TrainState,
+    model: Any,
+    config: Config,
+    texts: Any,
+    batches: int | None = None,
+    before: Callable[[int], object] = lambda batch: None,
+) -> dict[str, float]:
+    """Validate the params of a state and, as "ema_loss" and so on, their average if there is one."""
+    found = validation(state.params, model, config, texts, batches=batches, before=before)
+    if config.optimizer.ema == "none":
+        return found
+    of_average = validation(ft.train.averaged(state), model, config, texts, batches=batches, before=before)
+    return found | {f"ema_{name}": value for name, value in of_average.items()}
+
+
 def final_validation(
-    state: ft.TrainState, lanes: Sequence[ft.tree.Params], model: Any, config: Config, texts: Any, show: Show
+    state: ft.TrainState, lanes: Sequence[ft.TrainState], model: Any, config: Config, texts: Any, show: Show
 ) -> list[dict[str, float]]:
-    """Compute loss and measures over all of the validation side for each params, and show how far that is.
+    """Compute loss and measures over all of the validation side for each lane, and show how far that is.
 
     Raises: Interrupted with the state, which is saved already, after a signal.
     """
-    each, found = len(architectures.of(config.model).objective.validation(config, texts)), list[dict[str, float]]()
+    rows, found, done = len(architectures.of(config.model).objective.validation(config, texts)), [], 0
+    whole = rows * len(lanes) * (1 if config.optimizer.ema == "none" else 2)
     with Signals() as signals:
 
         def before(batch: int) -> None:
+            nonlocal done
             if signals.first is not None:
                 raise Interrupted(signals.first, state)
-            show.evaluating(len(found) * each + batch, len(lanes) * each)
+            show.evaluating(done, whole)
+            done += 1
 
-        for params in lanes:
-            found.append(validation(params, model, config, texts, before=before))
-        show.evaluating(len(lanes) * each, len(lanes) * each)
+        for lane in lanes:
+            found.append(validated(lane, model, config, texts, before=before))
+        show.evaluating(whole, whole)
     return found

@@ -21,14 +21,16 @@ import torch
 
 import functrain as ft
 from functrain.compiler.cxx import check_compiler
-from functrain.recipes import architectures, folder, precision, pretrain, toml
+from functrain.recipes import architectures, folder, optimizers, precision, pretrain, toml
 from functrain.recipes import texts as texts_of
 from functrain.recipes.config import Config, Optimizer
 from functrain.recipes.pretrain import NotFinite, Result
 from functrain.recipes.record import Row, Show, readable, record_of
 from functrain.train import Hook
 
-SWEPT = [field.name for field in dataclasses.fields(Optimizer) if field.name != "warmup"]
+SWEPT = [
+    field.name for field in dataclasses.fields(Optimizer) if field.name not in ("name", "schedule", "warmup", "ema")
+]
 
 
 def main(
@@ -108,8 +110,7 @@ def main(
 
     def evaluate(t: int, states: ft.TrainState, metrics: Any) -> None:
         for i in range(swept.lanes):
-            params = swept.lane(states, i).params
-            lanes.add(i, pretrain.validation(params, model, config, texts, batches=config.evaluate_batches))
+            lanes.add(i, pretrain.validated(swept.lane(states, i), model, config, texts, config.evaluate_batches))
 
     stop = ft.train.stop_after(config.stop_after_nonfinite, read_every=config.log_every)
     vars(evaluate)["measures"] = True
@@ -122,7 +123,7 @@ def main(
     ]
     states = ft.fit(step, states, objective.batches(config, texts), steps=config.steps, every=hooks)
     ends = pretrain.final_validation(
-        states, [swept.lane(states, i).params for i in range(swept.lanes)], model, config, texts, show
+        states, [swept.lane(states, i) for i in range(swept.lanes)], model, config, texts, show
     )
     losses = [found["loss"] for found in ends]
     rows = [{**swept.values(i), "validation_loss": readable(loss)} for i, loss in enumerate(losses)]
@@ -163,7 +164,7 @@ class _Lanes:
             record_of(
                 inside / f"lane-{i:02d}",
                 every=config.log_every,
-                learning_rate=pretrain.schedule_of(config),
+                learning_rate=optimizers.schedule_of(config),
                 show=quiet,
                 counted=architectures.of(config.model).objective.counted(config),
             )
@@ -225,7 +226,7 @@ def _injected(config: Config) -> Any:
     def build(
         learning_rate: Any, final_learning_rate: Any, b1: Any, b2: Any, weight_decay: Any, clip_norm: Any
     ) -> ft.optim.GradientTransformationExtraArgs:
-        return pretrain.optimizer_with(
+        return optimizers.optimizer_with(
             config,
             learning_rate=learning_rate,
             final_learning_rate=final_learning_rate,
@@ -265,7 +266,7 @@ def _over(file: Path) -> Any:
         raise ValueError(f"{file}: expected the numbers of a sweep, and it is damaged; choose another --run") from None
 
 
-def _with(config: Config, numbers: Mapping[str, float]) -> Config:
+def _with(config: Config, numbers: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **numbers))
 
 

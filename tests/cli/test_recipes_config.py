@@ -12,7 +12,7 @@ import torch
 
 import functrain as ft
 from functrain import cli
-from functrain.recipes import folder, pretrain, texts
+from functrain.recipes import folder, optimizers, texts
 from functrain.recipes.config import CADENCES, PRESETS, Config, Data, Optimizer
 from functrain.recipes.model_config import GPT2, Bert, Llama
 
@@ -67,7 +67,7 @@ def test_without_a_clip_a_gradient_keeps_its_length() -> None:
 
     def after_a_step(clip: Any) -> Any:
         optimizer = dataclasses.replace(smoke.optimizer, clip_norm=clip, warmup=0.0, b1=0.0)
-        made = pretrain.optimizer_of(dataclasses.replace(smoke, optimizer=optimizer))
+        made = optimizers.optimizer_of(dataclasses.replace(smoke, optimizer=optimizer))
         return made.update({"w": torch.tensor([300.0, 400.0])}, made.init({"w": torch.ones(2)}), {"w": torch.ones(2)})
 
     def second_moment(clip: Any) -> Any:
