@@ -24,14 +24,14 @@ from torch import Tensor
 from functrain import nn, random
 from functrain.models import bert_layout, hf
 from functrain.models.activations import ACTIVATIONS
-from functrain.models.bert_config import Config as Config
-from functrain.models.bert_config import Head
-from functrain.models.bert_losses import classifier_loss as classifier_loss
-from functrain.models.bert_losses import pretraining_loss as pretraining_loss
-from functrain.models.bert_losses import token_weights as token_weights
+from functrain.models.bert_config import Config, Head
+from functrain.models.bert_losses import classifier_loss, pretraining_loss, token_weights
 from functrain.models.labels import Labels
 from functrain.progress import Progress
-from functrain.tree import Params
+from functrain.tree import Params, elsewhere
+
+__all__ = ["HF", "Config", "Predictions", "apply", "classifier_loss", "from_hf", "hidden", "init", "labels",
+           "pretraining_loss", "to_hf", "token_logits", "token_weights"]  # fmt: skip
 
 
 class Predictions(NamedTuple):
@@ -270,3 +270,5 @@ def _config(*, attention_dropout: float, **fields: Any) -> Config:
 
 
 HF = bert_layout.layout(_config, init)
+
+elsewhere.furnish(__name__)

@@ -25,10 +25,11 @@ from functrain import nn, random
 from functrain.models import hf, vit_layout
 from functrain.models.activations import ACTIVATIONS
 from functrain.models.labels import Labels
-from functrain.models.vit_config import Config as Config
-from functrain.models.vit_config import Head
+from functrain.models.vit_config import Config, Head
 from functrain.progress import Progress
-from functrain.tree import Params
+from functrain.tree import Params, elsewhere
+
+__all__ = ["HF", "Config", "apply", "from_hf", "hidden", "init", "labels", "to_hf"]
 
 
 def init(config: Config, key: Tensor) -> Params:
@@ -201,3 +202,5 @@ def _config(*, attention_dropout: float, **fields: Any) -> Config:
 
 
 HF = vit_layout.layout(_config, init)
+
+elsewhere.furnish(__name__)

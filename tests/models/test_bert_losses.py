@@ -19,7 +19,7 @@ PARAMS = tree.map(lambda x: 3 * x + 0.1, bert.init(CONFIG, random.key(0)))
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_training_is_that_of_transformers_with_torch_adamw(accumulate: int) -> None:
     ours, theirs = bert_witness.trained(8, accumulate)
-    assert ours[-1] < ours[0] - 0.05
+    assert ours[-1] < ours[0] - 0.03
     # float32 rounding, which Adam makes larger where gradients are small
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-4, atol=0.0)
 
