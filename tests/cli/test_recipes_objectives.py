@@ -117,3 +117,12 @@ def test_an_architecture_has_its_own_fields_and_what_it_is_asked_for() -> None:
     assert (found.head, found.dropout, found.inner, found.padding) == ("pretraining", 0.1, 512, 0)
     for architecture in architectures.ARCHITECTURES.values():
         assert architecture.module.HF is not None and all(isinstance(kind, str) for kind in architecture.types)
+
+
+def test_a_bert_sees_which_part_a_token_is_of_and_no_padding(folder: Path, tmp_path: Path) -> None:
+    config, model, texts = made("bert-smoke", folder, tmp_path, 4, context=900)
+    params, batch = bert.init(model, ft.random.key(0)), masked_pairs.batches(config, texts)[0]
+    assert not batch["attention_mask"].all() and batch["token_types"].any()
+    predictions = bert.apply(params, batch["tokens"], model, types=batch["token_types"], mask=batch["attention_mask"])
+    wanted = bert.pretraining_loss(predictions, batch["targets"], batch["weights"], batch["next_sentence"])
+    assert torch.equal(pretrain.loss_of(config, model)(params, batch, None).total, wanted.total)
