@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import functrain as ft
 from functrain.models import bert, gpt2, llama
 from functrain.recipes import masked_pairs, next_tokens
-from functrain.recipes.model_config import GPT2, Bert, Llama
+from functrain.recipes.model_config import GPT2, Bert, Llama, Model
+from functrain.recipes.objective import Objective
 
 
 class Architecture(NamedTuple):
@@ -18,7 +19,7 @@ class Architecture(NamedTuple):
 
     name: str
     module: Any  # of functrain.models: init, from_hf, to_hf, and what generates
-    objective: Any  # next_tokens or masked_pairs: the same functions for another kind of batches
+    objective: Objective  # a module: next_tokens or masked_pairs
     model: Callable[[Any, int], Any]  # what a run is asked for, and the size of the vocabulary -> the module's Config
     loss: Callable[[Any, Any], Any]  # the module's Config, and what the run is asked for, if there is one -> the loss
     types: tuple[str, ...]  # `model_type` in the config.json of transformers
@@ -88,7 +89,7 @@ ARCHITECTURES = {
 }
 
 
-def of(asked: GPT2 | Llama | Bert) -> Architecture:
+def of(asked: Model) -> Architecture:
     """Return the architecture that a run is asked for."""
     return ARCHITECTURES[asked.architecture]
 

@@ -126,3 +126,14 @@ def test_a_bert_sees_which_part_a_token_is_of_and_no_padding(folder: Path, tmp_p
     predictions = bert.apply(params, batch["tokens"], model, types=batch["token_types"], mask=batch["attention_mask"])
     wanted = bert.pretraining_loss(predictions, batch["targets"], batch["weights"], batch["next_sentence"])
     assert torch.equal(pretrain.loss_of(config, model)(params, batch, None).total, wanted.total)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_packed_run_is_validated_with_its_documents_apart(packed: bool, folder: Path, tmp_path: Path) -> None:
+    config, _, texts = made("llama-smoke", folder, tmp_path, 4, packed=packed)
+    objective = architectures.of(config.model).objective
+    for batches in (objective.batches(config, texts), objective.validation(config, texts)):
+        assert ({"documents", "positions"} <= set(batches[0])) == packed
+    found = objective.validation(config, texts)
+    targets = sum(int(found[i]["mask"].sum()) for i in range(len(found)))
+    assert targets == len(texts.validation.ids) - 1
