@@ -209,22 +209,15 @@ class _Drawn:
         draws = numpy.random.default_rng([config.seed, t])
         tokens = torch.from_numpy(draws.integers(0, self._vocabulary, shape))
         rate = config.model.mask_rate if isinstance(config.model, Bert) else Bert.mask_rate
+        second = torch.arange(shape[1]) >= shape[1] // 2
         return {
             "tokens": tokens,
             "targets": tokens.clone(),
-            "token_types": torch.from_numpy((numpy.arange(shape[1]) >= shape[1] // 2).astype(numpy.int64)).repeat(
-                shape[0], 1
-            ),
+            "token_types": second.long().repeat(shape[0], 1),
             "attention_mask": torch.ones(shape, dtype=torch.bool),
             "next_sentence": torch.from_numpy(draws.integers(0, 2, shape[:1])),
             "weights": bert.token_weights(torch.from_numpy(draws.random(shape) < rate)),
         }
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        t = 0
-        while True:
-            yield self[t]
-            t += 1
 
 
 def _unigram(train: Any, text: Any, tokenizer: ft.data.Tokenizer) -> float:
