@@ -20,10 +20,10 @@ _NEEDS = {
     "tiny": "2 CPU cores, under 4 minutes",
     "smoke": "any CPU, seconds: to try things out, it learns nothing",
     "gpt2-124m": "a GPU, and days of it; not measured yet",
-    "llama-tiny": "2 CPU cores, under 6 minutes",
+    "llama-tiny": "a CPU, minutes; not measured yet",
     "llama-smoke": "any CPU, seconds: to try things out, it learns nothing",
     "llama-1b": "GPUs, and weeks of them; not measured",
-    "bert-tiny": "2 CPU cores, under 8 minutes",
+    "bert-tiny": "a CPU, 13 minutes of one core",
     "bert-smoke": "any CPU, seconds: to try things out, it learns nothing",
     "bert-base": "a GPU, and weeks of it; not measured",
 }

@@ -184,7 +184,7 @@ PRESETS = {
         evaluate_every=500,
         checkpoint_every=1000,
     ),
-    # the shape of Google's BERT-Tiny; Muon leaves the plateau of the unigram loss in two thirds of AdamW's steps
+    # the shape of Google's BERT-Tiny; how it leaves the plateau: benchmarks/results/bert_tiny-cpu.md
     "bert-tiny": Config(
         model=Bert(layers=2, heads=2, context=64, attention="math"),
         optimizer=Optimizer(name="muon", learning_rate=3e-3, final_learning_rate=1e-5, warmup=0.1, weight_decay=0.01),
