@@ -20,7 +20,12 @@ class Later:
             raise AttributeError(name)
         module = _module(self._name)
         if not hasattr(module, name):
-            _module(f"{self._name}.{name}")
+            try:
+                _module(f"{self._name}.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"{self._name}.{name}":
+                    raise
+                raise AttributeError(f"module {self._name!r} has no attribute {name!r}") from None
         return getattr(module, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
