@@ -279,10 +279,11 @@ def _ones(node: fx.Node) -> Tensor:
 def _as_it_is(call: fx.Node, count: int) -> lowering.Kernel:
     """Return a program that does one operation, and returns the first of its results."""
     target: Any = call.target
+    given = call.args, call.kwargs  # as they are: the graph is not there any more when it runs
     places = {node: i for i, node in enumerate(call.all_input_nodes)}
 
     def run(values: list[Any]) -> list[Any]:
-        args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda node: values[places[node]])
+        args, kwargs = fx.node.map_arg(given, lambda node: values[places[node]])
         values.clear()
         with torch.enable_grad():  # or the forward operation keeps nothing for the backward one
             return list(target(*args, **kwargs)[:count])
