@@ -34,7 +34,13 @@ def kind_of(leaf: Any) -> Any:
     """Return what of a leaf a compiled program depends on."""
     if isinstance(leaf, Tensor):
         return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, type(leaf), leaf.is_conj(), leaf.is_neg())
-    return (type(leaf), leaf)
+    return same_value(leaf)
+
+
+def same_value(value: Any) -> Any:
+    """Return what two values that are no tensors have in common where a trace treats them alike: 1 is not 1.0 nor True,
+    and 0.0 not -0.0; NaN is NaN."""
+    return (type(value), repr(value) if isinstance(value, (float, complex)) else value)
 
 
 def tell_of_another(args: Any, before: Any, now: Any) -> None:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from functrain import tree
 from functrain.compiler import engine
+from functrain.compiler.arguments import same_value
 from functrain.compiler.inductor import lowering
 from functrain.compiler.parts import CALL, ZEROS, Layer, LayerCall, Loss, Part, numbers
 from functrain.compiler.recording import Recomputed, Recording
@@ -276,7 +277,7 @@ def _check_like(what: str, x: Any, made: Any) -> Any:
 def _kind(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad)
-    return (type(leaf), leaf)
+    return same_value(leaf)
 
 
 def _settings() -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from functrain.compiler.arguments import same_value
+
 aten = torch.ops.aten
 
 
@@ -77,14 +79,14 @@ def _is_function(target: Any) -> bool:
 
 
 def _comparable(value: Any) -> Any:
-    """Make of an argument what equals that of the same operation alone: 1 is not 1.0, nor 0.0 the same as -0.0."""
+    """Make of an argument what equals that of the same operation alone."""
     if isinstance(value, (tuple, list)):
         return tuple([_comparable(x) for x in value])
     if isinstance(value, dict):
         return tuple([(name, _comparable(x)) for name, x in value.items()])
     if isinstance(value, fx.Node):
         return value
-    return (type(value), repr(value) if isinstance(value, float) else value)
+    return same_value(value)
 
 
 def stacked_numbers(node: fx.Node) -> list[fx.Node]:

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from functrain import tree
+from functrain.compiler.arguments import same_value
 from functrain.compiler.graph_passes import is_view
 from functrain.compiler.recording import Recording
 
@@ -73,7 +74,7 @@ def _kind(mode: Recording, row: Sequence[Any]) -> Any:
     places: dict[fx.Node, int] = {}
     for i, x in enumerate(row):
         if not isinstance(x, Tensor):
-            kind.append((type(x), x))
+            kind.append(same_value(x))
         elif isinstance(x, FakeTensor) and x.fake_mode is mode and x.constant is None and not x.requires_grad:
             first = places.setdefault(mode.node_of(x), i)
             kind.append((x.shape, x.stride(), x.dtype, x.device, first))

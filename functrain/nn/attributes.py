@@ -55,7 +55,7 @@ def _marks(part: torch.nn.Module) -> dict[str, Any]:
 
 def _mark(value: Any) -> Any:
     if isinstance(value, (int, float, str)):
-        return (type(value), value)
+        return (type(value), repr(value))
     if isinstance(value, Tensor):
         return (id(value), value._version)
     return (id(value), len(value)) if isinstance(value, (list, dict, set)) else id(value)

@@ -235,6 +235,21 @@ def test_a_function_that_is_compiled_again_and_again_is_told_where_it_is_called(
     assert [w.filename for w in told if "compiled for" in str(w.message)] == [__file__]
 
 
+def test_zeros_of_two_signs_are_two_values_and_nan_is_one() -> None:
+    traces = []
+
+    def scaled(x: Tensor, number: float) -> Tensor:
+        traces.append(number)
+        return x * number
+
+    compiled, x = ft.compile(scaled), torch.ones(2)
+    for number in (0.0, -0.0, float("nan"), float("nan")):
+        found, expected = compiled(x, number), x * number
+        assert torch.equal(found.isnan(), expected.isnan())
+        assert number != number or torch.equal(found.signbit(), expected.signbit()), number
+    assert len(traces) == 3
+
+
 def test_a_value_without_a_hash_names_its_place() -> None:
     with pytest.raises(TypeError, match=r"1/x: expected a tensor, .* came ndarray"):
         ft.compile(lambda a, b: a)(torch.ones(1), {"x": torch.ones(1).numpy()})
