@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import functrain as ft
+from functrain.compiler import graph_passes, tracing
 from functrain.compiler.compilation import interpret
 from functrain.compiler.recording import Recording
 
@@ -23,6 +25,7 @@ LEAVES = {
     **{f"int{i}": torch.arange(6) + i for i in range(2)},
 }
 KINDS = 6
+aten = torch.ops.aten
 
 
 def same(a: Any, b: Any) -> None:
@@ -194,9 +197,67 @@ def test_drawn_functions_one_after_another_give_the_same_bits(functions: list[li
     same(interpret(run)(leaves), run(leaves))
 
 
-def test_the_same_is_computed_once_but_for_results() -> None:
-    def twice(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return x.exp(), x.exp(), (x.sin() + 1) * (x.sin() + 1) + x * 0.0 + x * -0.0
+def test_what_is_no_tensor_makes_another_kind() -> None:
+    def scaled(leaves: list[Tensor]) -> list[Tensor]:
+        return ft.tree.map(lambda x, n: x * n, leaves, [2, 3, 2.5, True, 0.0, -0.0], by_kind=True)
 
-    first, second, _ = ft.compile(twice)(torch.ones(3))
-    assert first.untyped_storage()._cdata != second.untyped_storage()._cdata
+    leaves = [torch.arange(3) + i for i in range(6)]
+    found, expected = interpret(scaled)(leaves), scaled(leaves)
+    same(found, expected)
+    assert [x.signbit().tolist() for x in found] == [x.signbit().tolist() for x in expected]
+
+
+@pytest.mark.parametrize("around", ["vmap", "grad"])
+def test_what_is_transformed_may_be_closed_over_alone(around: str) -> None:
+    leaves = [torch.randn(2, 3, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+
+    def scaled(leaves: list[Tensor], scales: Tensor) -> Any:
+        if around == "vmap":
+            return torch.func.vmap(lambda s: ft.tree.map(lambda x: x * s, leaves, by_kind=True))(scales)
+        return torch.func.grad(lambda s: sum(ft.tree.map(lambda x: (x * s.sum()).sum(), leaves, by_kind=True)))(scales)
+
+    scales = torch.tensor([1.0, -2.0])
+    assert ft.tree.allclose(interpret(scaled)(leaves, scales), scaled(leaves, scales))
+
+
+def test_a_mode_of_the_users_sees_every_leaf() -> None:
+    class Counting(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen += func is torch.ops.aten.sin.default
+            return func(*args, **(kwargs or {}))
+
+    counting = Counting()
+
+    def fn(leaves: list[Tensor]) -> list[Tensor]:
+        with counting:
+            return ft.tree.map(torch.sin, leaves, by_kind=True)
+
+    leaves = [torch.ones(2)] * 3
+    same(interpret(fn)(leaves), [torch.sin(x) for x in leaves])
+    assert counting.seen == 3
+
+
+def once(fn: Any, *tensors: Tensor) -> fx.Graph:
+    traced = tracing.trace(lambda mode, *xs: (fn(*xs), []), tensors, decompose=False)
+    return graph_passes.compute_once(traced.graph)
+
+
+def count(graph: fx.Graph, target: Any) -> int:
+    return len(graph.find_nodes(op="call_function", target=target))
+
+
+def test_the_same_is_computed_once() -> None:
+    graph = once(lambda x: [(x.sin() + 1) * (x.sin() + 1)], torch.ones(3))
+    assert count(graph, aten.sin.default) == count(graph, aten.add.Tensor) == 1
+
+
+def test_two_results_stay_two_tensors_and_so_do_those_they_are_views_of() -> None:
+    graph = once(lambda x: [x.exp(), x.exp(), x.sin()[None], x.sin()[None]], torch.ones(3))
+    assert count(graph, aten.exp.default) == count(graph, aten.sin.default) == 2
+
+
+def test_numbers_of_two_signs_or_types_are_not_the_same() -> None:
+    graph = once(lambda x: [x * 0.0 + x * -0.0 + (x + 1) / (x + 1.0)], torch.arange(3))
+    assert count(graph, aten.mul.Tensor) == 2 and count(graph, aten.add.Tensor) == 4
