@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from functrain.checkpoint import UnsupportedError
-from functrain.models.layout import Field, Layout, Refused
+from functrain.models.layout import IN_TRANSFORMERS, OF_ANOTHER, WITHOUT_IT, Field, Layout, Refused
 
 _MOST = 1 << 28  # of a size: a matrix of two of them, four of a model's widths long, still has less than 2**63 bytes
 _log = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ def write_config(config: Any, layout: Layout, where: str) -> dict[str, Any]:
 
 def _read(table: Mapping[str, Any], layout: Layout, where: str, head: str | None) -> Any:
     if table.get("model_type") != layout.model_type:
-        came, way_out = table.get("model_type"), "load it with the module of that model"
-        raise Refused("model_type", expected=repr(layout.model_type), came=came, way_out=way_out)
+        came = table.get("model_type")
+        raise Refused("model_type", expected=repr(layout.model_type), came=came, way_out=OF_ANOTHER)
     if "quantization_config" in table:
         came, way_out = table["quantization_config"], "fetch the model that is not quantized"
         raise Refused("quantization_config", expected="plain tensors", came=came, way_out=way_out)
@@ -75,8 +75,7 @@ def _read(table: Mapping[str, Any], layout: Layout, where: str, head: str | None
         value = table.get(name, choices[0])
         if value not in choices:
             expected = " or ".join(repr(choice) for choice in choices)
-            way_out = "choose a model without it: this one computes otherwise"
-            raise Refused(name, expected=expected, came=value, way_out=way_out)
+            raise Refused(name, expected=expected, came=value, way_out=WITHOUT_IT)
     known = {name for field in layout.fields.values() for name in [*field.all, *field.older]} | set(fixed)
     known |= {name for group in layout.groups for name in group.names} | set(layout.silent) | _SILENT
     unknown = sorted(set(table) - known)
@@ -112,7 +111,8 @@ def _head(table: Mapping[str, Any], architectures: Mapping[str, str], head: str 
         if came == [architecture]:
             return name
     expected = " or ".join(repr([name]) for name in dict.fromkeys(architectures.values()))
-    way_out = f"say which part to load, by head= of {', '.join(map(repr, architectures))}"
+    heads = ", ".join(map(repr, architectures))
+    way_out = f"say which part to load, by head= of {heads}, or {IN_TRANSFORMERS}"
     raise Refused("architectures", expected=expected, came=came, way_out=way_out)
 
 
@@ -134,8 +134,7 @@ def _value(table: Mapping[str, Any], field: Field, found: Mapping[str, Any]) -> 
                 raise Refused(name, expected=f"at most {_MOST}", came=member)
             if field.choices and member not in field.choices:
                 expected = " or ".join(map(repr, field.choices))
-                way_out = "choose a model without it: this one computes otherwise"
-                raise Refused(name, expected=expected, came=member, way_out=way_out)
+                raise Refused(name, expected=expected, came=member, way_out=WITHOUT_IT)
         if value != values[0][1]:
             expected = f"{values[0][1]!r} as in {values[0][0]}"
             raise Refused(name, expected=expected, came=value, way_out="give them one value")

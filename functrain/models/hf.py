@@ -21,6 +21,7 @@ from functrain.checkpoint import MissingError, UnsupportedError, hub, strict_jso
 from functrain.checkpoint.stream import is_there
 from functrain.models.config_fields import read_config as read_config
 from functrain.models.config_fields import write_config
+from functrain.models.layout import OF_ANOTHER
 from functrain.models.layout import Field as Field
 from functrain.models.layout import Group as Group
 from functrain.models.layout import Layout as Layout
@@ -110,8 +111,8 @@ def _layout(layouts: Layout | Sequence[Layout], table: Mapping[str, Any], where:
     for layout in layouts:
         if layout.model_type == came:
             return layout
-    expected, way_out = " or ".join(repr(one.model_type) for one in layouts), "load it with the module of that model"
-    raise UnsupportedError(where, path="model_type", expected=expected, came=f"{came!r:.200}", way_out=way_out)
+    expected = " or ".join(repr(one.model_type) for one in layouts)
+    raise UnsupportedError(where, path="model_type", expected=expected, came=f"{came!r:.200}", way_out=OF_ANOTHER)
 
 
 def _newer(name: str, layout: Layout) -> str:

@@ -83,6 +83,11 @@ class Group:
     write: Callable[[Any], Mapping[str, Any]]
 
 
+IN_TRANSFORMERS = "load it in transformers and take ft.from_module of that"
+WITHOUT_IT = f"choose a model without it, or {IN_TRANSFORMERS}"
+OF_ANOTHER = f"load it with the model of ft.models that has it, or {IN_TRANSFORMERS}"
+
+
 class Refused(ValueError):
     """A field of config.json that says what the model does not compute."""
 

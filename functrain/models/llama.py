@@ -27,8 +27,9 @@ from functrain.models import cache as caches
 from functrain.models import hf, llama_layout
 from functrain.models.cache import Cache
 from functrain.models.llama_config import Config
-from functrain.models.llama_layers import add, heads, positions_of
+from functrain.models.llama_layers import add, heads
 from functrain.models.llama_parameters import init, labels
+from functrain.models.positions import positions_of
 from functrain.progress import Progress
 from functrain.tree import Params, elsewhere
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -39,15 +38,3 @@ def add(params: Params, x: Tensor, attended: Tensor, config: Config, load: Any, 
     mlp = params["mlp"]
     inside = nn.swiglu(nn.linear(h, **mlp["gate"]), nn.linear(h, **mlp["up"]))  # (B, T, F)
     return x + nn.linear(inside, **mlp["down"]), load
-
-
-def positions_of(tokens: Tensor, documents: Tensor | None, mask: Tensor | None) -> Tensor:
-    """Count tokens from the beginning of each document, (B, T), or past the padding of each row."""
-    places = torch.arange(tokens.shape[1], device=tokens.device)
-    if mask is not None and documents is None:
-        return (torch.cumsum(mask.long(), 1) - 1).clamp(min=0)
-    if documents is None:
-        return places.expand(tokens.shape)
-    begins = torch.ones_like(documents, dtype=torch.bool)
-    begins = torch.cat([begins[:, :1], documents[:, 1:] != documents[:, :-1]], 1)  # (B, T)
-    return places - torch.cummax(torch.where(begins, places, 0), 1).values

@@ -16,21 +16,16 @@ from functrain.models.config_fields import write_config
 from functrain.models.layout import Field, Group, Layout, Refused
 from functrain.models.llama_config import Config
 from functrain.models.names import Names
-from functrain.models.shared_fields import rotary
-from functrain.nn import Rotary
+from functrain.models.shared_fields import absent, of_rotary, rotary, rotary_of
 from functrain.tree import Params
-
-# our field of a Rotary -> theirs in rope_parameters
-_ROPE = {
-    "kind": "rope_type", "base": "rope_theta", "factor": "factor", "original": "original_max_position_embeddings",
-    "low": "low_freq_factor", "high": "high_freq_factor", "beta_fast": "beta_fast", "beta_slow": "beta_slow",
-    "attention_factor": "attention_factor", "mscale": "mscale", "mscale_all": "mscale_all_dim", "truncate": "truncate",
-}  # fmt: skip
 
 _EXPERTS = {
     "mixtral": ("block_sparse_moe.gate", "block_sparse_moe.experts.#.", {"gate": "w1", "up": "w3", "down": "w2"}),
     "qwen3_moe": ("mlp.gate", "mlp.experts.#.", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}),
 }
+
+# what neighbours of the family have and compute otherwise
+_ABSENT = ("add_cross_attention", "num_nextn_predict_layers", "kv_lora_rank", "q_lora_rank")
 
 
 def layouts(init: Callable[[Any, Tensor], Params]) -> list[Layout]:
@@ -51,20 +46,20 @@ def layouts(init: Callable[[Any, Tensor], Params]) -> list[Layout]:
     whole_heads = _Made(whole_heads=True)
     return [
         _layout(init, "llama", "Llama", _fields(**bias, mlp_bias=Field("mlp_bias", False)), whole_heads, context=2048,
-                silent=("pretraining_tp",), absent=("layer_types",)),
+                silent=("pretraining_tp",), lacking=("layer_types",)),
         _layout(init, "mistral", "Mistral", _fields(inner=14336, key_heads=8, window=windowed), _Made(),
-                absent=("layer_types",)),
+                lacking=("layer_types",)),
         _layout(init, "qwen2", "Qwen2", _fields(**_QWEN), _Made(qkv_bias=True, out_bias=False), [_windows()], 32768),
         _layout(init, "qwen3", "Qwen3", _fields(**_QWEN, **bias, head_width=128), _Made(qk_norm=True), [_windows()],
                 32768),
         _layout(init, "mixtral", "Mixtral", _fields(
             inner=14336, key_heads=8, eps=1e-5, **few_experts,
             window=Field("sliding_window", None, kind=int, null=lambda ours: None),
-        ), _Made(expert_inner="inner"), silent=moe, theta=1e6, absent=("layer_types", "router_jitter_noise")),
+        ), _Made(expert_inner="inner"), silent=moe, theta=1e6, lacking=("layer_types", "router_jitter_noise")),
         _layout(init, "qwen3_moe", "Qwen3Moe", _fields(
             vocab=151936, width=2048, inner=6144, layers=24, key_heads=4, **bias, **many_experts,
         ), _Made(qk_norm=True), [_window_of_all(), _dense_layers()], 32768, silent={"max_window_layers", *moe},
-                absent=("layer_types",)),
+                lacking=("layer_types",)),
     ]  # fmt: skip
 
 
@@ -153,7 +148,7 @@ def _layout(
     context: int = 4096 * 32,
     theta: float = 1e4,
     silent: Any = (),
-    absent: tuple[str, ...] = (),
+    lacking: tuple[str, ...] = (),
 ) -> Layout:
     return Layout(
         model_type=model_type,
@@ -166,7 +161,7 @@ def _layout(
         config=made,
         init=init,
         fixed=lambda config: {"hidden_act": ("silu", "swish")},
-        groups=[_rope(theta), _absent(*absent), *(groups or [])],
+        groups=[_rope(theta), absent(*_ABSENT, *lacking), *(groups or [])],
         silent=tuple(silent),
         ours=("attention",),
     )
@@ -193,39 +188,12 @@ def _names(config: Config, experts: Any) -> Names:
 
 
 def _rope(theta: float) -> Group:
-    shared = rotary(theta=theta, read=dict, write=_rope_parameters)
+    shared = rotary(theta=theta, read=dict, write=of_rotary)
 
     def read(table: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-        found = shared.read(table, ours)["rope"]
-        if found["rope_type"] == "dynamic":
-            found["original_max_position_embeddings"] = ours["context"]
-        try:
-            return {"rope": Rotary(**{name: found[theirs] for name, theirs in _ROPE.items() if theirs in found})}
-        except ValueError as error:
-            raise Refused("rope_parameters", expected="a Rotary that can be", came=str(error)) from error
+        return {"rope": rotary_of(shared.read(table, ours)["rope"], ours["context"])}
 
     return Group(names=shared.names, read=read, write=shared.write)
-
-
-def _rope_parameters(rope: Rotary) -> dict[str, Any]:
-    kept = {theirs: getattr(rope, name) for name, theirs in _ROPE.items() if getattr(rope, name) is not None}
-    if rope.kind == "dynamic":
-        del kept["original_max_position_embeddings"]  # there it is max_position_embeddings
-    return kept
-
-
-def _absent(*names: str) -> Group:
-    """Refuse fields of neighbours of the family that compute something else."""
-    refused = (*names, "add_cross_attention", "num_nextn_predict_layers", "kv_lora_rank", "q_lora_rank")
-
-    def read(table: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-        for name in refused:
-            if table.get(name):
-                way_out = "load it in transformers and take ft.nn.from_module of that"
-                raise Refused(name, expected="nothing", came=table[name], way_out=way_out)
-        return {}
-
-    return Group(names=refused, read=read, write=lambda config: {})
 
 
 def _windows() -> Group:

@@ -1,11 +1,12 @@
-"""Fields of config.json of several families that say more than one field can: labels, rotary positions."""
+"""Fields of config.json of several families that say more than one field can: labels, rotary positions, absent ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from functrain.models.layout import Group, Refused
+from functrain.models.layout import IN_TRANSFORMERS, WITHOUT_IT, Group, Refused
+from functrain.nn import Rotary
 
 
 def class_labels() -> Group:
@@ -52,7 +53,9 @@ def rotary(*, theta: float, read: Callable[[dict[str, Any]], Any], write: Callab
             raise Refused("rope_scaling", expected=f"{newer!r} as in rope_parameters", came=older, way_out=way_out)
         name = "rope_parameters" if newer else "rope_scaling"
         if table.get("partial_rotary_factor") not in (None, 1.0):
-            raise Refused("partial_rotary_factor", expected="1.0", came=table["partial_rotary_factor"], way_out=_OTHER)
+            raise Refused(
+                "partial_rotary_factor", expected="1.0", came=table["partial_rotary_factor"], way_out=WITHOUT_IT
+            )
         found = rope_parameters(newer or older, name, table.get("rope_theta", theta), table)
         if table.get("rope_theta") not in (None, found["rope_theta"]):
             expected = f"{found['rope_theta']} as in {name}"
@@ -65,8 +68,6 @@ def rotary(*, theta: float, read: Callable[[dict[str, Any]], Any], write: Callab
         write=lambda config: {"rope_parameters": dict(write(config.rope))},
     )
 
-
-_OTHER = "choose a model without it: this one computes otherwise"
 
 # of a type of rotary positions: its numbers, those that must stand there first
 _NUMBERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -101,10 +102,10 @@ def rope_parameters(values: Mapping[str, Any], name: str, theta: float, table: M
         raise Refused(f"{name}/type", expected=f"{kind!r} as in rope_type", came=kinds[-1], way_out=way_out)
     if kind not in _NUMBERS:
         expected = " or ".join(map(repr, _NUMBERS))
-        raise Refused(f"{name}/rope_type", expected=expected, came=kind, way_out=_OTHER)
+        raise Refused(f"{name}/rope_type", expected=expected, came=kind, way_out=WITHOUT_IT)
     if given.pop("partial_rotary_factor", 1.0) != 1.0:
         came = values["partial_rotary_factor"]
-        raise Refused(f"{name}/partial_rotary_factor", expected="1.0", came=came, way_out=_OTHER)
+        raise Refused(f"{name}/partial_rotary_factor", expected="1.0", came=came, way_out=WITHOUT_IT)
     needed, others = _NUMBERS[kind]
     found: dict[str, Any] = {"rope_type": kind, "rope_theta": given.pop("rope_theta", theta)}
     for key in needed:
@@ -112,7 +113,7 @@ def rope_parameters(values: Mapping[str, Any], name: str, theta: float, table: M
             raise Refused(f"{name}/{key}", expected=f"a number, as {kind!r} needs one", came=None)
     for key, value in given.items():
         if key not in (*needed, *others):
-            raise Refused(f"{name}/{key}", expected=f"no such parameter of {kind!r}", came=value, way_out=_OTHER)
+            raise Refused(f"{name}/{key}", expected=f"no such parameter of {kind!r}", came=value, way_out=WITHOUT_IT)
         found[key] = value
     if "original_max_position_embeddings" in others and "original_max_position_embeddings" not in found:
         found["original_max_position_embeddings"] = table.get("max_position_embeddings")
@@ -122,6 +123,47 @@ def rope_parameters(values: Mapping[str, Any], name: str, theta: float, table: M
             expected = "true or false" if key == "truncate" else "a number above 0"
             raise Refused(f"{name}/{key}", expected=expected, came=value)
     return found
+
+
+# our field of a Rotary -> theirs in rope_parameters
+_ROPE = {
+    "kind": "rope_type", "base": "rope_theta", "factor": "factor", "original": "original_max_position_embeddings",
+    "low": "low_freq_factor", "high": "high_freq_factor", "beta_fast": "beta_fast", "beta_slow": "beta_slow",
+    "attention_factor": "attention_factor", "mscale": "mscale", "mscale_all": "mscale_all_dim", "truncate": "truncate",
+}  # fmt: skip
+
+
+def rotary_of(found: Mapping[str, Any], context: int) -> Rotary:
+    """Return the Rotary of what `rope_parameters` returned; of the "dynamic" one the context is that trained on.
+
+    Raises: Refused for one that cannot be.
+    """
+    if found["rope_type"] == "dynamic":
+        found = {**found, "original_max_position_embeddings": context}
+    try:
+        return Rotary(**{name: found[theirs] for name, theirs in _ROPE.items() if theirs in found})
+    except ValueError as error:
+        raise Refused("rope_parameters", expected="a Rotary that can be", came=str(error)) from error
+
+
+def of_rotary(rope: Rotary) -> dict[str, Any]:
+    """Return the `rope_parameters` of a Rotary."""
+    kept = {theirs: getattr(rope, name) for name, theirs in _ROPE.items() if getattr(rope, name) is not None}
+    if rope.kind == "dynamic":
+        del kept["original_max_position_embeddings"]  # there it is max_position_embeddings
+    return kept
+
+
+def absent(*names: str) -> Group:
+    """Refuse fields of neighbours of a family that compute something else."""
+
+    def read(table: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+        for name in names:
+            if table.get(name):
+                raise Refused(name, expected="nothing", came=table[name], way_out=IN_TRANSFORMERS)
+        return {}
+
+    return Group(names=names, read=read, write=lambda config: {})
 
 
 def _nameless(count: int) -> tuple[str, ...]:

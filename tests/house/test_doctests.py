@@ -22,6 +22,7 @@ EXEMPLARY = [
     ft.random, ft.nn, ft.nn.init, ft.optim, ft.optim.aggregating, ft.optim.assignment, ft.optim.microbatching,
     ft.optim.perturbations, ft.optim.projections, ft.optim.second_order, ft.train, ft.train.watching,
     ft.train.privacy, ft.data, ft.checkpoint, ft.generation, ft.models, ft.models.bert, ft.models.gpt2, ft.models.vit,
+    ft.models.modernbert,
 ]  # fmt: skip
 
 
