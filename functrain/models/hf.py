@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from functrain import tree
-from functrain.checkpoint import MissingError, UnsupportedError, hub, strict_json
+from functrain.checkpoint import MismatchError, MissingError, UnsupportedError, hub, strict_json
 from functrain.checkpoint.stream import is_there
 from functrain.models.config_fields import read_config as read_config
 from functrain.models.config_fields import write_config
-from functrain.models.layout import OF_ANOTHER
+from functrain.models.layout import IN_TRANSFORMERS, OF_ANOTHER
 from functrain.models.layout import Field as Field
 from functrain.models.layout import Group as Group
 from functrain.models.layout import Layout as Layout
@@ -70,7 +70,11 @@ def read(
     state = {name: tensor for name, tensor in state.items() if name in wanted or not of_heads(name)}
     tied = {name: state.pop(name) for name in tied_to if name in state}
     _check_head(like, names, layout, state, of_heads, str(folder), config)
-    params = from_state_dict(state, like=like, names=names, where=str(folder))
+    try:
+        params = from_state_dict(state, like=like, names=names, where=str(folder))
+    except MismatchError as error:
+        _check_architecture(layout, table, str(path), error)
+        raise
     for name, tensor in tied.items():
         if not _same_bits(tensor, tree.at(params, tied_to[name])):
             expected = f"the same values as {names.of(tied_to[name])!r}, to which it is tied"
@@ -113,6 +117,16 @@ def _layout(layouts: Layout | Sequence[Layout], table: Mapping[str, Any], where:
             return layout
     expected = " or ".join(repr(one.model_type) for one in layouts)
     raise UnsupportedError(where, path="model_type", expected=expected, came=f"{came!r:.200}", way_out=OF_ANOTHER)
+
+
+def _check_architecture(layout: Layout, table: Mapping[str, Any], where: str, error: MismatchError) -> None:
+    """Say of tensors that do not fit that the folder is of another class, such as one of this model with a head."""
+    came = table.get("architectures")
+    if isinstance(layout.architecture, str) and came not in (None, [layout.architecture]):
+        expected = f"{[layout.architecture]!r}, or its tensors"
+        raise UnsupportedError(
+            where, path="architectures", expected=expected, came=f"{came!r:.200}", way_out=IN_TRANSFORMERS
+        ) from error
 
 
 def _newer(name: str, layout: Layout) -> str:

@@ -219,7 +219,7 @@ def _kinds(
     count, each = tokens.shape[1], config.width // config.heads
     positions = positions_of(tokens, documents, None) if positions is None else positions
     window = config.window // 2 + 1
-    made = []
+    made: list[tuple[Tensor | None, Tensor, Tensor]] = []
     for reach, rope in ((None, config.global_rope), (window if window < count else None, config.local_rope)):
         seen = None
         if reach is not None or documents is not None or mask is not None:

@@ -11,6 +11,7 @@ from functrain.models.activations import ACTIVATIONS
 from functrain.models.layout import WITHOUT_IT, Field, Group, Layout, Refused
 from functrain.models.names import Names
 from functrain.models.shared_fields import absent, class_labels, of_rotary, rope_parameters, rotary_of
+from functrain.nn import Rotary
 from functrain.tree import Params
 
 HEADS = {
@@ -164,7 +165,7 @@ def _ropes() -> Group:
     )
 
 
-def _rope(table: Mapping[str, Any], kind: str, values: Mapping[str, Any], ours: Mapping[str, Any]) -> Any:
+def _rope(table: Mapping[str, Any], kind: str, values: Mapping[str, Any], ours: Mapping[str, Any]) -> Rotary:
     _, name, default = _ROPES[kind]
     where = f"rope_parameters/{kind}" if table.get("rope_parameters") else "rope_scaling"
     theta = table.get(name)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from functrain import tree
+from functrain.compiler.compilation import Compiled
 from functrain.transforms import grad
 from functrain.tree import Params
 
@@ -38,8 +39,10 @@ def assert_no_leak(
     """Assert that `apply` keeps the documents of a packed row apart, as rows of `ft.data.packed` need it.
 
     `apply(params, tokens, documents=, positions=)` gives a tensor (B, T, ...), logits or hidden states; wrap a model
-    that is called otherwise, and drop nothing. It is called on two rows of documents of these `lengths`, in both
-    orders, with cells of padding behind them; and asserted is of each document that
+    that is called otherwise, and drop nothing. One that is mapped or recomputes is taken as it is, and of one by
+    `ft.compile`, whose documents and positions have a place, the gradient is compiled, too. It is called on two rows of
+    documents of these `lengths`, in both orders, with cells of padding behind them; and asserted is of each document
+    that
 
     - its output is the one of the document alone in a row, within `tolerance` times the largest output;
     - a loss on it has a gradient of exactly 0.0 in the embeddings of all other documents and of padding.
@@ -76,30 +79,40 @@ def assert_no_leak(
                 f"difference of {off:.3g}; let a cell attend where `documents` is its own, and place it by `positions`"
             )
 
-    def output(table: Tensor) -> Tensor:
-        return apply(tree.set_at(params, embedding, table), tokens, documents=documents, positions=positions)
-
+    gradient = _gradient_of(apply, embedding)
     for piece in pieces:
-        _assert_gradient_within(piece, output, table, tokens, seed)
+        weights = _weights(piece, together, table, tokens, seed)
+        found = gradient(table, params, weights, tokens, documents, positions)
+        _assert_gradient_within(piece, found, tokens)
 
 
-def _assert_gradient_within(
-    piece: _Piece, output: Callable[[Tensor], Tensor], table: Tensor, tokens: Tensor, seed: int
-) -> None:
+def _gradient_of(apply: Apply, embedding: str) -> Callable[..., Tensor]:
+    def loss(table: Tensor, params: Params, weights: Tensor, tokens: Tensor, *places: Tensor) -> Tensor:
+        documents, positions = places
+        found = apply(tree.set_at(params, embedding, table), tokens, documents=documents, positions=positions)
+        # the table times 0: an output that does not depend on it has a gradient then, which is told below
+        return torch.sum(found * weights) + 0.0 * table.sum()
+
+    gradient = grad(loss)
+    # a compiled function is differentiated within a program alone
+    return Compiled(gradient, False, interpreted=apply.interpreted) if isinstance(apply, Compiled) else gradient
+
+
+def _weights(piece: _Piece, together: Tensor, table: Tensor, tokens: Tensor, seed: int) -> Tensor:
+    """Draw what a loss on a piece weighs the output by, 0 elsewhere."""
+    own = tokens[piece.row, piece.start : piece.stop].unique()
+    drawn = torch.randn(together.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    chosen = torch.zeros(together.shape, dtype=torch.bool)
+    chosen[piece.row, piece.start : piece.stop] = True
+    if together.shape[-1] == len(table):  # logits, maybe of the table: those of the piece's own tokens
+        chosen &= torch.isin(torch.arange(len(table)), own.cpu())
+    return torch.where(chosen, drawn, 0.0).to(together)
+
+
+def _assert_gradient_within(piece: _Piece, found: Tensor, tokens: Tensor) -> None:
     own = tokens[piece.row, piece.start : piece.stop].unique()
     others = tokens.unique()
     others = others[~torch.isin(others, own)]
-    generator = torch.Generator().manual_seed(seed)
-
-    def loss(table: Tensor) -> Tensor:
-        seen = output(table)[piece.row, piece.start : piece.stop]
-        if seen.shape[-1] == len(table):
-            seen = seen[..., own]
-        weights = torch.randn(seen.shape, generator=generator.manual_seed(seed), dtype=torch.float64)
-        # the table times 0: an output that does not depend on it has a gradient then, which is told below
-        return torch.sum(seen * weights.to(seen)) + 0.0 * table.sum()
-
-    found = grad(loss)(table)
     if not torch.count_nonzero(found[own]):
         raise ValueError(
             f"assert_no_leak: expected the output of {piece} to depend on its embeddings, came a gradient of 0; name "

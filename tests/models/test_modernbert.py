@@ -12,6 +12,7 @@ import transformers
 
 import functrain as ft
 from functrain import checkpoint, nn, random, tree
+from functrain.compiler.compilation import interpret
 from functrain.models import modernbert
 
 transformers.utils.logging.disable_progress_bar()
@@ -112,11 +113,28 @@ def test_padding_changes_nothing_that_a_real_token_sees() -> None:
         torch.testing.assert_close(padded[row, kept], alone, rtol=1e-5, atol=1e-5)  # float32 rounding of order 1
 
 
-def test_documents_in_a_row_do_not_see_each_other() -> None:
-    def apply(params: Any, tokens: Any, *, documents: Any, positions: Any) -> torch.Tensor:
-        return modernbert.apply(params, tokens, CONFIG, mask=documents >= 0, documents=documents, positions=positions)
+def packed(params: Any, tokens: Any, documents: Any, positions: Any) -> torch.Tensor:
+    return modernbert.apply(params, tokens, CONFIG, mask=documents >= 0, documents=documents, positions=positions)
 
-    ft.testing.assert_no_leak(apply, PARAMS, embedding="embeddings/tokens")
+
+def by_rows(params: Any, tokens: Any, documents: Any, positions: Any) -> torch.Tensor:
+    rows = ft.vmap(lambda *row: packed(params, *[x[None] for x in row])[0])
+    return rows(tokens, documents, positions)
+
+
+WAYS = {
+    "plain": packed, "compiled": interpret(packed), "recomputed": ft.recompute(packed), "mapped": by_rows,
+    "its layers recomputed": ft.recompute_layers(packed),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_documents_in_a_row_do_not_see_each_other(way: str) -> None:
+    lengths = (5, 2, 7, 1) if way == "plain" else (3, 4)
+    ft.testing.assert_no_leak(WAYS[way], PARAMS, embedding="embeddings/tokens", lengths=lengths)
+
+
+def test_positions_are_counted_anew_in_each_document() -> None:
     documents = torch.tensor([[0] * 4 + [1] * 5, [0] * 9])
     counted = torch.tensor([[*range(4), *range(5)], [*range(9)]])
     assert torch.equal(

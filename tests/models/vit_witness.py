@@ -1,7 +1,8 @@
-"""ViTs of transformers, drawn, and ours beside them."""
+"""ViTs of transformers, drawn, and ours beside them; both trained on the same batches."""
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import parity
@@ -9,6 +10,7 @@ import torch
 import transformers
 from hypothesis import strategies as st
 
+import functrain as ft
 from functrain import random
 from functrain.models import vit
 from functrain.models.vit_layout import HEADS
@@ -74,3 +76,35 @@ def in_file(name: str) -> str:
     }.items():  # fmt: skip
         name = name.replace(now, then)
     return name
+
+
+def trained(steps: int, accumulate: int) -> tuple[list[float], list[float]]:
+    """Return the losses of so many steps of ours and of transformers' module with torch.optim.AdamW, on images of bars,
+    which can be told apart."""
+    config = vit.Config(image=8, patch=4, channels=1, layers=2, heads=2, width=16, inner=32, num_labels=4)
+    params = vit.init(config, random.key(0))
+    with tempfile.TemporaryDirectory() as folder:
+        path = vit.to_hf(f"{folder}/model", params, config)
+        model = transformers.ViTForImageClassification.from_pretrained(path).train()
+    adamw = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01)
+
+    def loss_fn(params: Any, batch: Any, key: Any) -> ft.Loss:
+        return ft.losses.classification(vit.apply(params, batch["images"], config), batch["labels"])
+
+    optimizer = ft.optim.adamw(1e-3, weight_decay=0.01)
+    step = ft.train_step(loss_fn, optimizer, accumulate=accumulate)
+    state = ft.init_state(params, optimizer, key=random.key(1))
+    ours, theirs = [], []
+    for t in range(steps):
+        labels, noise = random.split(random.fold_in(random.key(2), t), 2).unbind()
+        kinds = random.randint(labels, (8,), 0, 4)
+        bars = torch.nn.functional.one_hot(kinds, 4).repeat_interleave(2, 1)[:, None, :, None]  # (B, 1, 8, 1)
+        images = bars + 0.3 * random.normal(noise, (8, 1, 8, 8))
+        state, metrics = step(state, {"images": images, "labels": kinds})
+        ours.append(float(metrics["loss"]))
+        loss = model(pixel_values=images, labels=kinds).loss
+        adamw.zero_grad()
+        loss.backward()
+        adamw.step()
+        theirs.append(loss.item())
+    return ours, theirs

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import functrain as ft
+from functrain.compiler.compilation import interpret
 from functrain.testing import assert_no_leak
 
 VOCAB, WIDTH, CONTEXT = 32, 8, 20
@@ -74,6 +75,40 @@ def test_a_model_that_is_masked_by_documents_leaks_nothing(tied: bool, lengths: 
 def test_each_leak_is_found(fault: str, tied: bool) -> None:
     with pytest.raises(AssertionError, match=FAULTS[fault]):
         assert_no_leak(model(fault), params(tied), embedding="wte")
+
+
+def mapped(apply: Any) -> Any:
+    """The model of one row, mapped over the rows."""
+
+    def of_row(params: Any, *row: Tensor) -> Tensor:
+        tokens, documents, positions = (x[None] for x in row)
+        return apply(params, tokens, documents=documents, positions=positions)[0]
+
+    of_rows = ft.vmap(of_row, in_dims=(None, 0, 0, 0))
+    return lambda params, tokens, *, documents, positions: of_rows(params, tokens, documents, positions)
+
+
+def positional(compiled: Any) -> Any:
+    return lambda apply: compiled(lambda p, t, documents, positions: apply(p, t, documents=documents, positions=positions))
+
+
+WRAPPERS = {"compiled": positional(interpret), "recomputed": ft.recompute, "mapped": mapped}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_model_is_tested_as_it_is_called(wrapper: str) -> None:
+    assert_no_leak(WRAPPERS[wrapper](model()), params(True), embedding="wte")
+    for fault in ("no mask", "a neighbour times nothing"):
+        with pytest.raises(AssertionError, match=FAULTS[fault]):
+            assert_no_leak(WRAPPERS[wrapper](model(fault)), params(True), embedding="wte")
+
+
+def test_a_model_that_is_compiled_is_compiled_with_its_gradient() -> None:
+    compiled = positional(ft.compile)(model())
+    assert_no_leak(compiled, params(False), embedding="wte", lengths=(2, 2), padding=1)
+    assert len(compiled.programs) == 2  # of both rows, and of a document alone
+    with pytest.raises(TypeError, match="came documents, positions, which the function takes by keyword only"):
+        assert_no_leak(ft.compile(model()), params(False), embedding="wte")
 
 
 def test_rows_of_packed_are_what_such_a_model_takes() -> None:
