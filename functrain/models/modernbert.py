@@ -5,7 +5,8 @@ B batch, T tokens, L layers, D width, H heads, K = D / H width of a head, V voca
 Linear weights are (in, out); norms and linear layers have a `weight`, and a `bias` where the config says so:
 `embeddings/tokens` (V, D), `embeddings/norm`, `blocks/i/norm_1` but of the first block, whose input is what a norm
 made, `blocks/i/attn/{qkv,out}` (D, 3 D), (D, D), `blocks/i/norm_2`, `blocks/i/mlp/{up,down}` (D, 2 F), (F, D), `norm`,
-and, as the head needs them, `head/{dense,norm}` (D, D), (D,), `decoder/{weight,bias}` (V, D), (V,), `classifier` (D, N).
+and, as the head needs them, `head/{dense,norm}` (D, D), (D,), `decoder/{weight,bias}` (V, D), (V,), `classifier`
+(D, N).
 
 Source: Warner et al. 2024 (arXiv:2412.13663).
 """

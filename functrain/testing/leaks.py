@@ -39,10 +39,11 @@ def assert_no_leak(
     """Assert that `apply` keeps the documents of a packed row apart, as rows of `ft.data.packed` need it.
 
     `apply(params, tokens, documents=, positions=)` gives a tensor (B, T, ...), logits or hidden states; wrap a model
-    that is called otherwise, and drop nothing. One that is mapped or recomputes is taken as it is, and of one by
-    `ft.compile`, whose documents and positions have a place, the gradient is compiled, too. It is called on two rows of
-    documents of these `lengths`, in both orders, with cells of padding behind them; and asserted is of each document
-    that
+    that is called otherwise, and drop nothing. One that is mapped or recomputes is taken as it is. Of one by
+    `ft.compile`, whose documents and positions have a place, the gradient is compiled, too; each length is a program.
+
+    It is called on two rows of documents of these `lengths`, in both orders, with cells of padding behind them; and
+    asserted is of each document that
 
     - its output is the one of the document alone in a row, within `tolerance` times the largest output;
     - a loss on it has a gradient of exactly 0.0 in the embeddings of all other documents and of padding.

@@ -175,7 +175,7 @@ def damaged(folder: Path, config: dict[str, Any] | None = None, drop: str = "", 
         ({"n_layer": 10**8}, "'layers': expected at most the 28 layers that so many tensors can be, came 100000000"),
         ({"layer_norm_epsilon": -1.0}, "expected eps in .0, 1., came -1.0"),
         ({"n_head": 3}, "expected heads that divide the width 8, came 3"),
-        ({"model_type": "bert"}, "'model_type': expected 'gpt2', came 'bert'; load it with the model of ft.models that"),
+        ({"model_type": "bert"}, "'model_type': expected 'gpt2', came 'bert'; load it with the model of ft.models"),
         ({"quantization_config": {"bits": 4}}, "'quantization_config': expected plain tensors"),
     ],
 )

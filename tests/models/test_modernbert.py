@@ -122,10 +122,7 @@ def by_rows(params: Any, tokens: Any, documents: Any, positions: Any) -> torch.T
     return rows(tokens, documents, positions)
 
 
-WAYS = {
-    "plain": packed, "compiled": interpret(packed), "recomputed": ft.recompute(packed), "mapped": by_rows,
-    "its layers recomputed": ft.recompute_layers(packed),
-}  # fmt: skip
+WAYS = {"plain": packed, "mapped": by_rows, "its layers recomputed": ft.recompute_layers(packed)}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -190,15 +187,14 @@ def test_lanes_of_a_map_and_both_attentions_agree() -> None:
     torch.testing.assert_close(found, modernbert.apply(PARAMS, TOKENS, CONFIG, mask=mask), rtol=1e-5, atol=1e-5)
 
 
-def test_a_compiled_gradient_with_dropout_is_the_eager_one() -> None:
-    config = dataclasses.replace(CONFIG, layers=2, mlp_dropout=0.3, embedding_dropout=0.3)
-    params = tree.map(lambda x: x, {**PARAMS, "blocks": PARAMS["blocks"][:2]})
+def test_a_gradient_that_is_traced_as_for_a_compiler_is_the_eager_one() -> None:
+    config = dataclasses.replace(CONFIG, layers=2, mlp_dropout=0.3)
+    params = {**PARAMS, "blocks": PARAMS["blocks"][:2]}
 
     def grads(params: tree.Params, tokens: torch.Tensor, key: torch.Tensor) -> tree.Params:
         return ft.grad(lambda p: modernbert.apply(p, tokens, config, key=key).square().mean())(params)
 
-    # float32 rounding of gradients of order 1
-    assert tree.allclose(ft.compile(grads)(params, TOKENS, KEY), grads(params, TOKENS, KEY), rtol=1e-4, atol=1e-5)
+    assert tree.allclose(interpret(grads)(params, TOKENS, KEY), grads(params, TOKENS, KEY), rtol=0, atol=0)
 
 
 # ---- errors -------------------------------------------------------------------------------------------------------

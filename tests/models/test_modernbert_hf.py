@@ -90,6 +90,7 @@ HARMLESS = {
 REFUSED = {"is_encoder_decoder", "per_layer_config"}
 SMALL: dict[str, Any] = {
     "vocab_size": 11, "hidden_size": 4, "num_attention_heads": 2, "num_hidden_layers": 2, "pad_token_id": None,
+    "eos_token_id": None, "bos_token_id": None, "cls_token_id": None, "sep_token_id": None,
     "architectures": ["ModernBertForMaskedLM"],
 }  # fmt: skip
 
@@ -146,15 +147,15 @@ def test_what_is_not_computed_is_refused_by_its_field(change: dict[str, Any], sa
 
 def test_older_fields_are_read_as_transformers_reads_them(caplog: pytest.LogCaptureFixture) -> None:
     older = {
-        "model_type": "modernbert", **SMALL, "num_hidden_layers": 5, "global_attn_every_n_layers": 2,
+        **SMALL, "num_hidden_layers": 5, "global_attn_every_n_layers": 2,
         "global_rope_theta": 50.0, "local_rope_theta": 7.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0},
         "layer_norm_eps": 0.1, "position_embedding_type": "absolute", "gradient_checkpointing": False,
         "reference_compile": None, "repad_logits_with_grad": False,
     }  # fmt: skip
-    config = hf.read_config(older, modernbert.HF, "config.json")
-    theirs = transformers.ModernBertConfig(**json.loads(json.dumps({**older, "model_type": None})))
+    config = hf.read_config({**older, "model_type": "modernbert"}, modernbert.HF, "config.json")
+    theirs = transformers.ModernBertConfig(**json.loads(json.dumps(older)))
     newer = json.loads(theirs.to_json_string(use_diff=False))
     newer = {name: value for name, value in newer.items() if not name.endswith("rope_theta")}
-    assert config == hf.read_config({**newer, "model_type": "modernbert"}, modernbert.HF, "config.json")
+    assert config == hf.read_config(newer, modernbert.HF, "config.json")
     assert (config.global_layers, config.eps, config.local_rope.factor) == ((0, 2, 4), 1e-5, 2.0)
     assert (config.global_rope.base, config.local_rope.base) == (50.0, 7.0) and caplog.records == []

@@ -64,6 +64,8 @@ def test_the_class_of_another_head_is_named_where_its_tensors_do_not_fit(tmp_pat
     gpt2.from_hf(folder)  # whose tensors are those of a language model
     state = load_file(folder / "model.safetensors")
     save_file(state | {"score.weight": state["transformer.wte.weight"].clone()}, folder / "model.safetensors")
-    with pytest.raises(checkpoint.UnsupportedError, match=f"'architectures': expected .*'GPT2LMHead.*{WAY_OUT}") as caught:
+    with pytest.raises(
+        checkpoint.UnsupportedError, match=f"'architectures': expected .*'GPT2LMHead.*{WAY_OUT}"
+    ) as caught:
         gpt2.from_hf(folder)
     assert "score.weight" in str(caught.value.__cause__)

@@ -89,7 +89,9 @@ def mapped(apply: Any) -> Any:
 
 
 def positional(compiled: Any) -> Any:
-    return lambda apply: compiled(lambda p, t, documents, positions: apply(p, t, documents=documents, positions=positions))
+    return lambda apply: compiled(
+        lambda p, t, documents, positions: apply(p, t, documents=documents, positions=positions)
+    )
 
 
 WRAPPERS = {"compiled": positional(interpret), "recomputed": ft.recompute, "mapped": mapped}
@@ -97,10 +99,11 @@ WRAPPERS = {"compiled": positional(interpret), "recomputed": ft.recompute, "mapp
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_model_is_tested_as_it_is_called(wrapper: str) -> None:
-    assert_no_leak(WRAPPERS[wrapper](model()), params(True), embedding="wte")
+    lengths = {"lengths": (3, 4)}  # each length is a program
+    assert_no_leak(WRAPPERS[wrapper](model()), params(True), embedding="wte", **lengths)
     for fault in ("no mask", "a neighbour times nothing"):
         with pytest.raises(AssertionError, match=FAULTS[fault]):
-            assert_no_leak(WRAPPERS[wrapper](model(fault)), params(True), embedding="wte")
+            assert_no_leak(WRAPPERS[wrapper](model(fault)), params(True), embedding="wte", **lengths)
 
 
 def test_a_model_that_is_compiled_is_compiled_with_its_gradient() -> None:
