@@ -153,6 +153,7 @@ def test_the_padding_token_is_not_trained_where_it_is_read() -> None:
         ("masked_lm", {"embedding_dropout": 0.3}, 1),
         ("masked_lm", {"attention_dropout": 0.3, "attention": "math"}, 6),
         ("masked_lm", {"mlp_dropout": 0.3}, 3),
+        ("masked_lm", {"attention_dropout": 0.3, "mlp_dropout": 0.3, "attention": "math"}, 9),
         ("sequence", {"classifier_dropout": 0.3}, 1),
         ("token", {"classifier_dropout": 0.3, "mlp_dropout": 0.3}, 4),
     ],
