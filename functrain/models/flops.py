@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
+from functrain import random
+from functrain.models import bert, gpt2, llama
+from functrain.tree import items
+
 
 def training_flops(*, parameters: int, layers: int, width: int, context: int) -> float:
     """Count the floating-point operations of a training step of a transformer for each token, forward and backward.
@@ -19,3 +25,40 @@ def training_flops(*, parameters: int, layers: int, width: int, context: int) ->
     >>> record = ft.train.record("runs/mine", flops=16 * 1024 * per_token, peak_flops=312e12)  # of an A100
     """
     return 6.0 * parameters + 12.0 * layers * width * context
+
+
+def training_flops_of(config: gpt2.Config | llama.Config | bert.Config, context: int | None = None) -> float:
+    """Count the floating-point operations of a training step for each token of a model of that config.
+
+    As `training_flops` counts them, by the matrices that a token is multiplied with: of a mixture of experts, those of
+    `experts_per_token`; of a BERT, without the matrices that see a row's first token alone. The rows have `context`
+    tokens, by default as many as the model sees; a window is of no effect, as it is to a kernel that masks.
+
+    Raises: TypeError for the config of something else.
+
+    >>> config = ft.models.gpt2.Config(vocab=50257, context=1024, layers=12, heads=12, width=768)
+    >>> f"{ft.models.training_flops_of(config):.3g}"
+    '8.54e+08'
+    """
+    if not isinstance(config, gpt2.Config | llama.Config | bert.Config):
+        raise TypeError(
+            f"training_flops_of: expected the Config of gpt2, llama or bert, came {type(config).__name__}; count the "
+            "parameters of another model, and call training_flops"
+        )
+    key, width, kept = torch.zeros(2, dtype=torch.int32, device="meta"), config.width, 1.0
+    if isinstance(config, llama.Config):
+        params, once = llama.init(config, key), () if config.tied else ("embed",)
+        width = config.heads * config.width_of_head
+        kept = config.experts_per_token / max(config.experts, 1)
+    elif isinstance(config, bert.Config):
+        params, once = bert.init(config, key), ("embeddings/positions", "embeddings/types", "pooler", "next_sentence")
+        if config.head not in ("pretraining", "masked_lm"):  # the table is no head, too
+            once += ("embeddings/tokens",)
+        if config.head == "sequence":
+            once += ("classifier",)
+    else:
+        params, once = gpt2.init(config, key), ("wpe",)
+    found = [x for path, x in items(params) if x.dim() > 1 and not path.startswith(once)]
+    # a leaf of three dimensions holds the matrices of all experts
+    parameters = sum(x.numel() * (kept if x.dim() == 3 else 1.0) for x in found)
+    return 6.0 * parameters + 12.0 * config.layers * width * (config.context if context is None else context)

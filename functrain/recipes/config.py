@@ -68,7 +68,7 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All that a run depends on: equal configs give equal bits on one machine, whatever their `CADENCES`.
+    """All that a run depends on: equal configs give equal bits on one machine, whatever their `WATCHED`.
 
     Raises: ValueError naming a number that cannot be.
     """
@@ -97,6 +97,9 @@ class Config:
     evaluate_batches: int = 16
     """Batches of the validation text that are evaluated along the way; the end evaluates all."""
     checkpoint_every: int = 200
+    peak_flops: float | Literal["auto"] = "auto"
+    """What the device can do in a second, in floating-point operations, for the model-FLOPs utilisation (MFU) in the
+    record; auto: in half precision that of its data sheet, on a GPU that is known, and else nothing is recorded."""
     guard: Literal["nonfinite", "spikes"] = "nonfinite"
     """Which steps are skipped: those whose loss or gradient is NaN or infinite, or also those whose loss is a spike."""
     stop_after_nonfinite: int = 10
@@ -113,12 +116,17 @@ class Config:
             raise ValueError(f"seed: expected a number below 2 ** 64, came {self.seed}")
         if self.accumulate > self.batch:
             raise ValueError(f"accumulate: expected at most the batch of {self.batch}, came {self.accumulate}")
+        if self.peak_flops != "auto" and not 0.0 < self.peak_flops < math.inf:
+            raise ValueError(f"peak_flops: expected a finite number above 0, or auto, came {self.peak_flops}")
         if not 0.0 <= self.recompute <= 1.0:
             raise ValueError(f"recompute: expected a part of the layers in [0, 1], came {self.recompute}")
 
 
 CADENCES = ["log_every", "evaluate_every", "evaluate_batches", "checkpoint_every"]
 """How often a run is looked at: no part of what it is, and another one when it goes on is no change."""
+
+WATCHED = [*CADENCES, "peak_flops"]
+"""All that changes the record of a run and not the run."""
 
 
 PRESETS = {

@@ -20,7 +20,7 @@ from functrain import checkpoint, tree
 from functrain.data.atomic import replacing
 from functrain.recipes import architectures, toml
 from functrain.recipes.architectures import Architecture
-from functrain.recipes.config import CADENCES, Config
+from functrain.recipes.config import WATCHED, Config
 from functrain.train import TrainState
 
 
@@ -66,11 +66,11 @@ def write(file: Path, text: str) -> None:
 
 
 def check_same_config(run: Path, config: Config, *, accept_changes: bool = False) -> None:
-    """Refuse to go on with a run under another config, but for its cadences; the error is the difference.
+    """Refuse to go on with a run under another config, but for what it is watched by; the error is the difference.
 
     Raises: ValueError, also with `accept_changes` where what was trained would be of another shape.
     """
-    changes = [line for line in toml.differences(read_config(run), config) if line.partition(":")[0] not in CADENCES]
+    changes = [line for line in toml.differences(read_config(run), config) if line.partition(":")[0] not in WATCHED]
     if any(line.partition(":")[0] in _SHAPE for line in changes):
         raise ValueError(f"{run} holds a model of another shape; choose another --run:{_lines(changes)}")
     if any(_is_of_state(line) for line in changes):

@@ -19,7 +19,7 @@ from functrain.recipes import architectures, folder, optimizers, precision, toml
 from functrain.recipes import texts as texts_of
 from functrain.recipes.architectures import Architecture
 from functrain.recipes.config import Config
-from functrain.recipes.record import Show, readable, record_of
+from functrain.recipes.record import Show, readable, record_of, utilization
 from functrain.train import Hook, Interrupted
 from functrain.train.loop import Step
 from functrain.train.signals import Signals
@@ -122,6 +122,7 @@ def main(
             learning_rate=schedule,
             show=show,
             counted=objective.counted(config),
+            utilization=utilization(config, model, device),
             hyperparameters=dataclasses.asdict(config),
         ),
         saving,

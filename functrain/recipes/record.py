@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 import functrain as ft
+from functrain.recipes.config import Config
 from functrain.train.watching import Record
 from functrain.train.watching import Row as Row
 from functrain.train.watching import rows as rows
@@ -26,11 +27,13 @@ def record_of(
     learning_rate: Callable[[Any], Any],
     show: Show,
     counted: Mapping[str, Any],
+    utilization: Mapping[str, Any] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> Record:
     """Return the record of a run, TensorBoard events included, whose last row of each reading is shown.
 
-    `counted` says what of a step is counted a second, as `ft.train.record` is told it: samples, tokens.
+    `counted` says what of a step is counted a second, as `ft.train.record` is told it: samples, tokens; `utilization` its flops
+    and those of the device, where they are known.
     """
     loggers: list[ft.train.watching.Logger] = [_Shown(show)]
     try:
@@ -44,9 +47,22 @@ def record_of(
         every=every,
         learning_rate=learning_rate,
         **counted,
+        **utilization or {},
         loggers=loggers,
         hyperparameters=hyperparameters,
     )
+
+
+def utilization(config: Config, model: Any, device: torch.device) -> dict[str, float]:
+    """Return what `ft.train.record` is told for the model-FLOPs utilisation: nothing where the device's rate is not
+    known. All cells of a batch count, those of padding too."""
+    peak: float | None
+    if config.peak_flops == "auto":
+        peak = ft.train.watching.peak_flops(device, getattr(torch, config.precision))
+    else:
+        peak = config.peak_flops
+    cells = config.batch * config.model.context
+    return {} if peak is None else {"flops": cells * ft.models.training_flops_of(model), "peak_flops": peak}
 
 
 def bits(bits_per_byte: float) -> Callable[[int, Any, dict[str, Any]], dict[str, torch.Tensor]]:

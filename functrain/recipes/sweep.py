@@ -25,7 +25,7 @@ from functrain.recipes import architectures, folder, optimizers, precision, pret
 from functrain.recipes import texts as texts_of
 from functrain.recipes.config import Config, Optimizer
 from functrain.recipes.pretrain import NotFinite, Result
-from functrain.recipes.record import Row, Show, readable, record_of
+from functrain.recipes.record import Row, Show, readable, record_of, utilization
 from functrain.train import Hook
 
 SWEPT = [
@@ -105,7 +105,7 @@ def main(
     show.note(f"{swept.lanes} lanes of {ft.tree.size(states.params) // swept.lanes:,} parameters")
     step = ft.compile(swept, donate=True, cache=run / "programs") if config.compile else swept
 
-    lanes = _Lanes(inside, configs, show, swept)
+    lanes = _Lanes(inside, configs, show, swept, utilization(config, model, device))
     show.begin(done, config.steps)
 
     def evaluate(t: int, states: ft.TrainState, metrics: Any) -> None:
@@ -156,7 +156,9 @@ def check(over: Mapping[str, Sequence[float]]) -> None:
 class _Lanes:
     """A hook that records every lane, and shows the one whose loss is the smallest."""
 
-    def __init__(self, inside: Path, configs: list[Config], show: Show, swept: ft.train.Sweep) -> None:
+    def __init__(
+        self, inside: Path, configs: list[Config], show: Show, swept: ft.train.Sweep, used: Mapping[str, Any]
+    ) -> None:
         self._show, self._swept = show, swept
         self._added: dict[int, Row] = {}
         self._quiet = [_Last() for _ in configs]
@@ -167,6 +169,7 @@ class _Lanes:
                 learning_rate=optimizers.schedule_of(config),
                 show=quiet,
                 counted=architectures.of(config.model).objective.counted(config),
+                utilization=used,
             )
             for i, (config, quiet) in enumerate(zip(configs, self._quiet, strict=True))
         ]
@@ -177,7 +180,7 @@ class _Lanes:
         rows = [quiet.row_shown for quiet in self._quiet]
         if rows[0] and rows[0]["step"] == t:
             best = min(rows, key=lambda row: (row["loss"] != row["loss"], row["loss"]))
-            rates = [name for name in best if name.endswith("_per_second")]
+            rates = [name for name in best if name.endswith(("_per_second", "_utilization"))]
             self._show.row(best | {name: sum(row[name] for row in rows) for name in rates})
 
     def begin(self, t: int, steps: int, states: ft.TrainState) -> None:

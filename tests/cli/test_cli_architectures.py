@@ -23,7 +23,16 @@ CPU = torch.device("cpu")
 # what a run can be asked for beside its preset, a case of each architecture
 OPTIONS = {
     "llama": ["--data.vocabulary", "300", "--model.packed", "--accumulate", "2", "--recompute", "1"],
-    "experts": ["--model.experts", "4", "--model.experts-per-token", "2", "--model.balance", "0.01"],
+    "experts": [
+        "--model.experts",
+        "4",
+        "--model.experts-per-token",
+        "2",
+        "--model.balance",
+        "0.01",
+        "--peak-flops",
+        "1e12",
+    ],
     "bert": ["--accumulate", "2", "--recompute", "1", "--model.whole-words", "--model.dropout", "0.1"],
 }
 
@@ -48,6 +57,18 @@ def whole(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.
     run = tmp_path_factory.mktemp(request.param) / "run"
     assert cli.main(words(request.param, run, texts)) == 0
     return request.param, run
+
+
+def test_the_record_says_how_much_of_the_peak_is_used(whole: tuple[str, Path]) -> None:
+    name, run = whole
+    rows, config = record.rows(run / "metrics.jsonl"), folder.read_config(run)
+    if name != "experts":  # nobody says what a CPU can do
+        assert not any("model_flops_utilization" in row for row in rows)
+        return
+    model = pretrain.model_of(config, 256)
+    for row in rows:
+        used = row["tokens_per_second"] * ft.models.training_flops_of(model) / 1e12
+        assert row["model_flops_utilization"] == pytest.approx(used)
 
 
 def said(capsys: pytest.CaptureFixture[str], *given: Any, code: int = 0) -> str:

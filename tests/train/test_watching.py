@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import functrain as ft
 from functrain import checkpoint
 from functrain.train import TrainState, fit, record, watching
+from functrain.train.watching import peak as peaks
 from functrain.train.watching import rows
 from functrain.train.watching.meter import Meter
 from functrain.train.watching.rows import OF_THE_MACHINE, keep
@@ -324,3 +325,18 @@ def test_mlflow_gets_rows_settings_and_texts(tmp_path: Path, monkeypatch: pytest
     assert found.data.params == {"a.b": "1"} and found.info.status == "FINISHED" and found.info.run_name == "test"
     assert "odd" not in found.data.metrics
     assert [file.path for file in client.list_artifacts(logger.run_id, "sample")] == ["sample/step-00000006.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H200", 989e12), ("NVIDIA L4", 121e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA L40S", 362e12), ("NVIDIA L40", 181e12), ("Tesla T4", None),
+    ],
+)  # fmt: skip
+def test_what_a_gpu_can_do_is_known_by_the_words_of_its_name(name: str, peak: float | None) -> None:
+    assert peaks.of_name(name) == peak
+
+
+def test_of_a_cpu_and_of_float32_no_peak_is_known() -> None:
+    assert peaks.peak_flops("cpu") is None and peaks.peak_flops("cuda", torch.float32) is None

@@ -1,6 +1,7 @@
 """What a run tells while it goes on: rows of numbers in a file, on a screen, in TensorBoard and elsewhere."""
 
 from functrain.train.watching.logger import Logger
+from functrain.train.watching.peak import peak_flops
 from functrain.train.watching.progress import Progress, progress
 from functrain.train.watching.recording import Record, record
 from functrain.train.watching.rows import Row, rows
@@ -11,7 +12,7 @@ from functrain.train.watching.to_wandb import wandb
 from functrain.tree import elsewhere
 
 __all__ = [
-    "Logger", "Progress", "Record", "Row", "csv", "mlflow", "progress", "record", "rows", "tensorboard",
+    "Logger", "Progress", "Record", "Row", "csv", "mlflow", "peak_flops", "progress", "record", "rows", "tensorboard",
     "wandb",
 ]  # fmt: skip
 

@@ -43,7 +43,9 @@ def record(
     - "samples_per_second" and "tokens_per_second", of `samples` and `tokens` in a step, or of the metrics of that name:
       `tokens="weight"` for the losses of language models. Evaluations and saves are left out of the time, and what the
       first step takes to compile is its "first_step_seconds";
-    - "model_flops_utilization", of `flops`, those of a step, and `peak_flops`, those of the device in a second.
+    - "model_flops_utilization", of `flops`, those of a step, such as the tokens of a batch times
+      `ft.models.training_flops_of(config)`, and `peak_flops`, those of the device in a second, such as
+      `ft.train.watching.peak_flops("cuda")`.
 
     In a loop of one's own, call it as `record(t, state, metrics)` after step t, from 1, and `record.close()` at the
     end, after `record.fail(error)` if it is an error; `record.begin(t, steps, state)` before, where the run goes on
