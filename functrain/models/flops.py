@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from functrain import random
-from functrain.models import bert, gpt2, llama
+from functrain.models import bert, gpt2, llama, modernbert
 from functrain.tree import items
 
 
@@ -27,11 +26,13 @@ def training_flops(*, parameters: int, layers: int, width: int, context: int) ->
     return 6.0 * parameters + 12.0 * layers * width * context
 
 
-def training_flops_of(config: gpt2.Config | llama.Config | bert.Config, context: int | None = None) -> float:
+def training_flops_of(
+    config: gpt2.Config | llama.Config | bert.Config | modernbert.Config, context: int | None = None
+) -> float:
     """Count the floating-point operations of a training step for each token of a model of that config.
 
     As `training_flops` counts them, by the matrices that a token is multiplied with: of a mixture of experts, those of
-    `experts_per_token`; of a BERT, without the matrices that see a row's first token alone. The rows have `context`
+    `experts_per_token`; of a BERT, without the matrices that see one vector of a row alone. The rows have `context`
     tokens, by default as many as the model sees; a window is of no effect, as it is to a kernel that masks.
 
     Raises: TypeError for the config of something else.
@@ -40,11 +41,12 @@ def training_flops_of(config: gpt2.Config | llama.Config | bert.Config, context:
     >>> f"{ft.models.training_flops_of(config):.3g}"
     '8.54e+08'
     """
-    if not isinstance(config, gpt2.Config | llama.Config | bert.Config):
+    if not isinstance(config, gpt2.Config | llama.Config | bert.Config | modernbert.Config):
         raise TypeError(
-            f"training_flops_of: expected the Config of gpt2, llama or bert, came {type(config).__name__}; count the "
-            "parameters of another model, and call training_flops"
+            "training_flops_of: expected the Config of gpt2, llama, bert or modernbert, came "
+            f"{type(config).__name__}; count the parameters of another model, and call training_flops"
         )
+    once: tuple[str, ...]
     key, width, kept = torch.zeros(2, dtype=torch.int32, device="meta"), config.width, 1.0
     if isinstance(config, llama.Config):
         params, once = llama.init(config, key), () if config.tied else ("embed",)
@@ -56,6 +58,11 @@ def training_flops_of(config: gpt2.Config | llama.Config | bert.Config, context:
             once += ("embeddings/tokens",)
         if config.head == "sequence":
             once += ("classifier",)
+    elif isinstance(config, modernbert.Config):
+        is_head = config.head == "masked_lm" and config.tied
+        params, once = modernbert.init(config, key), () if is_head else ("embeddings/tokens",)
+        if config.head == "sequence":
+            once += ("head", "classifier")
     else:
         params, once = gpt2.init(config, key), ("wpe",)
     found = [x for path, x in items(params) if x.dim() > 1 and not path.startswith(once)]

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import functrain as ft
-from functrain.models import bert, gpt2, llama
+from functrain.models import bert, gpt2, llama, modernbert
 
 
 def test_the_flops_of_a_token_are_those_that_torch_counts() -> None:
@@ -43,13 +43,17 @@ CONFIGS = {
     "bert of tokens": bert.Config(
         vocab=50, context=16, layers=2, heads=2, width=24, inner=32, head="token", num_labels=3, attention="math"
     ),
+    "modernbert": modernbert.Config(vocab=50, context=16, layers=2, heads=2, width=24, inner=32, attention="math"),
+    "modernbert, a decoder of its own": modernbert.Config(
+        vocab=50, context=16, layers=2, heads=2, width=24, inner=32, window=4, tied=False, attention="math"
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_flops_of_a_config_are_those_that_torch_counts(name: str) -> None:
     config: Any = CONFIGS[name]
-    module: Any = next(m for m in (gpt2, llama, bert) if isinstance(config, m.Config))
+    module: Any = next(m for m in (gpt2, llama, bert, modernbert) if isinstance(config, m.Config))
     params = module.init(config, ft.random.key(0))
     with FlopCounterMode(display=False) as counted:
         ft.grad(lambda params: module.apply(params, TOKENS, config).sum())(params)
@@ -66,6 +70,8 @@ def test_of_experts_those_count_that_a_token_goes_through() -> None:
 
 def test_a_head_that_sees_the_first_token_alone_and_another_context_count() -> None:
     shape: Any = {"vocab": 50, "context": 16, "layers": 2, "heads": 2, "width": 24, "inner": 32}
+    first = [ft.models.training_flops_of(modernbert.Config(**shape, head=head)) for head in ("none", "sequence")]
+    assert first[0] == first[1]
     none, sequence, pretraining = (
         ft.models.training_flops_of(bert.Config(**shape, head=head)) for head in ("none", "sequence", "pretraining")
     )
@@ -75,5 +81,7 @@ def test_a_head_that_sees_the_first_token_alone_and_another_context_count() -> N
 
 
 def test_a_config_of_something_else_is_told() -> None:
-    with pytest.raises(TypeError, match="the Config of gpt2, llama or bert, came dict; count the parameters"):
+    with pytest.raises(
+        TypeError, match="the Config of gpt2, llama, bert or modernbert, came dict; count the parameters"
+    ):
         ft.models.training_flops_of({})  # type: ignore[arg-type]
