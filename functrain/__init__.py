@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         optim,
         random,
         schedules,
+        sharding,
         testing,
         train,
         transforms,
@@ -51,7 +52,7 @@ __version__ = "0.1.0"
 
 ROOMS = (
     "checkpoint", "curvature", "data", "generation", "losses", "models", "nn", "optim", "random", "schedules",
-    "testing", "train", "transforms", "tree",
+    "sharding", "testing", "train", "transforms", "tree",
 )  # fmt: skip
 # what is named often has a name here too, and lives in a room
 _FROM = {
@@ -71,7 +72,7 @@ __all__ = [
     "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "checkpoint_name", "compile", "curvature",
     "data", "evaluate", "fit", "from_module", "generate", "generation", "ggnvp", "grad", "hvp", "init_state",
     "loss_scale", "losses", "mixed_precision", "models", "nn", "optim", "per_example_grad", "random", "recompute",
-    "recompute_layers", "schedules", "sweep", "testing", "to_module", "train", "train_step", "transforms", "tree",
+    "recompute_layers", "schedules", "sharding", "sweep", "testing", "to_module", "train", "train_step", "transforms", "tree",
     "unroll", "value_and_grad", "vmap",
 ]  # fmt: skip
 

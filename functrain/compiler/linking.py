@@ -19,7 +19,7 @@ from functrain.compiler.cutting import Cutter
 from functrain.compiler.inductor import lowering
 from functrain.compiler.listing import Listing
 from functrain.compiler.parts import BACKWARD, CALL, FORWARD, ZEROS, Layer, Loss, zeros_like
-from functrain.compiler.segments import AS_THEY_ARE, CALLS, extract, is_cut, is_small_talk, levels_of, results_of, size
+from functrain.compiler.segments import extract, is_cut, is_small_talk, levels_of, results_of, size
 from functrain.compiler.tracing import Traced, base_of
 
 aten = torch.ops.aten
@@ -148,7 +148,7 @@ class Linker:
     ) -> Listing:
         """Make the list of a graph with calls; with `update`, what comes after the last is compiled leaf by leaf."""
         listing = Listing(inputs)
-        redrawing.draw_again(graph, lambda node: node.target in CALLS)  # no mask waits for the backward pass
+        redrawing.draw_again(graph, segments.is_call)  # no mask waits for the backward pass
         inside = additions(graph)
         chained = {node for chains in inside.values() for chain in chains.values() for node in chain.nodes}
         calls, levels = levels_of(graph)
@@ -170,7 +170,7 @@ class Linker:
             _, like, as_float32 = call.args
             listing.add("zeros", _zeros(as_float32), like, [items.get(i) for i in range(len(like))])
             return
-        if call.target in AS_THEY_ARE:
+        if segments.runs_as_it_is(call.target):
             given = call.all_input_nodes
             count = max(items, default=-1) + 1
             listing.add(str(call.target), _as_it_is(call, count), given, [items.get(i) for i in range(count)])

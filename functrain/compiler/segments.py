@@ -18,12 +18,42 @@ from functrain.compiler.parts import BACKWARD, CALL, FORWARD, ZEROS
 aten = torch.ops.aten
 # oneDNN's LSTM, which torch's compiler has for inference alone
 AS_THEY_ARE = {aten.mkldnn_rnn_layer.default, aten.mkldnn_rnn_layer_backward.default}
-CALLS = {FORWARD, BACKWARD, CALL, ZEROS, *AS_THEY_ARE}
+_CALLS = {FORWARD, BACKWARD, CALL, ZEROS}
 _TINY = 2**14  # elements: eager operations on as many cost little more than a program's call
+
+
+def runs_as_it_is(target: Any) -> bool:
+    """Tell whether an operation stands in the list by itself: one that torch's compiler lacks, and what ranks say to
+    each other, which must begin and end at its place."""
+    return target in AS_THEY_ARE or getattr(target, "namespace", None) == "functrain_ranks"
+
+
+def is_call(node: Any) -> bool:
+    return node.target in _CALLS or runs_as_it_is(node.target)
+
+
+def _wait_late(graph: fx.Graph) -> None:
+    """Let sums over ranks begin as soon as what they add is there, and let what waits for them come last: the backward
+    pass goes on beside them."""
+    late: set[fx.Node] = set()
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    end = graph.output_node()
+    for node in list(graph.nodes):
+        name = str(node.target) if runs_as_it_is(node.target) else ""
+        if node is end:
+            continue
+        if name.startswith("functrain_ranks.finish") or any(i in late for i in node.all_input_nodes):
+            late.add(node)
+            end.prepend(node)
+        elif name.startswith("functrain_ranks.begin"):
+            max(node.all_input_nodes, key=order.__getitem__).append(node)
+            for item in list(node.users):
+                node.append(item)
 
 
 def levels_of(graph: fx.Graph) -> tuple[list[fx.Node], dict[fx.Node, int]]:
     """Return the calls, and for each other node the number of calls behind which it is computed."""
+    _wait_late(graph)
     calls: list[fx.Node] = []
     order: dict[fx.Node, int] = {}
     free: set[fx.Node] = set()  # what depends on inputs alone can be computed as late as somebody wants it
@@ -31,7 +61,7 @@ def levels_of(graph: fx.Graph) -> tuple[list[fx.Node], dict[fx.Node, int]]:
         if node.op in ("placeholder", "output"):
             order[node] = 0
             free.add(node)
-        elif node.target in CALLS:
+        elif is_call(node):
             calls.append(node)
             order[node] = len(calls)
         else:
@@ -53,7 +83,7 @@ def levels_of(graph: fx.Graph) -> tuple[list[fx.Node], dict[fx.Node, int]]:
             # a cast of a layer's weights right before the layer, for which one small program stands for all of them
             if latest == len(calls) or node.target in _CASTS or node.meta.get("drawn again"):
                 order[node] = latest
-    inner = [n for n in graph.nodes if n.op == "call_function" and n.target not in CALLS and not is_item(n)]
+    inner = [n for n in graph.nodes if n.op == "call_function" and not is_call(n) and not is_item(n)]
     return calls, {node: order[node] for node in inner}
 
 
@@ -71,11 +101,11 @@ def results_of(graph: fx.Graph) -> list[Any]:
 
 def is_item(node: Any) -> bool:
     """Tell whether a node is one result of a call."""
-    return node.target is operator.getitem and node.args[0].target in CALLS
+    return node.target is operator.getitem and is_call(node.args[0])
 
 
 def is_cut(graph: fx.Graph) -> bool:
-    return any(node.target in CALLS for node in graph.nodes)
+    return any(is_call(node) for node in graph.nodes)
 
 
 def is_small_talk(nodes: list[fx.Node]) -> bool:

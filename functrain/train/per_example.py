@@ -18,7 +18,7 @@ from functrain.train import checks
 from functrain.train.protocols import Batch, LossFn
 from functrain.train.state import TrainState
 from functrain.train.step import Metrics, OptimizerStep
-from functrain.train.step import _loss as as_loss
+from functrain.train.step_parts import loss_of
 from functrain.train.trainable import Trainable, check_marks, of_trained, splitting, whole
 from functrain.transforms import per_example
 from functrain.tree import Params, Tree
@@ -66,7 +66,7 @@ def private_step(
     def own_mean(trained: Params, frozen: Params, example: Batch, key: Tensor) -> tuple[Tensor, Loss]:
         params = whole(trained, frozen)
         result = checks.call("private_step", loss_fn, "params, example, key", params, example, key)
-        loss = as_loss(result, False, ("loss", "weight", "gradient_norm_mean"))
+        loss = loss_of(result, False, ("loss", "weight", "gradient_norm_mean"))
         return loss.total / _divisor(loss), loss
 
     of_examples = per_example.beside_examples(own_mean, True, chunk_size)
@@ -134,7 +134,7 @@ def noise_scale_step(
     def sums(trained: Params, frozen: Params, example: Batch, key: Tensor) -> tuple[Loss, Tensor]:
         params = whole(trained, frozen)
         result = checks.call("noise_scale_step", loss_fn, "params, example, key", params, example, key)
-        loss = as_loss(result, True, _MEASURED)
+        loss = loss_of(result, True, _MEASURED)
         return loss, (loss.weight != 0).to(torch.int64)
 
     moments_of = per_example.moments_beside(sums, True, chunk_size)

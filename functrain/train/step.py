@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Generic, Literal, NamedTuple, overload
 
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor
 from functrain import random, transforms, tree
 from functrain.losses import Loss
 from functrain.optim import GradientTransformation, apply_updates, with_extra_args_support
+from functrain.sharding import Plan
 from functrain.train import checks
 from functrain.train.guard import Guard
 from functrain.train.protocols import Batch, Batch_contra, LossFn, LossFnWithBuffers
 from functrain.train.state import TrainState, check_pairs
+from functrain.train.step_parts import check_state, divisor_of, loss_of
 from functrain.train.trainable import Trainable, check_marks, of_trained, splitting, whole
 from functrain.transforms import accumulation
-from functrain.transforms.loss_scale import LossScale, unscale, wide
+from functrain.transforms.loss_scale import LossScale, unscale, wide, wide_dtype
 from functrain.tree import Params, Tree
 from functrain.tree.reductions import finite, stays_finite
 
@@ -28,8 +31,13 @@ class OptimizerStep(Generic[Batch_contra]):
     """A step, `second(state, first(state, batch))`, that says which optimizer's state it keeps."""
 
     def __init__(
-        self, first: Callable[..., Any], second: Callable[[Any, Any], Any], optimizer: GradientTransformation
+        self,
+        first: Callable[..., Any],
+        second: Callable[[Any, Any], Any],
+        optimizer: GradientTransformation,
+        plan: Plan | None = None,
     ) -> None:
+        self.plan: Plan | None = plan
         self.first: Callable[..., Any] = first
         self.second: Callable[[Any, Any], Any] = second
         self.optimizer: GradientTransformation = optimizer
@@ -57,6 +65,7 @@ def train_step(
     buffers: Literal[False] = False,
     guard: Guard | None = None,
     trainable: Trainable | None = None,
+    plan: Plan | None = None,
 ) -> OptimizerStep[Batch]: ...
 @overload
 def train_step(
@@ -69,6 +78,7 @@ def train_step(
     buffers: Literal[True],
     guard: Guard | None = None,
     trainable: Trainable | None = None,
+    plan: Plan | None = None,
 ) -> OptimizerStep[Batch]: ...
 def train_step(
     loss_fn: Callable[..., Any],
@@ -80,6 +90,7 @@ def train_step(
     buffers: bool = False,
     guard: Guard | None = None,
     trainable: Trainable | None = None,
+    plan: Plan | None = None,
 ) -> OptimizerStep[Any]:
     """Make the function `(state, batch) -> (state, metrics)` that takes one step.
 
@@ -108,6 +119,11 @@ def train_step(
     predicate of (path, leaf), or a tree of bools like params or a prefix. The optimizer sees the trained params alone,
     under their paths. `init_state` takes the same `trainable`.
 
+    With `plan`, every rank calls the step with its own rows of a batch, as `ft.data.shard(batches, plan=plan)` gives
+    them, and with the same state. It equals the step of the whole batch on one process: the loss must be a `Loss`, whose
+    sums are added over ranks, as are the gradients, once after all slices. n ranks with `accumulate=k` draw as one
+    process with `accumulate=n * k`. Floating-point buffers become their mean over ranks, other ones must be alike.
+
     Metrics: "loss" (total / weight), "weight", "grad_norm" (before the optimizer), and each of the loss's own divided
     by weight; with `loss_scale` also the "loss_scale" of this step; with either, "skipped", 0 or 1; with `guard`,
     "skipped_in_row", "skipped_in_all" and "rolled_back". All are () tensors, of a half-precision loss float32.
@@ -129,6 +145,11 @@ def train_step(
         came = f"({type(loss_fn).__name__}, {type(optimizer).__name__})"
         raise TypeError(f"train_step: expected (loss_fn, optimizer), a function and a pair of functions, came {came}")
     check_pairs("train_step", loss_scale, guard)
+    if plan is not None and accumulate_rows is not None:
+        raise ValueError(
+            "train_step: expected accumulate beside a plan, came accumulate_rows, by which ranks with different rows "
+            "would have different numbers of slices"
+        )
     begun = {
         "loss_scale": None if loss_scale is None else loss_scale.init("cpu"),
         "guard": None if guard is None else guard.init("cpu"),
@@ -137,6 +158,7 @@ def train_step(
     parts = None if accumulate_rows is not None and accumulate == 1 else accumulate
     accumulation.check_parts("train_step: accumulate", parts, accumulate_rows)
     looped = parts != 1
+    added = looped or plan is not None  # sums, which are divided when all are there
     tx, split = with_extra_args_support(optimizer), splitting("train_step", trainable)
     wanted = "params, buffers, batch, key" if buffers else "params, batch, key"
     taken = ["loss", "weight", "grad_norm"]
@@ -147,28 +169,36 @@ def train_step(
     def evaluated(params: Params, *args: Any) -> tuple[Loss, Tree]:
         result = checks.call("train_step", loss_fn, wanted, params, *args)
         if not buffers:
-            return _loss(result, looped, taken), None
+            return loss_of(result, added, taken), None
         if isinstance(result, Loss) or not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(
                 "train_step(buffers=True): expected loss_fn to return (loss, new_buffers), came "
                 f"{type(result).__name__}; return the buffers unchanged where nothing updates them"
             )
-        return _loss(result[0], looped, taken), result[1]
+        return loss_of(result[0], added, taken), result[1]
 
     # one slice's gradient is that of its mean times the scale: of a size that does not depend on how many slices
     # there are, so that float16 holds it with the same scale
     def scaled(trained: Params, frozen: Params, scale: Tensor | None, *args: Any) -> tuple[Tensor, tuple[Loss, Tree]]:
         *others, key, step = args
         loss, new = evaluated(whole(trained, frozen), *others, key if step is None else random.fold_in(key, step))
-        if not looped:
+        if not added:
             total = loss.total / loss.weight
         else:
-            total = loss.total if scale is None else loss.total / _divisor(loss)
+            total = loss.total if scale is None else loss.total / divisor_of(loss)
         return total if scale is None else total * scale.to(total.dtype), (loss, new)
 
-    gradient = transforms.value_and_grad(scaled, has_aux=True)
+    def over_ranks(result: Any, grads: Tree) -> tuple[Any, Tree]:
+        if plan is None:
+            return result, grads
+        if loss_scale is not None:
+            divisor = divisor_of(result[1][0])
+            grads = tree.map(lambda grad: wide(grad) * divisor.to(wide_dtype(grad.dtype)), grads)
+        return result, plan.sum_gradients(grads)
+
+    gradient = transforms.gradient.value_and_grad_then(scaled, over_ranks)
     add_gradients = transforms.gradient.add_gradients(
-        scaled, has_aux=True, factor_of=None if loss_scale is None else lambda result: _divisor(result[1][0])
+        scaled, has_aux=True, factor_of=None if loss_scale is None else lambda result: divisor_of(result[1][0])
     )
 
     def add_slice(
@@ -178,26 +208,44 @@ def train_step(
         _, (loss, new) = add_gradients(total, trained, frozen, scale, *((old,) if buffers else ()), batch, key, None)
         return loss, (frozen, scale, new)
 
-    of_slices = accumulation.sums(add_slice, parts, rows=accumulate_rows, buffers=True)
+    def first_slice(key: Tensor) -> Tensor:
+        assert plan is not None
+        return plan.place(key) * (parts or 1)
+
+    several = plan is not None and plan.ranks > 1
+    of_slices = accumulation.sums(
+        add_slice, parts, rows=accumulate_rows, buffers=True, first=first_slice if several else None
+    )
 
     def gradients(state: TrainState, batch: Batch) -> _Found:
-        _check_state(state, begun, buffers)
+        check_state(state, begun, buffers)
         trained, frozen = split(state.params)
         check_marks("train_step", state, trained, trainable)
         scale = None if loss_scale is None else state.loss_scale.scale
         if not looped:  # the key is folded where it is compiled with the loss
-            args = (*((state.buffers,) if buffers else ()), batch, state.key, state.step)
+            key, step = state.key, state.step
+            if several:
+                key, step = random.fold_in(random.fold_in(key, step), first_slice(key)), None
+            args = (*((state.buffers,) if buffers else ()), batch, key, step)
             (_, (loss, new)), grads = gradient(trained, frozen, scale, *args)
+        else:
+            key = random.fold_in(state.key, state.step)
+            (loss, (*_, new)), grads = of_slices(trained, (frozen, scale, state.buffers), batch, key)
+            if plan is not None:
+                grads = plan.sum_gradients(grads)
+        if plan is None:
             return _Found(loss, new, grads)
-        key = random.fold_in(state.key, state.step)
-        (loss, (*_, new)), grads = of_slices(trained, (frozen, scale, state.buffers), batch, key)
-        return _Found(loss, new, grads)
+        return _Found(plan.sum(tree.map(lambda x: wide(x) if isinstance(x, Tensor) else x, loss)), plan.mean(new), grads)
+
+    def in_mesh(state: TrainState, batch: Batch) -> _Found:
+        with nullcontext() if plan is None else plan.entered():
+            return gradients(state, batch)
 
     def update(state: TrainState, found: _Found) -> tuple[TrainState, Metrics]:
         loss, new_buffers, grads = found
         trained, frozen = split(state.params)
         loss = tree.map(lambda leaf: wide(leaf) if isinstance(leaf, Tensor) else leaf, loss)
-        if looped:
+        if added:
             share = 1 / loss.weight
             grads = tree.map(lambda grad: grad * share.to(grad.dtype), grads, by_kind=True)
         if loss_scale is None:
@@ -234,62 +282,4 @@ def train_step(
 
     # of all params, as what begins a lane of a sweep has them
     kept_by = optimizer if trainable is None else of_trained(optimizer, split)
-    return OptimizerStep(checks.watched("train_step", gradients), update, kept_by)
-
-
-def _divisor(loss: Loss) -> Tensor:
-    # near the weight, so that the quotient is of the size of a mean; a slice whose mask is all zero has none, and a
-    # total of 0, and by less than this the sum of other slices would overflow
-    return torch.where(loss.weight == 0, 1.0, loss.weight.abs().clamp(min=1e-6))
-
-
-def _loss(result: Any, looped: bool, taken: Collection[str]) -> Loss:
-    if isinstance(result, Loss):
-        if not isinstance(result.weight, Tensor) or result.weight.dim() != 0:
-            came = tuple(result.weight.shape) if isinstance(result.weight, Tensor) else repr(result.weight)
-            raise TypeError(
-                f"train_step: expected a Loss whose weight is a () tensor, came {came}; write torch.sum(mask), or "
-                "total.new_tensor(count)"
-            )
-        return result._replace(metrics=checks.metrics("train_step", result.metrics, taken))
-    value, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"train_step: expected loss_fn to return a Loss, a tensor, or (tensor, dict of metrics), came {result!r}"
-        )
-    if looped:
-        raise TypeError(
-            "train_step: expected loss_fn to return a Loss where slices of the batch are added, came a tensor, whose "
-            "weight nobody knows: the mean of a slice with few rows or a mask would count as much as any other; return "
-            "ft.Loss(sum of the losses, how many they are, {})"
-        )
-    return Loss(value, torch.ones((), device=value.device), checks.metrics("train_step", metrics, taken))
-
-
-def _check_state(state: TrainState, begun: dict[str, Tree], buffers: bool) -> None:
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"train_step: expected (state, batch) with a state of init_state, came {type(state).__name__} first"
-        )
-    for name, ours in begun.items():
-        theirs, words = getattr(state, name), name.replace("_", " ")
-        if (theirs is None) != (ours is None):
-            there, here = ("no", "one") if theirs is None else ("one", "none")
-            raise ValueError(
-                f"train_step: the state has {there} {words} and the step {here}; give init_state and "
-                f"train_step the same {name}"
-            )
-        if _fields(theirs) != _fields(ours):
-            raise ValueError(
-                f"train_step: expected a state whose {words} has {_fields(ours)}, came one with {_fields(theirs)}; "
-                f"give init_state and train_step the same {name}"
-            )
-    if not buffers and tree.leaves(state.buffers):
-        raise ValueError(
-            "train_step: the state has buffers that the step does not update; pass buffers=True, and take them as the "
-            "second argument of loss_fn"
-        )
-
-
-def _fields(state: Tree) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(leaf.shape) for path, leaf in tree.items(state)}
+    return OptimizerStep(checks.watched("train_step", in_mesh), update, kept_by, plan)

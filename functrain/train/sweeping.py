@@ -64,6 +64,12 @@ class Sweep:
     def __init__(self, step: Step, over: Over, *, batches: bool = False) -> None:
         if not isinstance(over, Mapping):
             raise TypeError(f"sweep: expected a dict from names to lists, came {type(over).__name__}")
+        plan = getattr(step, "plan", None)
+        if plan is not None and plan.ranks > 1:
+            raise ValueError(
+                f"sweep: expected a step of one process, came one with a plan of {plan.ranks} ranks; give each rank "
+                "lanes of its own, in a step without plan="
+            )
         for name, values in over.items():
             if not hasattr(values, "__len__"):
                 raise TypeError(f"sweep: {name}: expected a list, a value for each lane, came {values!r}")

@@ -11,6 +11,7 @@ from functrain import random, tree
 from functrain.compiler import engine
 from functrain.transforms.gradient import add_leaves, vmap
 from functrain.transforms.loss_scale import wide
+from functrain.tree.rows import edges
 
 Params = TypeVar("Params")
 Buffers = TypeVar("Buffers")
@@ -90,10 +91,18 @@ def accumulate(
     return accumulated
 
 
-def sums(add: Callable[..., Any], parts: int | None, *, rows: int | None, buffers: bool) -> Callable[..., Any]:
+def sums(
+    add: Callable[..., Any],
+    parts: int | None,
+    *,
+    rows: int | None,
+    buffers: bool,
+    first: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Callable[..., Any]:
     """Make `accumulate(...)` with gradients left in the dtype that they are added in.
 
-    `add(total, params, ...)` adds the gradients of a part to the list `total`, as that of `add_gradients` does.
+    `add(total, params, ...)` adds the gradients of a part to the list `total`, as that of `add_gradients` does. Of a
+    batch whose parts other ranks have, too, `first(key)` is the number of the first part here.
     """
 
     def accumulated(params: Any, *args: Any) -> Any:
@@ -106,7 +115,7 @@ def sums(add: Callable[..., Any], parts: int | None, *, rows: int | None, buffer
         *before, batch, key = args
         cuts = _cuts(batch, parts, rows)
 
-        keys = _keys(key, len(cuts))
+        keys = _keys(key, len(cuts), first)
 
         result: Any = None
         total: list[torch.Tensor] = []
@@ -125,13 +134,14 @@ def sums(add: Callable[..., Any], parts: int | None, *, rows: int | None, buffer
     return accumulated
 
 
-def _keys(key: Any, count: int) -> Sequence[Any]:
+def _keys(key: Any, count: int, first: Callable[[torch.Tensor], torch.Tensor] | None) -> Sequence[Any]:
     """Return the key of each part."""
-    if key is None or count == 1:
+    if key is None or (count == 1 and first is None):
         return [key] * count
+    begin: Any = 0 if first is None else first(key)
     if engine.here.tracing:  # all at once: a graph that does not grow with the parts
-        return vmap(lambda i: random.fold_in(key, i))(torch.arange(count, device=key.device)).unbind()
-    return [random.fold_in(key, i) for i in range(count)]
+        return vmap(lambda i: random.fold_in(key, i))(begin + torch.arange(count, device=key.device)).unbind()
+    return [random.fold_in(key, begin + i) for i in range(count)]
 
 
 def check_parts(what: str, parts: Any, rows: Any) -> None:
@@ -152,13 +162,13 @@ def _cuts(batch: Any, parts: int | None, rows: int | None) -> list[slice]:
     if rows is not None:
         if size == 0:
             raise ValueError("accumulate: expected a batch with rows, came one without")
-        edges = [*range(0, size, rows), size]
+        cuts = [*range(0, size, rows), size]
     else:
         assert parts is not None
         if parts > size:
             raise ValueError(f"accumulate: expected at most one part a row, came {parts} parts of {size} rows")
-        edges = [i * (size // parts) + min(i, size % parts) for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        cuts = edges(size, parts)
+    return [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
 
 
 def _rows(path: str, leaf: Any) -> int:

@@ -59,6 +59,21 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
     >>> ft.value_and_grad(loss_fn, argnums=1)(params, x)
     (tensor(11.), tensor([1., 2.]))
     """
+    return _value_and_grad(fn, argnums, has_aux)
+
+
+def value_and_grad_then(fn: Callable[..., Any], then: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[..., Any]:
+    """Make `value_and_grad(fn, has_aux=True)` whose result and gradients go through `then`, which is compiled with
+    them: sums over ranks begin while the backward pass runs."""
+    return _value_and_grad(fn, 0, True, then)
+
+
+def _value_and_grad(
+    fn: Callable[..., Any],
+    argnums: Argnums,
+    has_aux: bool,
+    then: Callable[[Any, Any], tuple[Any, Any]] = lambda result, grads: (result, grads),
+) -> Callable[..., Any]:
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     @wraps(fn)
@@ -68,7 +83,7 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
         leaves, structure = tree.flatten(chosen)
         gradient_checks.check_leaves(chosen, leaves)
         if engine.nested() or (torch.is_grad_enabled() and any_differentiated(args, kwargs)):
-            result, grads = by_functorch(fn, positions, has_aux, args, kwargs, leaves, structure)
+            result, grads = then(*by_functorch(fn, positions, has_aux, args, kwargs, leaves, structure))
         else:
             if any_differentiated(args, kwargs):  # under no_grad, where nobody asks for their gradients
                 args, kwargs = tree.map(detach, (args, kwargs))
@@ -76,7 +91,7 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
             def run(args: Any, kwargs: Any, tangent: Any = None) -> Any:
                 leaves, structure = tree.flatten(tuple(args[i] for i in positions))
                 result, found = by_autograd(fn, positions, has_aux, args, kwargs, leaves, structure, tangent=tangent)
-                return result, tree.unflatten(structure, found)
+                return then(result, tree.unflatten(structure, found))
 
             if engine.cuts_losses():
                 cutter = engine.here.cutter

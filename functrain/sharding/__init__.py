@@ -1,0 +1,13 @@
+"""One step on many ranks: a mesh, a plan of what is split over it, and collectives that differentiate, map and compile.
+
+See docs/sharding.md.
+"""
+
+from functrain.sharding.collectives import exchange, gather, index, scatter, shift, sum
+from functrain.sharding.mesh import Mesh
+from functrain.sharding.plan import Plan
+from functrain.tree import elsewhere
+
+__all__ = ["Mesh", "Plan", "exchange", "gather", "index", "scatter", "shift", "sum"]
+
+elsewhere.furnish(__name__)

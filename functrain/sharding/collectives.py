@@ -1,0 +1,153 @@
+"""Functions of one tensor on each rank: sums over ranks, gathering, scattering, shifts, exchanges.
+
+The tensors of all ranks are the arguments of one function, and what is differentiated is the sum of all ranks' losses.
+So the derivative of a collective is its transpose: of a sum a sum, of gathering scattering, of a shift the shift back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from functrain.sharding import operations
+from functrain.sharding.mesh import Axes, current, named
+
+
+def sum(x: Tensor, axes: Axes) -> Tensor:
+    """Add x over the ranks along the axes; every one gets the sum. As `jax.lax.psum`.
+
+    Shapes: (...) -> (...).
+    Raises: ValueError for an axis that the mesh does not have; RuntimeError outside of a step with a plan.
+    """
+    return _applied("sum", x, axes)
+
+
+def gather(x: Tensor, axes: Axes, dim: int = 0) -> Tensor:
+    """Put the parts of all n ranks along the axes one after another; every rank gets the whole. As
+    `jax.lax.all_gather(tiled=True)`.
+
+    Shapes: (..., D, ...) -> (..., n * D, ...), D alike on all ranks.
+    Raises: as `sum`; IndexError for a dimension that x does not have.
+    """
+    return _applied("gather", x, axes, _dimension(x, dim))
+
+
+def scatter(x: Tensor, axes: Axes, dim: int = 0) -> Tensor:
+    """Add x over the n ranks along the axes, and give each rank its part of the sum. As
+    `jax.lax.psum_scatter(tiled=True)`.
+
+    Shapes: (..., n * D, ...) -> (..., D, ...).
+    Raises: as `gather`; ValueError for a dimension that does not divide by n.
+    """
+    _check_divides("scatter", x, axes, _dimension(x, dim))
+    return _applied("scatter", x, axes, _dimension(x, dim))
+
+
+def shift(x: Tensor, axis: str, by: int = 1) -> Tensor:
+    """Give x to the rank that comes `by` places later along the axis, after the last the first. As `jax.lax.ppermute`
+    of a ring.
+
+    Shapes: (...) -> (...), alike on all ranks.
+    Raises: as `sum`.
+    """
+    return _applied("shift", x, (axis,), by)
+
+
+def exchange(x: Tensor, axis: str, split: int = 0, joined: int = 0) -> Tensor:
+    """Give the i-th of n parts of x along `split` to rank i of the axis, and put what comes from all one after another
+    along `joined`. As `jax.lax.all_to_all(tiled=True)`.
+
+    Shapes: (..., n * D, ..., E, ...) -> (..., D, ..., n * E, ...).
+    Raises: as `scatter`.
+    """
+    _check_divides("exchange", x, (axis,), _dimension(x, split))
+    return _applied("exchange", x, (axis,), _dimension(x, split), _dimension(x, joined))
+
+
+def index(axes: Axes, like: Tensor) -> Tensor:
+    """Return the place of this rank along the axes, a () int64 tensor beside `like`. As `jax.lax.axis_index`.
+
+    Raises: as `sum`.
+    """
+    mesh = current()
+    chosen = mesh.ordered(axes)
+    if mesh.size(chosen) == 1:
+        return torch.zeros((), dtype=torch.int64, device=like.device)
+    found: Tensor = torch.ops.functrain_ranks.place(like.detach(), mesh.name, ",".join(chosen))[0]
+    return found
+
+
+class _Collective(NamedTuple):
+    """A linear function of one tensor."""
+
+    name: str
+    mesh: str
+    axes: str
+    numbers: tuple[int, ...] = ()  # dimensions; of a shift, how far
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.name == "sum":
+            return operations.sums([x], named(self.mesh), tuple(self.axes.split(",")))[0]
+        found: Tensor = getattr(torch.ops.functrain_ranks, self.name)(x, *self.numbers, self.mesh, self.axes)[0]
+        return found
+
+    def transposed(self) -> _Collective:
+        if self.name == "gather":
+            return self._replace(name="scatter")
+        if self.name == "scatter":
+            return self._replace(name="gather")
+        if self.name == "shift":
+            return self._replace(numbers=(-self.numbers[0],))
+        return self._replace(numbers=self.numbers[::-1])
+
+    def mapped(self) -> _Collective:
+        """Return what does the same for each x[i]."""
+        return self if self.name == "shift" else self._replace(numbers=tuple(n + 1 for n in self.numbers))
+
+
+class _Applied(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, collective: _Collective) -> Tensor:
+        return collective(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.collective = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        return _Applied.apply(cotangents[0], ctx.collective.transposed()), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _Applied.apply(tangents[0], ctx.collective)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, collective: _Collective) -> tuple[Tensor, int]:
+        return _Applied.apply(x.movedim(in_dims[0], 0), collective.mapped()), 0
+
+
+def _applied(name: str, x: Tensor, axes: Axes, *numbers: int) -> Tensor:
+    mesh = current()
+    chosen = mesh.ordered(axes)
+    if mesh.size(chosen) == 1:
+        return x
+    found: Tensor = _Applied.apply(x, _Collective(name, mesh.name, ",".join(chosen), numbers))
+    return found
+
+
+def _dimension(x: Tensor, dim: int) -> int:
+    if not -x.dim() <= dim < x.dim():
+        raise IndexError(f"sharding: expected a dimension of a tensor of shape {tuple(x.shape)}, came {dim}")
+    return dim % x.dim()
+
+
+def _check_divides(what: str, x: Tensor, axes: Axes, dim: int) -> None:
+    count = current().size(axes)
+    if x.shape[dim] % count:
+        raise ValueError(
+            f"sharding: {what}: expected a dimension that divides into {count} ranks, came {x.shape[dim]} of "
+            f"{tuple(x.shape)}; pad it, or choose another"
+        )

@@ -1,0 +1,107 @@
+"""Training steps that one process and many take: what `test_data_parallel` runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import functrain as ft
+
+ROWS, WIDTH = 12, 6
+
+
+def batches(rows: int = ROWS) -> Any:
+    key = ft.random.key(5)
+    x = ft.random.normal(key, (3 * rows, WIDTH)).double()
+    mask = ft.random.bernoulli(ft.random.fold_in(key, 1), 0.6, (3 * rows,))
+    return ft.data.batches({"x": x, "y": x.sin().sum(1), "mask": mask}, batch=rows, shuffle=False)
+
+
+def params() -> Any:
+    keys = ft.random.split(ft.random.key(2), 3)
+    return {
+        "in": ft.random.normal(keys[0], (WIDTH, 16)).double() / 3,
+        "out": ft.random.normal(keys[1], (16,)).double() / 4,
+        "bias": torch.zeros(16, dtype=torch.float64),
+    }
+
+
+def loss_fn(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+    hidden = torch.tanh(batch["x"] @ params["in"] + params["bias"])
+    hidden = ft.nn.dropout(hidden, 0.3, key)
+    wrong = (hidden @ params["out"] - batch["y"]) ** 2
+    mask = batch["mask"]
+    return ft.Loss((wrong * mask).sum(), mask.sum().to(wrong.dtype), {"wrong": (wrong.abs() * mask).sum()})
+
+
+def with_buffers(params: Any, buffers: Any, batch: Any, key: Tensor) -> Any:
+    loss = loss_fn(params, batch, key)
+    return loss, {"mean": 0.9 * buffers["mean"] + 0.1 * batch["x"].mean(0), "steps": buffers["steps"] + 1}
+
+
+def optimizer() -> Any:
+    return ft.optim.chain(ft.optim.clip_by_global_norm(0.5), ft.optim.adamw(1e-2))
+
+
+def train(
+    world: int,
+    accumulate: int,
+    compiled: bool,
+    scaled: bool = False,
+    buffers: bool = False,
+    spoilt: int | None = None,
+    rows: int = ROWS,
+    steps: int = 3,
+) -> Any:
+    """Take steps on `world` ranks, or as one process with as many slices; return the state and all metrics."""
+    plan = ft.sharding.Plan({"data": world}, device="cpu") if world > 1 else None
+    data = batches(rows)
+    options: dict[str, Any] = {"loss_scale": ft.loss_scale.dynamic(2.0**10), "guard": ft.train.skip_nonfinite()}
+    options = options if scaled else {}
+    step: Any = ft.train_step(
+        with_buffers if buffers else loss_fn, optimizer(), accumulate=accumulate, buffers=buffers, plan=plan, **options
+    )
+    if compiled:
+        step = ft.compile(step, donate=True)
+    state = ft.init_state(
+        params(), optimizer(), key=ft.random.key(3), **options,
+        **({"buffers": {"mean": torch.zeros(WIDTH).double(), "steps": torch.tensor(0)}} if buffers else {}),
+    )  # fmt: skip
+    parts = data if plan is None else ft.data.shard(data, plan=plan, accumulate=accumulate)
+    seen = []
+    for t in range(steps):
+        batch = {name: leaf.clone() for name, leaf in parts[t].items()}
+        if spoilt == t and (plan is None or plan.rank == world - 1):
+            batch["x"][-1] = float("inf")
+            batch["mask"][-1] = True
+        state, metrics = step(state, batch)
+        seen.append({name: value.item() for name, value in metrics.items()})
+    return ft.tree.map(lambda x: x.clone(), state), seen
+
+
+def train_plain(world: int) -> Any:
+    """Take steps without dropout, on ranks or on the batch as a whole."""
+
+    def plain(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+        wrong = (torch.tanh(batch["x"] @ params["in"] + params["bias"]) @ params["out"] - batch["y"]) ** 2
+        return ft.Loss(wrong.sum(), wrong.new_tensor(len(wrong)), {})
+
+    plan = ft.sharding.Plan({"data": world}, device="cpu") if world > 1 else None
+    step = ft.train_step(plain, optimizer(), plan=plan)
+    state, seen = ft.init_state(params(), optimizer(), key=ft.random.key(3)), []
+    parts: Any = batches(7) if plan is None else ft.data.shard(batches(7), plan=plan)
+    for t in range(3):
+        state, metrics = step(state, parts[t])
+        seen.append({name: value.item() for name, value in metrics.items()})
+    return state, seen
+
+
+def swept() -> str:
+    step = ft.train_step(loss_fn, optimizer(), plan=ft.sharding.Plan({"data": 2}, device="cpu"))
+    try:
+        ft.sweep(step, {"seed": [0, 1]})
+    except ValueError as error:
+        return str(error)
+    return ""

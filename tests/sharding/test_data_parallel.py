@@ -1,0 +1,60 @@
+"""Ranks with rows of their own take the step of the whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import steps
+import torch
+from ranks import Ranks
+
+import functrain as ft
+
+
+def assert_equal(found: list[Any], expected: Any, *, skip: tuple[str, ...] = ()) -> None:
+    """Check states and metrics of all ranks against those of one process."""
+    state, seen = expected
+    for of_rank, seen_by_rank in found:
+        for (path, a), b in zip(ft.tree.items(of_rank), ft.tree.leaves(state), strict=True):
+            if not path.startswith(skip):
+                torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13, msg=lambda text, path=path: f"{path}: {text}")
+        for a, b in zip(seen_by_rank, seen, strict=True):
+            assert a == pytest.approx(b, rel=1e-12, nan_ok=True)
+    first, *others = found
+    for other in others:  # bit for bit: else ranks drift apart
+        assert all(map(torch.equal, ft.tree.leaves(first[0]), ft.tree.leaves(other[0])))
+        assert first[1] == other[1]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(("accumulate", "rows"), [(1, 12), (2, 12), (1, 7), (3, 7)])
+def test_ranks_times_slices_are_slices(two: Ranks, accumulate: int, rows: int, compiled: bool) -> None:
+    found = two.run(steps.train, 2, accumulate, compiled, False, False, None, rows)
+    assert_equal(found, steps.train(1, 2 * accumulate, False, rows=rows))
+
+
+def test_without_dropout_it_is_the_whole_batch(two: Ranks) -> None:
+    found = two.run(steps.train_plain, 2)
+    assert_equal(found, steps.train_plain(1))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_all_ranks_skip_a_step_that_one_of_them_spoils(two: Ranks, accumulate: int, compiled: bool) -> None:
+    found = two.run(steps.train, 2, accumulate, compiled, True, False, 1)
+    expected = steps.train(1, 2 * accumulate, False, True, False, 1)
+    assert [row["skipped"] for row in expected[1]] == [0.0, 1.0, 0.0]
+    assert_equal(found, expected)
+
+
+def test_buffers_are_the_mean_over_ranks(two: Ranks) -> None:
+    found = two.run(steps.train, 2, 1, False, False, True)
+    expected = steps.train(1, 2, False)  # the same params
+    assert_equal([(state._replace(buffers=()), seen) for state, seen in found], expected)
+    data, mean = steps.batches(), torch.zeros(steps.WIDTH).double()
+    for t in range(3):
+        mean = 0.9 * mean + 0.1 * data[t]["x"].mean(0)  # ranks have as many rows
+    for state, _ in found:
+        torch.testing.assert_close(state.buffers["mean"], mean)
+        assert state.buffers["steps"] == 3

@@ -1,0 +1,96 @@
+"""Meshes and plans: where ranks stand, and what cannot be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ranks import Ranks
+
+import functrain as ft
+from functrain.sharding import plan as plans
+
+
+def places() -> Any:
+    mesh = ft.sharding.Mesh({"data": 2, "tensor": 2}, device="cpu")
+    with ft.sharding.Plan({"data": 2, "tensor": 2}, device="cpu", batch="data").entered():
+        x = torch.tensor(float(10**mesh.rank))
+        sums = [ft.sharding.sum(x, axes).item() for axes in ("data", "tensor", ("tensor", "data"))]
+        place = [ft.sharding.index(axes, x).item() for axes in ("data", "tensor", ("data", "tensor"))]
+    return place, sums, [mesh.index(axes) for axes in ("data", "tensor")]
+
+
+def test_ranks_stand_in_rows_whose_last_axis_is_of_neighbours(four: Ranks) -> None:
+    assert four.run(places) == [
+        ([0, 0, 0], [101.0, 11.0, 1111.0], [0, 0]),
+        ([0, 1, 1], [1010.0, 11.0, 1111.0], [0, 1]),
+        ([1, 0, 2], [101.0, 1100.0, 1111.0], [1, 0]),
+        ([1, 1, 3], [1010.0, 1100.0, 1111.0], [1, 1]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "options", "words"),
+    [
+        ({}, {}, "a mesh with an axis"),
+        ({"data": 0}, {}, "at least 1 rank, came data=0"),
+        ({"a b": 1}, {}, "names of axes.*came 'a b'"),
+        ({"data": 2}, {}, "the mesh data=2 has places, 2, came 1; start it by torchrun --nproc-per-node 2"),
+        ({"data": 1}, {"batch": "rows"}, "an axis of the mesh data=1, came 'rows'"),
+        ({"data": 1}, {"batch": ("data", "data")}, "each axis once, came 'data' twice"),
+        ({"data": 1}, {"reduce_dtype": torch.int32}, "floating-point reduce_dtype, came torch.int32"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_told(mesh: dict[str, int], options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ft.sharding.Plan(mesh, device="cpu", **options)
+
+
+def test_buckets_hold_all_leaves_in_order_and_a_large_one_alone() -> None:
+    leaves = [torch.zeros(n) for n in (3, 4, 100, 1, 2, 8)]
+    found = plans.buckets(leaves, bytes=40)
+    assert [[leaf.numel() for leaf in some] for some in found] == [[3, 4], [100], [1, 2], [8]]
+    assert plans.buckets([]) == []
+
+
+def test_a_plan_of_one_rank_changes_no_step() -> None:
+    import steps
+
+    plan = ft.sharding.Plan({"data": 1}, device="cpu")
+    made = [ft.train_step(steps.loss_fn, steps.optimizer(), plan=p) for p in (None, plan)]
+    state = ft.init_state(steps.params(), steps.optimizer(), key=ft.random.key(3))
+    (_, without), (_, with_plan) = [step(state, steps.batches()[0]) for step in made]
+    assert without["loss"] == pytest.approx(with_plan["loss"].item(), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "expected a plan, or a rank and a world"),
+        ({"rank": 0}, "expected a plan, or a rank and a world"),
+        ({"rank": 0, "world": 1, "accumulate": 0}, "accumulate of at least 1 slice, came 0"),
+    ],
+)
+def test_a_shard_needs_one_way_to_know_its_rank(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ft.data.shard([torch.zeros(3)], **given)
+
+
+def test_options_that_have_no_meaning_under_a_plan_are_refused() -> None:
+    import steps
+
+    plan = ft.sharding.Plan({"data": 1}, device="cpu")
+    with pytest.raises(ValueError, match="accumulate beside a plan, came accumulate_rows"):
+        ft.train_step(steps.loss_fn, steps.optimizer(), accumulate_rows=2, plan=plan)
+    with pytest.raises(TypeError, match="return a Loss"):
+        state = ft.init_state(steps.params(), steps.optimizer(), key=ft.random.key(3))
+        ft.train_step(lambda params, batch, key: params["out"].sum(), steps.optimizer(), plan=plan)(
+            state, steps.batches()[0]
+        )
+
+
+def test_a_sweep_over_ranks_is_refused(two: Ranks) -> None:
+    import steps
+
+    assert all("came one with a plan of 2 ranks" in text for text in two.run(steps.swept))
