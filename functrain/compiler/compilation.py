@@ -18,6 +18,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, fx
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from functrain import tree
 from functrain.compiler import donation, engine
@@ -125,6 +126,7 @@ class Compiled(Generic[Function_co]):
     def _program(self, args: tuple[Any, ...], leaves: list[Any], structure: Any, settings: Any) -> _Program:
         if self.donate:
             donation.check_donatable(args[0], tree.leaves(args[0]))
+        _check_plain(args)
         kinds = [kind_of(leaf) for leaf in leaves]
         key = (structure, tuple(kinds), settings)
         try:
@@ -260,6 +262,15 @@ def _check_outermost(leaves: list[Any]) -> None:
             "ft.compile: a compiled function was called on a tensor that is being differentiated or mapped over; "
             "put ft.compile outermost, as in ft.compile(ft.grad(f)), or detach the argument"
         )
+
+
+def _check_plain(args: tuple[Any, ...]) -> None:
+    for path, leaf in tree.items(args):
+        if isinstance(leaf, Tensor) and is_traceable_wrapper_subclass(leaf):
+            raise TypeError(
+                f"ft.compile: {path}: expected a plain tensor, came a {type(leaf).__name__}; call a step whose params "
+                "are split over ranks without ft.compile"
+            )
 
 
 def _in_pieces(first: tuple[Any, ...]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from functrain.compiler import engine
+from functrain.sharding.using import is_held, use
 from functrain.transforms.recompute import recomputed_blocks
 
 
@@ -21,6 +22,12 @@ def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) 
     >>> ft.nn.stack(lambda layer, x: torch.relu(ft.nn.linear(x, **layer)), layers, torch.zeros(2))
     tensor([3., 3.])
     """
+    if any(is_held(layer) for layer in layers):  # gathered within what is recomputed
+        inner = block
+
+        def block(layer: Any, x: Any, *args: Any) -> Any:
+            return inner(use(layer), x, *args)
+
     blocks, count = recomputed_blocks(block, len(layers))
     cutter = engine.here.cutter
     if cutter is not None and cutter.cuts_layers():

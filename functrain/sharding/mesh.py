@@ -42,6 +42,7 @@ class Mesh:
         self.name: str = ",".join(f"{axis}={size}" for axis, size in sizes.items())
         self.device: torch.device = _begin(self, device)
         self.rank: int = distributed.get_rank() if self.world > 1 else 0
+        self._devices: Any = None
         self._groups: dict[tuple[str, ...], Any] = {}
         for axis in self.axes:
             self.group(axis)
@@ -50,6 +51,16 @@ class Mesh:
 
     def __repr__(self) -> str:
         return f"Mesh({self.name})"
+
+    @property
+    def devices(self) -> Any:
+        """The same as torch's DeviceMesh, of which DTensors are."""
+        if self._devices is None:
+            from torch.distributed.device_mesh import init_device_mesh
+
+            sizes = tuple(self.sizes.values())
+            self._devices = init_device_mesh(self.device.type, sizes, mesh_dim_names=self.axes)
+        return self._devices
 
     def ordered(self, axes: Axes) -> tuple[str, ...]:
         """Return the axes in the order of the mesh. Raises: ValueError for one that is not there, or is there twice."""

@@ -24,6 +24,10 @@ _library.define("shift(Tensor x, int by, str mesh, str axes) -> Tensor[]")
 _library.define("exchange(Tensor x, int split, int joined, str mesh, str axes) -> Tensor[]")
 _library.define("place(Tensor like, str mesh, str axes) -> Tensor[]")
 
+# torch 2.13 has other names for the same
+_all_gather: Any = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+_reduce_scatter: Any = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
+
 _works: dict[int, Any] = {}  # what is not finished, by the address of the memory that it writes
 
 
@@ -48,14 +52,14 @@ def _flat(xs: Sequence[Tensor]) -> Tensor:
 def _gather(x: Tensor, dim: int, mesh: str, axes: str) -> list[Tensor]:
     part = x.movedim(dim, 0).contiguous()
     whole = part.new_empty((part.shape[0] * named(mesh).size(axes.split(",")), *part.shape[1:]))
-    distributed.all_gather_into_tensor(whole, part, group=_group(mesh, axes))
+    _all_gather(whole, part, group=_group(mesh, axes))
     return [whole.movedim(0, dim)]
 
 
 def _scatter(x: Tensor, dim: int, mesh: str, axes: str) -> list[Tensor]:
     whole = x.movedim(dim, 0).contiguous()
     part = whole.new_empty((whole.shape[0] // named(mesh).size(axes.split(",")), *whole.shape[1:]))
-    distributed.reduce_scatter_tensor(part, whole, group=_group(mesh, axes))
+    _reduce_scatter(part, whole, group=_group(mesh, axes))
     return [part.movedim(0, dim)]
 
 

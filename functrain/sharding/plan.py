@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from functrain import tree
-from functrain.sharding import collectives, operations
+from functrain.sharding import collectives, operations, parts
 from functrain.sharding.mesh import Axes, Mesh, entered
+from functrain.sharding.placement import Dims, P, Rule, resolved, split_axes
+from functrain.sharding.using import bind
+from functrain.tree.selection import Pattern
 
 _BUCKET = 2**24  # bytes that are added at once: a smaller sum waits, a larger one begins late
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the leaves of params are split, by path."""
+
+    dims: tuple[tuple[str, Dims], ...]
 
 
 class Plan:
     """A mesh of ranks, and what is split over its axes.
 
-    Along the axes of `batch`, by default all, each rank has other rows of a batch, and the same params: data parallel.
-    Its step is that of the whole batch: losses, weights, metrics and gradients are added over ranks. Gradients are
-    added in their own dtype, or in `reduce_dtype`. `device` is this rank's, by default cuda where there is one.
+    Each rank has other rows of a batch. The step is that of the whole batch: losses, weights, metrics and gradients are
+    added over ranks. Gradients are added in their own dtype, or in `reduce_dtype`. `device` is this rank's, by default
+    cuda where there is one.
 
-    Give it to `ft.train_step(..., plan=)` and `ft.data.shard(batches, plan=)`, on every rank, under torchrun.
+    `params` are rules `(pattern of paths, P(...))` that say which axes split which dimensions, as `ft.tree.select` takes
+    patterns; by default every rank has all params: data parallel. Of what is split each rank keeps its part, of
+    gradients and the optimizer's moments too, and gathers it when it is used: FSDP, ZeRO-3. Leaves that fit `layers`,
+    by default those of `blocks`, are gathered layer by layer, by `ft.nn.stack`; the others when the loss begins.
+
+    Give it to `ft.train_step(..., plan=)` and `ft.data.shard(batches, plan=)`, on every rank, under torchrun; begin
+    with `ft.init_state(plan.shard(params), ...)`.
 
     Raises: ValueError for a mesh that does not have as many places as there are ranks, and axes that are not in it.
 
@@ -34,17 +51,24 @@ class Plan:
     def __init__(
         self,
         mesh: Mapping[str, int],
+        params: Sequence[Rule] = (("**", P()),),
         *,
-        batch: Axes | None = None,
+        layers: str | Sequence[str] = "blocks/*/**",
         reduce_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.mesh: Mesh = Mesh(mesh, device)
-        self.batch: tuple[str, ...] = self.mesh.axes if batch is None else self.mesh.ordered(batch)
+        self.rules: tuple[Rule, ...] = tuple(params)
+        self.layers: tuple[str, ...] = (layers,) if isinstance(layers, str) else tuple(layers)
+        self._late = [Pattern(text) for text in self.layers]
         if reduce_dtype is not None and not reduce_dtype.is_floating_point:
             raise ValueError(f"Plan: expected a floating-point reduce_dtype, came {reduce_dtype}")
         self.reduce_dtype: torch.dtype | None = reduce_dtype
-        self.mesh.group(self.batch)
+
+    @property
+    def batch(self) -> tuple[str, ...]:
+        """The axes along which ranks have rows of their own."""
+        return self.mesh.axes
 
     @property
     def ranks(self) -> int:
@@ -70,6 +94,29 @@ class Plan:
         with self.entered():
             return collectives.index(self.batch, like)
 
+    def shard(self, params: tree.Tree) -> tree.Tree:
+        """Return the params as DTensors, of which this rank keeps its part, as the rules say.
+
+        Every rank gives the same params. Raises: ValueError as `resolved` says, naming a path.
+        """
+        return parts.shard(params, resolved(params, self.rules, self.mesh), self.mesh)
+
+    def whole(self, values: tree.Tree) -> tree.Tree:
+        """Return a tree, such as params or a state, with all leaves whole. Every rank must call it."""
+        return parts.whole(values)
+
+    def spread(self, params: tree.Tree) -> Spread | None:
+        """Return how the leaves of params are split, None where none is."""
+        dims = {path: parts.dims_of(leaf, self.mesh) for path, leaf in tree.items(params)}
+        return Spread(tuple(dims.items())) if any(any(each) for each in dims.values()) else None
+
+    def bind(self, params: tree.Tree, spread: Spread | None) -> tree.Tree:
+        """Return what a loss is called with, of this rank's parts of the params."""
+        if spread is None:
+            return params
+        late = {path: any(pattern.fits(path) for pattern in self._late) for path, _ in spread.dims}
+        return bind(params, dict(spread.dims), late)
+
     def sum(self, values: tree.Tree) -> tree.Tree:
         """Add the tensors of a tree over the ranks that have other rows; the sums are alike on all ranks."""
         if self.ranks == 1:
@@ -91,16 +138,28 @@ class Plan:
                 leaves[i] = summed / self.ranks
         return tree.unflatten(structure, leaves)
 
-    def sum_gradients(self, grads: tree.Tree) -> tree.Tree:
-        """Do as `sum`, in `reduce_dtype`, a part of the leaves at a time."""
+    def sum_gradients(self, grads: tree.Tree, spread: Spread | None) -> tree.Tree:
+        """Add the gradients of this rank's parts over the axes that do not split them, in `reduce_dtype`, a part of the
+        leaves at a time; gathering has added over the others."""
         if self.ranks == 1:
             return grads
         leaves, structure = tree.flatten(grads)
-        summed: list[Tensor] = []
-        for some in buckets(leaves):
-            wide = some if self.reduce_dtype is None else [x.to(self.reduce_dtype) for x in some]
-            summed += [s.to(x.dtype) for s, x in zip(self._sums(wide), some, strict=True)]
-        return tree.unflatten(structure, summed)
+        todo: dict[tuple[str, ...], list[int]] = {}
+        dims = {} if spread is None else dict(spread.dims)
+        for i, path in enumerate(tree.paths(grads)):
+            split = split_axes(dims.get(path, ()))
+            todo.setdefault(tuple(axis for axis in self.batch if axis not in split), []).append(i)
+        for axes, places in todo.items():
+            if self.mesh.size(axes) == 1:
+                continue
+            done: list[Tensor] = []
+            for some in buckets([leaves[i] for i in places]):
+                wide = some if self.reduce_dtype is None else [x.to(self.reduce_dtype) for x in some]
+                sums = operations.sums(wide, self.mesh, axes)
+                done += [s.to(x.dtype) for s, x in zip(sums, some, strict=True)]
+            for i, summed in zip(places, done, strict=True):
+                leaves[i] = summed
+        return tree.unflatten(structure, leaves)
 
     def _sums(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         return operations.sums(leaves, self.mesh, self.batch)

@@ -13,6 +13,8 @@ from functrain import random, transforms, tree
 from functrain.losses import Loss
 from functrain.optim import GradientTransformation, apply_updates, with_extra_args_support
 from functrain.sharding import Plan
+from functrain.sharding.parts import local as parts_of
+from functrain.sharding.parts import placed_like, replicating, wrapped_like
 from functrain.train import checks
 from functrain.train.guard import Guard
 from functrain.train.protocols import Batch, Batch_contra, LossFn, LossFnWithBuffers
@@ -179,34 +181,40 @@ def train_step(
 
     # one slice's gradient is that of its mean times the scale: of a size that does not depend on how many slices
     # there are, so that float16 holds it with the same scale
-    def scaled(trained: Params, frozen: Params, scale: Tensor | None, *args: Any) -> tuple[Tensor, tuple[Loss, Tree]]:
+    def scaled(trained: Params, frozen: Params, scale: Tensor | None, spread: Any, *args: Any) -> Any:
         *others, key, step = args
-        loss, new = evaluated(whole(trained, frozen), *others, key if step is None else random.fold_in(key, step))
-        if not added:
-            total = loss.total / loss.weight
-        else:
-            total = loss.total if scale is None else loss.total / divisor_of(loss)
-        return total if scale is None else total * scale.to(total.dtype), (loss, new)
+        params = whole(trained, frozen) if plan is None else plan.bind(whole(trained, frozen), spread)
+        loss, new = evaluated(params, *others, key if step is None else random.fold_in(key, step))
+        divisor = loss.weight if not added else None
+        if (
+            added and scale is not None
+        ):  # gradients of split leaves are added as they are made: in one unit on all ranks
+            divisor = divisor_of(loss.weight if plan is None or spread is None else plan.mean(loss.weight.detach()))
+        total = loss.total if divisor is None else loss.total / divisor
+        return total if scale is None else total * scale.to(total.dtype), (
+            loss,
+            new,
+            spread,
+            None if scale is None else divisor,
+        )
 
     def over_ranks(result: Any, grads: Tree) -> tuple[Any, Tree]:
         if plan is None:
             return result, grads
         if loss_scale is not None:
-            divisor = divisor_of(result[1][0])
+            divisor = result[1][3]
             grads = tree.map(lambda grad: wide(grad) * divisor.to(wide_dtype(grad.dtype)), grads)
-        return result, plan.sum_gradients(grads)
+        return result, plan.sum_gradients(grads, result[1][2])
 
     gradient = transforms.gradient.value_and_grad_then(scaled, over_ranks)
     add_gradients = transforms.gradient.add_gradients(
-        scaled, has_aux=True, factor_of=None if loss_scale is None else lambda result: divisor_of(result[1][0])
+        scaled, has_aux=True, factor_of=None if loss_scale is None else lambda result: result[1][3]
     )
 
-    def add_slice(
-        total: list[Tensor], trained: Params, inputs: tuple[Params, Tensor | None, Tree], batch: Batch, key: Tensor
-    ) -> Any:
-        frozen, scale, old = inputs
-        _, (loss, new) = add_gradients(total, trained, frozen, scale, *((old,) if buffers else ()), batch, key, None)
-        return loss, (frozen, scale, new)
+    def add_slice(total: list[Tensor], trained: Params, inputs: tuple[Any, ...], batch: Batch, key: Tensor) -> Any:
+        *fixed, old = inputs
+        _, (loss, new, *_) = add_gradients(total, trained, *fixed, *((old,) if buffers else ()), batch, key, None)
+        return loss, (*fixed, new)
 
     def first_slice(key: Tensor) -> Tensor:
         assert plan is not None
@@ -218,30 +226,44 @@ def train_step(
     )
 
     def gradients(state: TrainState, batch: Batch) -> _Found:
-        check_state(state, begun, buffers)
+        check_state(state, begun, buffers, plan is not None)
         trained, frozen = split(state.params)
         check_marks("train_step", state, trained, trainable)
         scale = None if loss_scale is None else state.loss_scale.scale
+        spread = None if plan is None else plan.spread(state.params)
+        trained, frozen = parts_of(trained), parts_of(frozen)
         if not looped:  # the key is folded where it is compiled with the loss
             key, step = state.key, state.step
             if several:
                 key, step = random.fold_in(random.fold_in(key, step), first_slice(key)), None
             args = (*((state.buffers,) if buffers else ()), batch, key, step)
-            (_, (loss, new)), grads = gradient(trained, frozen, scale, *args)
+            (_, (loss, new, *_)), grads = gradient(trained, frozen, scale, spread, *args)
         else:
             key = random.fold_in(state.key, state.step)
-            (loss, (*_, new)), grads = of_slices(trained, (frozen, scale, state.buffers), batch, key)
+            inputs = (frozen, scale, spread, state.buffers)
+            (loss, (*_, new)), grads = of_slices(trained, inputs, batch, key)
             if plan is not None:
-                grads = plan.sum_gradients(grads)
+                grads = plan.sum_gradients(grads, spread)
         if plan is None:
             return _Found(loss, new, grads)
-        return _Found(plan.sum(tree.map(lambda x: wide(x) if isinstance(x, Tensor) else x, loss)), plan.mean(new), grads)
+        return _Found(
+            plan.sum(tree.map(lambda x: wide(x) if isinstance(x, Tensor) else x, loss)), plan.mean(new), grads
+        )
 
     def in_mesh(state: TrainState, batch: Batch) -> _Found:
         with nullcontext() if plan is None else plan.entered():
             return gradients(state, batch)
 
     def update(state: TrainState, found: _Found) -> tuple[TrainState, Metrics]:
+        if plan is None or plan.spread(state.params) is None:
+            return updated(state, found)
+        # leaves that are split are whole matrices for an optimizer, which DTensor computes by parts
+        grads = wrapped_like(found.grads, split(state.params)[0])
+        with replicating():
+            new, metrics = updated(state, found._replace(grads=grads))
+            return placed_like(new, state), plan.whole(metrics)
+
+    def updated(state: TrainState, found: _Found) -> tuple[TrainState, Metrics]:
         loss, new_buffers, grads = found
         trained, frozen = split(state.params)
         loss = tree.map(lambda leaf: wide(leaf) if isinstance(leaf, Tensor) else leaf, loss)

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from functrain import tree
 from functrain.losses import Loss
+from functrain.sharding.parts import is_split
 from functrain.train import checks
 from functrain.train.state import TrainState
 from functrain.tree import Tree
 
 
-def divisor_of(loss: Loss) -> Tensor:
+def divisor_of(weight: Tensor) -> Tensor:
     """Return what one slice's gradient is divided by under a loss scale."""
     # near the weight, so that the quotient is of the size of a mean; a slice whose mask is all zero has none, and a
     # total of 0, and by less than this the sum of other slices would overflow
-    return torch.where(loss.weight == 0, 1.0, loss.weight.abs().clamp(min=1e-6))
+    return torch.where(weight == 0, 1.0, weight.abs().clamp(min=1e-6))
 
 
 def loss_of(result: Any, looped: bool, taken: Collection[str]) -> Loss:
@@ -45,7 +46,7 @@ def loss_of(result: Any, looped: bool, taken: Collection[str]) -> Loss:
     return Loss(value, torch.ones((), device=value.device), checks.metrics("train_step", metrics, taken))
 
 
-def check_state(state: TrainState, begun: dict[str, Tree], buffers: bool) -> None:
+def check_state(state: TrainState, begun: dict[str, Tree], buffers: bool, planned: bool) -> None:
     if not isinstance(state, TrainState):
         raise TypeError(
             f"train_step: expected (state, batch) with a state of init_state, came {type(state).__name__} first"
@@ -62,6 +63,12 @@ def check_state(state: TrainState, begun: dict[str, Tree], buffers: bool) -> Non
             raise ValueError(
                 f"train_step: expected a state whose {words} has {_fields(ours)}, came one with {_fields(theirs)}; "
                 f"give init_state and train_step the same {name}"
+            )
+    for path, leaf in [] if planned else tree.items(state.params):
+        if is_split(leaf):
+            raise TypeError(
+                f"train_step: the params' {path} is split over ranks, and the step has no plan; pass plan= as to "
+                "plan.shard(params)"
             )
     if not buffers and tree.leaves(state.buffers):
         raise ValueError(

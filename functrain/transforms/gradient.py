@@ -65,7 +65,12 @@ def value_and_grad(fn: Callable[..., Any], *, argnums: Argnums = 0, has_aux: boo
 def value_and_grad_then(fn: Callable[..., Any], then: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[..., Any]:
     """Make `value_and_grad(fn, has_aux=True)` whose result and gradients go through `then`, which is compiled with
     them: sums over ranks begin while the backward pass runs."""
-    return _value_and_grad(fn, 0, True, then)
+
+    def of_first(result: Any, grads: Any) -> tuple[Any, Any]:
+        result, first = then(result, grads[0])
+        return result, (first,)
+
+    return _value_and_grad(fn, 0, True, of_first)
 
 
 def _value_and_grad(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import functrain as ft
+from functrain.models import gpt2
 
 ROWS, WIDTH = 12, 6
 
@@ -96,6 +97,44 @@ def train_plain(world: int) -> Any:
         state, metrics = step(state, parts[t])
         seen.append({name: value.item() for name, value in metrics.items()})
     return state, seen
+
+
+RULES = {
+    "mlp": [("in", ft.sharding.P(None, "fsdp")), ("**", ft.sharding.largest("fsdp"))],
+    "gpt": [("blocks/*/attn/qkv/weight", ft.sharding.P(None, "fsdp")), ("**", ft.sharding.largest("fsdp"))],
+}
+
+
+def split(mesh: dict[str, int], model: str, accumulate: int = 1, scaled: bool = False, recompute: bool = False) -> Any:
+    """Take steps with params that are split over "fsdp", or as one process with as many slices; return the whole state,
+    all metrics, and the bytes of params and moments here."""
+    ranks = 1
+    for size in mesh.values():
+        ranks *= size
+    plan = ft.sharding.Plan(mesh, RULES[model], device="cpu") if ranks > 1 else None
+    config = gpt2.Config(vocab=32, context=8, layers=3, heads=2, width=8, dropout=0.2, attention="math")
+
+    def gpt_loss(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+        logits = gpt2.apply(params, batch["tokens"], config, key=key)
+        return ft.losses.next_token(logits, batch["targets"])
+
+    if model == "mlp":
+        begun, loss, data = params(), loss_fn, batches()
+    else:
+        begun = ft.tree.cast(gpt2.init(config, ft.random.key(1)), torch.float64)
+        loss = ft.recompute_layers(gpt_loss) if recompute else gpt_loss
+        data = ft.data.windows(ft.random.randint(ft.random.key(4), (400,), 0, 32), batch=8, context=8, seed=0)
+    options: dict[str, Any] = {"loss_scale": ft.loss_scale.dynamic(2.0**10)} if scaled else {}
+    step = ft.train_step(loss, optimizer(), accumulate=accumulate if plan else ranks * accumulate, plan=plan, **options)
+    begun = begun if plan is None else plan.shard(begun)
+    state = ft.init_state(begun, optimizer(), key=ft.random.key(3), **options)
+    here = sum(leaf.to_local().nbytes if hasattr(leaf, "to_local") else leaf.nbytes for leaf in ft.tree.leaves(state))
+    parts = data if plan is None else ft.data.shard(data, plan=plan, accumulate=accumulate)
+    seen = []
+    for t in range(3):
+        state, metrics = step(state, parts[t])
+        seen.append({name: value.item() for name, value in metrics.items()})
+    return (state if plan is None else plan.whole(state)), seen, here
 
 
 def swept() -> str:

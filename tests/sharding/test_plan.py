@@ -14,7 +14,7 @@ from functrain.sharding import plan as plans
 
 def places() -> Any:
     mesh = ft.sharding.Mesh({"data": 2, "tensor": 2}, device="cpu")
-    with ft.sharding.Plan({"data": 2, "tensor": 2}, device="cpu", batch="data").entered():
+    with ft.sharding.Plan({"data": 2, "tensor": 2}, device="cpu").entered():
         x = torch.tensor(float(10**mesh.rank))
         sums = [ft.sharding.sum(x, axes).item() for axes in ("data", "tensor", ("tensor", "data"))]
         place = [ft.sharding.index(axes, x).item() for axes in ("data", "tensor", ("data", "tensor"))]
@@ -37,8 +37,6 @@ def test_ranks_stand_in_rows_whose_last_axis_is_of_neighbours(four: Ranks) -> No
         ({"data": 0}, {}, "at least 1 rank, came data=0"),
         ({"a b": 1}, {}, "names of axes.*came 'a b'"),
         ({"data": 2}, {}, "the mesh data=2 has places, 2, came 1; start it by torchrun --nproc-per-node 2"),
-        ({"data": 1}, {"batch": "rows"}, "an axis of the mesh data=1, came 'rows'"),
-        ({"data": 1}, {"batch": ("data", "data")}, "each axis once, came 'data' twice"),
         ({"data": 1}, {"reduce_dtype": torch.int32}, "floating-point reduce_dtype, came torch.int32"),
     ],
 )

@@ -1,0 +1,117 @@
+"""Params that are split over ranks, and gathered when they are used: the step is the same, and the memory is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import steps
+import torch
+from ranks import Ranks
+from test_data_parallel import assert_equal
+
+import functrain as ft
+
+
+def without_bytes(found: list[Any]) -> list[Any]:
+    return [(state, seen) for state, seen, _ in found]
+
+
+@pytest.mark.parametrize(
+    ("model", "accumulate", "options"),
+    [
+        ("mlp", 1, {}),
+        ("mlp", 2, {"scaled": True}),
+        ("gpt", 1, {}),
+        ("gpt", 2, {}),
+        ("gpt", 1, {"recompute": True}),
+        ("gpt", 1, {"scaled": True}),
+    ],
+)
+def test_split_params_take_the_same_step(two: Ranks, model: str, accumulate: int, options: dict[str, Any]) -> None:
+    found = two.run(split, {"fsdp": 2}, model, accumulate, options)
+    assert_equal(without_bytes(found), split({"fsdp": 1}, model, 2 * accumulate, options)[:2])
+
+
+def split(mesh: dict[str, int], model: str, accumulate: int, options: dict[str, Any]) -> Any:
+    return steps.split(mesh, model, accumulate, **options)
+
+
+def test_split_in_one_and_whole_in_the_other_axis(four: Ranks) -> None:
+    found = four.run(split, {"data": 2, "fsdp": 2}, "gpt", 1, {})
+    assert_equal(without_bytes(found), split({"fsdp": 1}, "gpt", 4, {})[:2])
+
+
+def test_a_rank_has_its_part_of_params_and_moments(two: Ranks) -> None:
+    whole = split({"fsdp": 1}, "gpt", 2, {})[2]
+    for _, _, here in two.run(split, {"fsdp": 2}, "gpt", 1, {}):
+        assert here <= whole / 2 * 1.01 + 100  # counters, a key
+
+
+def misused() -> list[str]:
+    """Do with split params what cannot be done."""
+    plan = ft.sharding.Plan({"fsdp": 2}, [("**", ft.sharding.largest("fsdp"))], device="cpu", layers="blocks/**")
+    state = ft.init_state(
+        plan.shard({"blocks": [{"w": torch.ones(4)}], "head": torch.ones(2)}), ft.optim.sgd(0.1), key=ft.random.key(0)
+    )
+    batch, found = torch.ones(1, 4), []
+
+    def multiplied(params: Any, batch: Any, key: Any) -> ft.Loss:
+        return ft.Loss((batch * params["blocks"][0]["w"]).sum(), torch.tensor(1.0), {})
+
+    def asked(params: Any, batch: Any, key: Any) -> ft.Loss:
+        return ft.Loss(params["blocks"][0]["w"].sum(), torch.tensor(1.0), {})
+
+    for loss in (multiplied, asked):
+        try:
+            ft.train_step(loss, ft.optim.sgd(0.1), plan=plan)(state, batch)
+        except (RuntimeError, AttributeError) as error:
+            found.append(str(error))
+    for step in (
+        ft.train_step(asked, ft.optim.sgd(0.1)),
+        ft.compile(ft.train_step(asked, ft.optim.sgd(0.1), plan=plan)),
+    ):
+        try:
+            step(state, batch)
+        except TypeError as error:
+            found.append(str(error))
+    return found
+
+
+def test_a_split_leaf_that_is_used_before_it_is_gathered_is_named(two: Ranks) -> None:
+    for mul, name, no_plan, compiled in two.run(misused):
+        assert mul.startswith("mul: sharding: blocks/0/w is split over ranks") and "ft.nn.stack" in mul
+        assert name.startswith("sum: sharding: blocks/0/w is split over ranks")
+        assert "plan=" in no_plan
+        assert "expected a plain tensor, came a DTensor" in compiled
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ([("a", ft.sharding.P())], "b: expected one rule that fits, came none"),
+        ([("a", ft.sharding.P()), ("*", ft.sharding.P())], "a: expected one rule that fits, came 'a', '\\*'"),
+        ([("**", ft.sharding.P("fsdp", None, None))], "a: expected at most 2 dimensions"),
+        ([("**", ft.sharding.P("fsdp", "fsdp"))], "a: expected each axis at one dimension, came 'fsdp' twice"),
+        ([("**", ft.sharding.P("rows"))], "an axis of the mesh fsdp=1, came 'rows'"),
+    ],
+)
+def test_rules_that_cannot_be_are_told(rules: Any, words: str) -> None:
+    plan = ft.sharding.Plan({"fsdp": 1}, rules, device="cpu")
+    with pytest.raises(ValueError, match=words):
+        plan.shard({"a": torch.ones(2, 3), "b": torch.ones(3)})
+
+
+def test_a_dimension_that_does_not_divide_is_told_with_one_that_does() -> None:
+    from types import SimpleNamespace
+
+    from functrain.sharding import placement
+
+    grid: Any = SimpleNamespace(size=lambda axes: 4 if axes else 1, ordered=lambda axes: ("fsdp",) if axes else ())
+    with pytest.raises(
+        ValueError, match=r"w: expected dimension 1 of \(8, 6\) to divide by 4.*split dimension 0, of 8"
+    ):
+        placement.resolved({"w": torch.ones(8, 6)}, [("**", ft.sharding.P(None, "fsdp"))], grid)
+    assert placement.resolved({"w": torch.ones(8, 12), "b": torch.ones(3)}, [("**", placement.largest("fsdp"))], grid) == {
+        "w": ((), ("fsdp",)), "b": ((),),
+    }  # fmt: skip
