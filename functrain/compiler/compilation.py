@@ -18,10 +18,9 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, fx
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from functrain import tree
-from functrain.compiler import donation, engine
+from functrain.compiler import donation, engine, wrapped
 from functrain.compiler.arguments import TIMES, by_position, kind_of, tell_of_another, unhashable
 from functrain.compiler.cxx import CompilerNotFoundError, no_compiler
 
@@ -81,6 +80,7 @@ class Compiled(Generic[Function_co]):
         self.linked: dict[Any, Any] = {}  # what they are made of: a loss of other parts of a batch is the same loss
         self.last: _Program | None = None
         self.settings: Any = None  # under which the last one was made
+        self.parts: wrapped.OfParts | None = None  # for arguments of which some wrap plain tensors
         self.returned: list[weakref.ref[Tensor]] = []
 
     def __call__(self: Compiled[Callable[P, R]], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -88,6 +88,9 @@ class Compiled(Generic[Function_co]):
             return self.fn(*args, **kwargs)
         given: Any = by_position(self.fn, args, kwargs) if kwargs else args
         leaves, structure = tree.flatten(given)
+        if any(map(wrapped.is_wrapper, leaves)):
+            result = self._of_parts()(given)
+            return result
         _check_outermost(leaves)  # at every call: a program that is there already would lose the gradient in silence
         program, settings = self.last, _settings()
         if program is None or settings != self.settings or not self._fits_again(program, leaves, structure):
@@ -111,8 +114,19 @@ class Compiled(Generic[Function_co]):
         """
         given: Any = by_position(self.fn, args, kwargs) if kwargs else args
         leaves, structure = tree.flatten(given)
+        if any(map(wrapped.is_wrapper, leaves)):
+            return self._of_parts().describe(given)
         _check_outermost(leaves)
         return "\n".join(self._program(given, leaves, structure, _settings()).describe())
+
+    def _of_parts(self: Compiled[Callable[P, Any]]) -> wrapped.OfParts:
+        if self.parts is None:
+            self.parts = wrapped.OfParts(
+                self.fn,
+                self.donate,
+                lambda fn: Compiled(fn, self.donate, interpreted=self.interpreted, cache=self.cache),
+            )
+        return self.parts
 
     def _fits_again(self, program: _Program, leaves: list[Any], structure: Any) -> bool:
         """Tell whether the arguments are the tensors that we returned last, and others of the same kinds."""
@@ -126,7 +140,6 @@ class Compiled(Generic[Function_co]):
     def _program(self, args: tuple[Any, ...], leaves: list[Any], structure: Any, settings: Any) -> _Program:
         if self.donate:
             donation.check_donatable(args[0], tree.leaves(args[0]))
-        _check_plain(args)
         kinds = [kind_of(leaf) for leaf in leaves]
         key = (structure, tuple(kinds), settings)
         try:
@@ -262,15 +275,6 @@ def _check_outermost(leaves: list[Any]) -> None:
             "ft.compile: a compiled function was called on a tensor that is being differentiated or mapped over; "
             "put ft.compile outermost, as in ft.compile(ft.grad(f)), or detach the argument"
         )
-
-
-def _check_plain(args: tuple[Any, ...]) -> None:
-    for path, leaf in tree.items(args):
-        if isinstance(leaf, Tensor) and is_traceable_wrapper_subclass(leaf):
-            raise TypeError(
-                f"ft.compile: {path}: expected a plain tensor, came a {type(leaf).__name__}; call a step whose params "
-                "are split over ranks without ft.compile"
-            )
 
 
 def _in_pieces(first: tuple[Any, ...]) -> bool:

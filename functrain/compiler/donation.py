@@ -3,6 +3,7 @@ a sum's of gradients."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -40,8 +41,10 @@ def multiply(total: list[Tensor], factor: Tensor) -> None:
         leaf.data.mul_(factor.detach().to(leaf.dtype))
 
 
-class _Consumed(Tensor):
+class _Refusing:
     """What a donated tensor becomes: every use of it is an error."""
+
+    __slots__ = ()
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -50,8 +53,18 @@ class _Consumed(Tensor):
             "copy the old one before the call, or compile with donate=False"
         )
 
-    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+    def __repr__(self, **_: Any) -> str:
         return "<donated tensor>"
+
+
+class _Consumed(_Refusing, Tensor):
+    pass
+
+
+@cache
+def consumed_kind(kind: type) -> type:
+    """Return what a donated tensor of a class becomes."""
+    return type("_Consumed", (_Refusing, kind), {"__slots__": ()})
 
 
 def pass_on(leaves: list[Tensor]) -> list[Tensor]:
@@ -70,7 +83,7 @@ def check_donatable(state: Any, leaves: list[Any]) -> None:
     the same memory, of which the second would overwrite the first.
     """
     kinds = {type(leaf) for leaf in leaves}
-    if _Consumed in kinds:
+    if any(issubclass(kind, _Refusing) for kind in kinds):
         _Consumed.__torch_function__(None, ())
     if not all(issubclass(kind, Tensor) for kind in kinds):
         path, leaf = next((path, leaf) for path, leaf in tree.items(state) if not isinstance(leaf, Tensor))

@@ -43,6 +43,9 @@ _SAME = {aten.detach.default, aten.alias.default, aten.lift.default, aten.lift_f
 CONSTANTS = {aten.lift_fresh.default, aten.lift_fresh_copy.default}
 
 
+_OWN = {Tensor, FakeTensor, FunctionalTensor}
+
+
 class Recording(FakeTensorMode):
     """Tensors without data, and a graph of what is done to them."""
 
@@ -135,13 +138,13 @@ class Recording(FakeTensorMode):
         if isinstance(x, FunctionalTensor):
             torch._sync(x)  # type: ignore[attr-defined]
             x = torch._from_functional_tensor(x.elem)
-        found = self._nodes.get(id(x))
-        if found is None:
-            found = self._nodes[id(self.lift(x))]  # made within a decomposition
+        found = self._nodes.get(id(x)) or self._nodes[id(self.lift(x))]  # made within a decomposition
         return found[1]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if any(kind not in _OWN and hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # what wraps tensors says what is done to them
         if self._inside or not self.recording:
             return super().__torch_dispatch__(func, types, args, kwargs)
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
@@ -221,7 +224,7 @@ class Recording(FakeTensorMode):
             if new.shape != x.shape or new.stride() != x.stride():
                 raise Writes
             new = new.to(x.dtype)
-        self._nodes[id(x)] = (x, self.node_of(new))
+        self.made_by(self.node_of(new), x)
         return x
 
     def constant(self, value: Tensor) -> Tensor:

@@ -49,14 +49,14 @@ def optimizer() -> Any:
 def train(
     world: int,
     accumulate: int,
-    compiled: bool,
     scaled: bool = False,
     buffers: bool = False,
     spoilt: int | None = None,
     rows: int = ROWS,
-    steps: int = 3,
+    programs: str | None = None,
 ) -> Any:
-    """Take steps on `world` ranks, or as one process with as many slices; return the state and all metrics."""
+    """Take steps on `world` ranks, or as one process with as many slices; return the state and all metrics. With a folder for
+    `programs`, compiled."""
     plan = ft.sharding.Plan({"data": world}, device="cpu") if world > 1 else None
     data = batches(rows)
     options: dict[str, Any] = {"loss_scale": ft.loss_scale.dynamic(2.0**10), "guard": ft.train.skip_nonfinite()}
@@ -64,15 +64,15 @@ def train(
     step: Any = ft.train_step(
         with_buffers if buffers else loss_fn, optimizer(), accumulate=accumulate, buffers=buffers, plan=plan, **options
     )
-    if compiled:
-        step = ft.compile(step, donate=True)
+    if programs is not None:
+        step = ft.compile(step, donate=True, cache=programs)
     state = ft.init_state(
         params(), optimizer(), key=ft.random.key(3), **options,
         **({"buffers": {"mean": torch.zeros(WIDTH).double(), "steps": torch.tensor(0)}} if buffers else {}),
     )  # fmt: skip
     parts = data if plan is None else ft.data.shard(data, plan=plan, accumulate=accumulate)
     seen = []
-    for t in range(steps):
+    for t in range(3):
         batch = {name: leaf.clone() for name, leaf in parts[t].items()}
         if spoilt == t and (plan is None or plan.rank == world - 1):
             batch["x"][-1] = float("inf")
@@ -105,9 +105,16 @@ RULES = {
 }
 
 
-def split(mesh: dict[str, int], model: str, accumulate: int = 1, scaled: bool = False, recompute: bool = False) -> Any:
+def split(
+    mesh: dict[str, int],
+    model: str,
+    accumulate: int = 1,
+    scaled: bool = False,
+    recompute: bool = False,
+    programs: str | None = None,
+) -> Any:
     """Take steps with params that are split over "fsdp", or as one process with as many slices; return the whole state,
-    all metrics, and the bytes of params and moments here."""
+    all metrics, and the bytes of params and moments here. With a folder for `programs`, compiled."""
     ranks = 1
     for size in mesh.values():
         ranks *= size
@@ -125,7 +132,9 @@ def split(mesh: dict[str, int], model: str, accumulate: int = 1, scaled: bool = 
         loss = ft.recompute_layers(gpt_loss) if recompute else gpt_loss
         data = ft.data.windows(ft.random.randint(ft.random.key(4), (400,), 0, 32), batch=8, context=8, seed=0)
     options: dict[str, Any] = {"loss_scale": ft.loss_scale.dynamic(2.0**10)} if scaled else {}
-    step = ft.train_step(loss, optimizer(), accumulate=accumulate if plan else ranks * accumulate, plan=plan, **options)
+    step: Any = ft.train_step(loss, optimizer(), accumulate=accumulate, plan=plan, **options)
+    if programs is not None:
+        step = ft.compile(step, donate=True, cache=programs)
     begun = begun if plan is None else plan.shard(begun)
     state = ft.init_state(begun, optimizer(), key=ft.random.key(3), **options)
     here = sum(leaf.to_local().nbytes if hasattr(leaf, "to_local") else leaf.nbytes for leaf in ft.tree.leaves(state))
