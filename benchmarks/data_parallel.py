@@ -87,7 +87,8 @@ def measure(name: str, plan: Any, rounds: int, cache: Path) -> None:
         peers = times["torch.compile(DDP(module))"]
         shape = ", ".join(f"{key} {value}" for key, value in SHAPES[name].items())
         print(
-            f"\nGPT, {shape}, {plan.ranks} ranks of {ROWS} rows\n\n| step | ms, median | spread | ratio |\n|---|---|---|---|"
+            f"\nGPT, {shape}, {plan.ranks} ranks of {ROWS} rows\n\n"
+            "| step | ms, median | spread | ratio |\n|---|---|---|---|"
         )
         for which, each in times.items():
             ratio = statistics.median(a / b for a, b in zip(each, peers, strict=True))

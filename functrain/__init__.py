@@ -72,7 +72,8 @@ __all__ = [
     "Loss", "Policy", "TrainState", "accumulate", "autocast", "checkpoint", "checkpoint_name", "compile", "curvature",
     "data", "evaluate", "fit", "from_module", "generate", "generation", "ggnvp", "grad", "hvp", "init_state",
     "loss_scale", "losses", "mixed_precision", "models", "nn", "optim", "per_example_grad", "random", "recompute",
-    "recompute_layers", "schedules", "sharding", "sweep", "testing", "to_module", "train", "train_step", "transforms", "tree",
+    "recompute_layers", "schedules", "sharding", "sweep", "testing", "to_module", "train", "train_step",
+    "transforms", "tree",
     "unroll", "value_and_grad", "vmap",
 ]  # fmt: skip
 

@@ -89,8 +89,8 @@ class Compiled(Generic[Function_co]):
         given: Any = by_position(self.fn, args, kwargs) if kwargs else args
         leaves, structure = tree.flatten(given)
         if any(map(wrapped.is_wrapper, leaves)):
-            result = self._of_parts()(given)
-            return result
+            found: R = self._of_parts()(given)
+            return found
         _check_outermost(leaves)  # at every call: a program that is there already would lose the gradient in silence
         program, settings = self.last, _settings()
         if program is None or settings != self.settings or not self._fits_again(program, leaves, structure):

@@ -57,7 +57,7 @@ class _Refusing:
         return "<donated tensor>"
 
 
-class _Consumed(_Refusing, Tensor):
+class _Consumed(_Refusing, Tensor):  # type: ignore[misc]
     pass
 
 

@@ -43,7 +43,8 @@ def apart(leaves: Sequence[Any]) -> tuple[list[Any], tuple[Wrapper | None, ...]]
 
     Raises: TypeError for one that wraps several.
     """
-    plain, how = [], []
+    plain: list[Any] = []
+    how: list[Wrapper | None] = []
     for leaf in leaves:
         if not is_wrapper(leaf):
             plain.append(leaf)
@@ -106,7 +107,8 @@ class OfParts:
             return self._made[program].together(found)[0]
         for leaf in tree.leaves(args[0]):
             if is_wrapper(leaf):
-                leaf.__class__ = consumed_kind(type(leaf))
+                kind: Any = type(leaf)
+                leaf.__class__ = consumed_kind(kind)
         return tuple(self._made[program].together([found[0], *found[1]]))
 
     def describe(self, args: tuple[Any, ...]) -> str:

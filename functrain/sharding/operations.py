@@ -1,12 +1,12 @@
 """Collectives as operations that a compiled step runs as they are, at their place in its list of calls.
 
-Each takes the name of a mesh, so that the programs of all ranks are the same. `begin_sum` returns while ranks still add,
-and `finish` waits for it.
+Each takes the name of a mesh, so that the programs of all ranks are the same. `begin_sum` returns while ranks still
+add, and `finish` waits for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -107,7 +107,7 @@ _RUN = {
     "begin_sum": _begin_sum, "finish": _finish, "gather": _gather, "scatter": _scatter, "shift": _shift,
     "exchange": _exchange, "place": _place,
 }  # fmt: skip
-_FAKE = {
+_FAKE: dict[str, Callable[..., Any]] = {
     "begin_sum": lambda xs, mesh, axes: [xs[0].new_empty(sum(x.numel() for x in xs))],
     "finish": lambda begun: [torch.empty_like(x) for x in begun],
     "gather": lambda x, dim, mesh, axes: [_scaled(x, dim, _size(mesh, axes), 1)],

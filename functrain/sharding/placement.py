@@ -16,7 +16,7 @@ Rule: TypeAlias = "tuple[str, P | Largest]"
 
 
 class P(tuple[Any, ...]):
-    """For each dimension of a leaf what splits it: None, an axis of the mesh, or several. As `jax.sharding.PartitionSpec`.
+    """For each dimension of a leaf what splits it: None, an axis of the mesh, or several. As JAX's `PartitionSpec`.
 
     Dimensions that are left out are whole, so `P()` is a leaf that every rank has.
 
@@ -42,8 +42,8 @@ class Largest:
 
 
 def largest(axes: str | Sequence[str]) -> Largest:
-    """Return the rule that splits the largest dimension of a leaf that divides by the ranks along the axes, and leaves one
-    whole that has none.
+    """Return the rule that splits the largest dimension of a leaf that divides by the ranks along the axes, and leaves
+    one whole that has none.
 
     >>> ft.sharding.largest("fsdp")
     largest('fsdp')
@@ -54,9 +54,9 @@ def largest(axes: str | Sequence[str]) -> Largest:
 def resolved(params: tree.Tree, rules: Sequence[Rule], mesh: Mesh) -> dict[str, Dims]:
     """Return for each path what splits its dimensions.
 
-    Raises: ValueError for a path that no rule fits, or two of them, but for a "**" at their end that takes the rest; for an
-    axis that the mesh does not have, or that is twice in a leaf; for more dimensions than a leaf has, and one that does
-    not divide.
+    Raises: ValueError for a path that no rule fits, or two of them, but for a "**" at their end that takes the rest; for
+    an axis that the mesh does not have, or that is twice in a leaf; for more dimensions than a leaf has, and one that
+    does not divide.
     """
     patterns = [(Pattern(text), rule) for text, rule in rules]
     found = {}
@@ -80,8 +80,8 @@ def _dims(path: str, shape: tuple[int, ...], rule: P | Largest, mesh: Mesh) -> D
         return tuple(axes if d == chosen else () for d in range(len(shape)))
     if len(rule) > len(shape):
         raise ValueError(
-            f"Plan: {path}: expected at most {len(shape)} dimensions, as of its shape {shape}, came {rule!r}; leave out "
-            "the last"
+            f"Plan: {path}: expected at most {len(shape)} dimensions, as of its shape {shape}, came {rule!r}; "
+            "leave out the last"
         )
     dims = [mesh.ordered(() if axes is None else axes) for axes in rule]
     dims += [()] * (len(shape) - len(dims))

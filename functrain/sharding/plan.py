@@ -11,7 +11,7 @@ from torch import Tensor
 
 from functrain import tree
 from functrain.sharding import collectives, operations, parts
-from functrain.sharding.mesh import Axes, Mesh, entered
+from functrain.sharding.mesh import Mesh, entered
 from functrain.sharding.placement import Dims, P, Rule, resolved, split_axes
 from functrain.sharding.using import bind
 from functrain.tree.selection import Pattern
@@ -33,8 +33,8 @@ class Plan:
     added over ranks. Gradients are added in their own dtype, or in `reduce_dtype`. `device` is this rank's, by default
     cuda where there is one.
 
-    `params` are rules `(pattern of paths, P(...))` that say which axes split which dimensions, as `ft.tree.select` takes
-    patterns; by default every rank has all params: data parallel. Of what is split each rank keeps its part, of
+    `params` are rules `(pattern of paths, P(...))` that say which axes split which dimensions, as
+    `ft.tree.select` takes patterns; by default every rank has all params: data parallel. Of what is split each rank keeps its part, of
     gradients and the optimizer's moments too, and gathers it when it is used: FSDP, ZeRO-3. Leaves that fit `layers`,
     by default those of `blocks`, are gathered layer by layer, by `ft.nn.stack`; the others when the loss begins.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from functrain import tree
 from functrain.sharding import collectives
+from functrain.sharding.mesh import current
 from functrain.sharding.placement import Dims
 from functrain.tree import nodes
 
@@ -47,13 +48,13 @@ class Held:
 
     def _why(self) -> str:
         return (
-            f"sharding: {self.where.path} is split over ranks, and gathered where its layer runs; run the layer through "
-            "ft.nn.stack, or call ft.sharding.use(layer) before"
+            f"sharding: {self.where.path} is split over ranks, and gathered where its layer runs; run the layer "
+            "through ft.nn.stack, or call ft.sharding.use(layer) before"
         )
 
 
 def bind(params: tree.Tree, dims: Mapping[str, Dims], late: Mapping[str, bool]) -> tree.Tree:
-    """Gather the leaves of a loss that are used at once, and let those that are `late` be held until their layer runs."""
+    """Gather the leaves of a loss that are used at once, and let those that are `late` be held till their layer runs."""
     structure = tree.structure(params)
     marked = {
         path: Held(leaf, dims[path], Where(path)) if any(dims[path]) else leaf for path, leaf in tree.items(params)
@@ -118,7 +119,7 @@ def _gathered(held: Sequence[Held]) -> list[Tensor]:
 
 def _together(xs: Sequence[Tensor], dims: Sequence[int], axes: tuple[str, ...]) -> list[Tensor]:
     """Gather tensors along a dimension of each by one collective."""
-    count = collectives.current().size(axes)
+    count = current().size(axes)
     if count == 1:
         return list(xs)
     flat = torch.cat([x.reshape(-1) for x in xs])

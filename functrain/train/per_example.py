@@ -17,8 +17,7 @@ from functrain.optim.clipping.per_example import norms as norms_of_examples
 from functrain.train import checks
 from functrain.train.protocols import Batch, LossFn
 from functrain.train.state import TrainState
-from functrain.train.step import Metrics, OptimizerStep
-from functrain.train.step_parts import loss_of
+from functrain.train.step_parts import Metrics, OptimizerStep, loss_of
 from functrain.train.trainable import Trainable, check_marks, of_trained, splitting, whole
 from functrain.transforms import per_example
 from functrain.tree import Params, Tree

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Generic, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -17,43 +17,14 @@ from functrain.sharding.parts import local as parts_of
 from functrain.sharding.parts import placed_like, replicating, wrapped_like
 from functrain.train import checks
 from functrain.train.guard import Guard
-from functrain.train.protocols import Batch, Batch_contra, LossFn, LossFnWithBuffers
+from functrain.train.protocols import Batch, LossFn, LossFnWithBuffers
 from functrain.train.state import TrainState, check_pairs
-from functrain.train.step_parts import check_state, divisor_of, loss_of
+from functrain.train.step_parts import Found, Metrics, OptimizerStep, check_state, divisor_of, loss_of
 from functrain.train.trainable import Trainable, check_marks, of_trained, splitting, whole
 from functrain.transforms import accumulation
 from functrain.transforms.loss_scale import LossScale, unscale, wide, wide_dtype
 from functrain.tree import Params, Tree
 from functrain.tree.reductions import finite, stays_finite
-
-Metrics = dict[str, Tensor]
-
-
-class OptimizerStep(Generic[Batch_contra]):
-    """A step, `second(state, first(state, batch))`, that says which optimizer's state it keeps."""
-
-    def __init__(
-        self,
-        first: Callable[..., Any],
-        second: Callable[[Any, Any], Any],
-        optimizer: GradientTransformation,
-        plan: Plan | None = None,
-    ) -> None:
-        self.plan: Plan | None = plan
-        self.first: Callable[..., Any] = first
-        self.second: Callable[[Any, Any], Any] = second
-        self.optimizer: GradientTransformation = optimizer
-
-    def __call__(self, state: TrainState, batch: Batch_contra) -> tuple[TrainState, Metrics]:
-        return self.second(state, self.first(state, batch))
-
-
-class _Found(NamedTuple):
-    """What the first stage of a step hands to the second."""
-
-    loss: Loss
-    buffers: Tree
-    grads: Tree  # of total / weight times the scale where `divided`, of total times the scale elsewhere
 
 
 @overload
@@ -122,8 +93,8 @@ def train_step(
     under their paths. `init_state` takes the same `trainable`.
 
     With `plan`, every rank calls the step with its own rows of a batch, as `ft.data.shard(batches, plan=plan)` gives
-    them, and with the same state. It equals the step of the whole batch on one process: the loss must be a `Loss`, whose
-    sums are added over ranks, as are the gradients, once after all slices. n ranks with `accumulate=k` draw as one
+    them, and with the same state. It equals the step of the whole batch on one process: the loss must be a `Loss`,
+    whose sums are added over ranks, as are the gradients, once after all slices. n ranks with `accumulate=k` draw as one
     process with `accumulate=n * k`. Floating-point buffers become their mean over ranks, other ones must be alike.
 
     Metrics: "loss" (total / weight), "weight", "grad_norm" (before the optimizer), and each of the loss's own divided
@@ -225,7 +196,7 @@ def train_step(
         add_slice, parts, rows=accumulate_rows, buffers=True, first=first_slice if several else None
     )
 
-    def gradients(state: TrainState, batch: Batch) -> _Found:
+    def gradients(state: TrainState, batch: Batch) -> Found:
         check_state(state, begun, buffers, plan is not None)
         trained, frozen = split(state.params)
         check_marks("train_step", state, trained, trainable)
@@ -233,7 +204,8 @@ def train_step(
         spread = None if plan is None else plan.spread(state.params)
         trained, frozen = parts_of(trained), parts_of(frozen)
         if not looped:  # the key is folded where it is compiled with the loss
-            key, step = state.key, state.step
+            key: Tensor = state.key
+            step: Tensor | None = state.step
             if several:
                 key, step = random.fold_in(random.fold_in(key, step), first_slice(key)), None
             args = (*((state.buffers,) if buffers else ()), batch, key, step)
@@ -245,16 +217,14 @@ def train_step(
             if plan is not None:
                 grads = plan.sum_gradients(grads, spread)
         if plan is None:
-            return _Found(loss, new, grads)
-        return _Found(
-            plan.sum(tree.map(lambda x: wide(x) if isinstance(x, Tensor) else x, loss)), plan.mean(new), grads
-        )
+            return Found(loss, new, grads)
+        return Found(plan.sum(tree.map(lambda x: wide(x) if isinstance(x, Tensor) else x, loss)), plan.mean(new), grads)
 
-    def in_mesh(state: TrainState, batch: Batch) -> _Found:
+    def in_mesh(state: TrainState, batch: Batch) -> Found:
         with nullcontext() if plan is None else plan.entered():
             return gradients(state, batch)
 
-    def update(state: TrainState, found: _Found) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, found: Found) -> tuple[TrainState, Metrics]:
         if plan is None or plan.spread(state.params) is None:
             return updated(state, found)
         # leaves that are split are whole matrices for an optimizer, which DTensor computes by parts
@@ -263,7 +233,7 @@ def train_step(
             new, metrics = updated(state, found._replace(grads=grads))
             return placed_like(new, state), plan.whole(metrics)
 
-    def updated(state: TrainState, found: _Found) -> tuple[TrainState, Metrics]:
+    def updated(state: TrainState, found: Found) -> tuple[TrainState, Metrics]:
         loss, new_buffers, grads = found
         trained, frozen = split(state.params)
         loss = tree.map(lambda leaf: wide(leaf) if isinstance(leaf, Tensor) else leaf, loss)

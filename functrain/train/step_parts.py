@@ -1,19 +1,51 @@
-"""What a step takes a loss for, and a state."""
+"""What a step is made of, and what it takes a loss for, and a state."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor
 
 from functrain import tree
 from functrain.losses import Loss
+from functrain.optim import GradientTransformation
+from functrain.sharding import Plan
 from functrain.sharding.parts import is_split
 from functrain.train import checks
+from functrain.train.protocols import Batch_contra
 from functrain.train.state import TrainState
 from functrain.tree import Tree
+
+Metrics = dict[str, Tensor]
+
+
+class OptimizerStep(Generic[Batch_contra]):
+    """A step, `second(state, first(state, batch))`, that says which optimizer's state it keeps."""
+
+    def __init__(
+        self,
+        first: Callable[..., Any],
+        second: Callable[[Any, Any], Any],
+        optimizer: GradientTransformation,
+        plan: Plan | None = None,
+    ) -> None:
+        self.plan: Plan | None = plan
+        self.first: Callable[..., Any] = first
+        self.second: Callable[[Any, Any], Any] = second
+        self.optimizer: GradientTransformation = optimizer
+
+    def __call__(self, state: TrainState, batch: Batch_contra) -> tuple[TrainState, Metrics]:
+        return self.second(state, self.first(state, batch))
+
+
+class Found(NamedTuple):
+    """What the first stage of a step hands to the second."""
+
+    loss: Loss
+    buffers: Tree
+    grads: Tree  # of total / weight times the scale where `divided`, of total times the scale elsewhere
 
 
 def divisor_of(weight: Tensor) -> Tensor:

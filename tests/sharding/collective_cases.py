@@ -16,7 +16,10 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[list[Tensor]], list
     "gather": (lambda x: ft.sharding.gather(x, "data"), lambda xs: [torch.cat(xs)] * len(xs)),
     "gather last": (lambda x: ft.sharding.gather(x, "data", -1), lambda xs: [torch.cat(xs, -1)] * len(xs)),
     "scatter": (lambda x: ft.sharding.scatter(x, "data"), lambda xs: [*sum(xs, torch.zeros(())).chunk(len(xs))]),
-    "scatter 1": (lambda x: ft.sharding.scatter(x, "data", 1), lambda xs: [*sum(xs, torch.zeros(())).chunk(len(xs), 1)]),
+    "scatter 1": (
+        lambda x: ft.sharding.scatter(x, "data", 1),
+        lambda xs: [*sum(xs, torch.zeros(())).chunk(len(xs), 1)],
+    ),
     "shift": (lambda x: ft.sharding.shift(x, "data"), lambda xs: [xs[i - 1] for i in range(len(xs))]),
     "shift back": (lambda x: ft.sharding.shift(x, "data", -1), lambda xs: [*xs[1:], xs[0]]),
     "exchange": (

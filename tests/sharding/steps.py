@@ -55,8 +55,10 @@ def train(
     rows: int = ROWS,
     programs: str | None = None,
 ) -> Any:
-    """Take steps on `world` ranks, or as one process with as many slices; return the state and all metrics. With a folder for
-    `programs`, compiled."""
+    """Take steps on `world` ranks, or as one process with as many slices; return the state and all metrics.
+
+    With a folder for `programs`, compiled.
+    """
     plan = ft.sharding.Plan({"data": world}, device="cpu") if world > 1 else None
     data = batches(rows)
     options: dict[str, Any] = {"loss_scale": ft.loss_scale.dynamic(2.0**10), "guard": ft.train.skip_nonfinite()}

@@ -130,6 +130,7 @@ def test_a_dimension_that_does_not_divide_is_told_with_one_that_does() -> None:
         ValueError, match=r"w: expected dimension 1 of \(8, 6\) to divide by 4.*split dimension 0, of 8"
     ):
         placement.resolved({"w": torch.ones(8, 6)}, [("**", ft.sharding.P(None, "fsdp"))], grid)
-    assert placement.resolved({"w": torch.ones(8, 12), "b": torch.ones(3)}, [("**", placement.largest("fsdp"))], grid) == {
+    params = {"w": torch.ones(8, 12), "b": torch.ones(3)}
+    assert placement.resolved(params, [("**", placement.largest("fsdp"))], grid) == {
         "w": ((), ("fsdp",)), "b": ((),),
     }  # fmt: skip
