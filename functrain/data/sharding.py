@@ -46,9 +46,10 @@ def shard(
 ) -> Shard:
     """Give one rank its rows of each batch: those of all ranks, one after another, are the batch.
 
-    The rank is that of a `plan`, or `rank` of `world`. So a run has one order of samples at every world size, and goes on
-    in it at another one. Ranks differ by at most a row, of `accumulate` slices by at most a row a slice; the sums of a `Loss`, added over ranks, weigh each row alike. Given the number of slices that a step
-    accumulates, n ranks of k slices cut a batch as one process of n * k does.
+    The rank is that of a `plan`, or `rank` of `world`. So a run has one order of samples at every world size, and goes
+    on in it at another one. Ranks differ by at most a row, of `accumulate` slices by at most a row a slice; the sums of
+    a `Loss`, added over ranks, weigh each row alike. Given the number of slices that a step accumulates, n ranks of k
+    slices cut a batch as one process of n * k does.
 
     Shapes: batch t (B, ...) becomes (B // world, ...); the first ranks have the rows that are left over.
     Raises: ValueError for a rank that is not of the world, or no rank, or two; at a batch, for fewer rows than ranks.

@@ -32,8 +32,8 @@ def record_of(
 ) -> Record:
     """Return the record of a run, TensorBoard events included, whose last row of each reading is shown.
 
-    `counted` says what of a step is counted a second, as `ft.train.record` is told it: samples, tokens; `utilization` is
-    its flops and those of the device, where they are known.
+    `counted` says what of a step is counted a second, as `ft.train.record` is told it: samples, tokens; `utilization`
+    is its flops and those of the device, where they are known.
     """
     loggers: list[ft.train.watching.Logger] = [_Shown(show)]
     try:

@@ -54,9 +54,9 @@ def largest(axes: str | Sequence[str]) -> Largest:
 def resolved(params: tree.Tree, rules: Sequence[Rule], mesh: Mesh) -> dict[str, Dims]:
     """Return for each path what splits its dimensions.
 
-    Raises: ValueError for a path that no rule fits, or two of them, but for a "**" at their end that takes the rest; for
-    an axis that the mesh does not have, or that is twice in a leaf; for more dimensions than a leaf has, and one that
-    does not divide.
+    Raises: ValueError for a path that no rule fits, or two of them, but for a "**" at their end that takes the rest;
+    for an axis that the mesh does not have, or that is twice in a leaf; for more dimensions than a leaf has, and one
+    that does not divide.
     """
     patterns = [(Pattern(text), rule) for text, rule in rules]
     found = {}

@@ -34,9 +34,10 @@ class Plan:
     cuda where there is one.
 
     `params` are rules `(pattern of paths, P(...))` that say which axes split which dimensions, as
-    `ft.tree.select` takes patterns; by default every rank has all params: data parallel. Of what is split each rank keeps its part, of
-    gradients and the optimizer's moments too, and gathers it when it is used: FSDP, ZeRO-3. Leaves that fit `layers`,
-    by default those of `blocks`, are gathered layer by layer, by `ft.nn.stack`; the others when the loss begins.
+    `ft.tree.select` takes patterns; by default every rank has all params: data parallel. Of what is split each rank
+    keeps its part, of gradients and the optimizer's moments too, and gathers it when it is used: FSDP, ZeRO-3. Leaves
+    that fit `layers`, by default those of `blocks`, are gathered layer by layer, by `ft.nn.stack`; the others when the
+    loss begins.
 
     Give it to `ft.train_step(..., plan=)` and `ft.data.shard(batches, plan=)`, on every rank, under torchrun; begin
     with `ft.init_state(plan.shard(params), ...)`.

@@ -54,7 +54,8 @@ class Held:
 
 
 def bind(params: tree.Tree, dims: Mapping[str, Dims], late: Mapping[str, bool]) -> tree.Tree:
-    """Gather the leaves of a loss that are used at once, and let those that are `late` be held till their layer runs."""
+    """Gather the leaves of a loss that are used at once, and let those that are `late` be held till their layer
+    runs."""
     structure = tree.structure(params)
     marked = {
         path: Held(leaf, dims[path], Where(path)) if any(dims[path]) else leaf for path, leaf in tree.items(params)

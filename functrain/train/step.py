@@ -94,8 +94,8 @@ def train_step(
 
     With `plan`, every rank calls the step with its own rows of a batch, as `ft.data.shard(batches, plan=plan)` gives
     them, and with the same state. It equals the step of the whole batch on one process: the loss must be a `Loss`,
-    whose sums are added over ranks, as are the gradients, once after all slices. n ranks with `accumulate=k` draw as one
-    process with `accumulate=n * k`. Floating-point buffers become their mean over ranks, other ones must be alike.
+    whose sums are added over ranks, as are the gradients, once after all slices. n ranks with `accumulate=k` draw as
+    one process with `accumulate=n * k`. Floating-point buffers become their mean over ranks, other ones must be alike.
 
     Metrics: "loss" (total / weight), "weight", "grad_norm" (before the optimizer), and each of the loss's own divided
     by weight; with `loss_scale` also the "loss_scale" of this step; with either, "skipped", 0 or 1; with `guard`,
@@ -204,11 +204,10 @@ def train_step(
         spread = None if plan is None else plan.spread(state.params)
         trained, frozen = parts_of(trained), parts_of(frozen)
         if not looped:  # the key is folded where it is compiled with the loss
-            key: Tensor = state.key
-            step: Tensor | None = state.step
+            folded: tuple[Tensor, Tensor | None] = (state.key, state.step)
             if several:
-                key, step = random.fold_in(random.fold_in(key, step), first_slice(key)), None
-            args = (*((state.buffers,) if buffers else ()), batch, key, step)
+                folded = random.fold_in(random.fold_in(state.key, state.step), first_slice(state.key)), None
+            args = (*((state.buffers,) if buffers else ()), batch, *folded)
             (_, (loss, new, *_)), grads = gradient(trained, frozen, scale, spread, *args)
         else:
             key = random.fold_in(state.key, state.step)
