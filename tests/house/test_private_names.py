@@ -84,6 +84,7 @@ WHY = {
     "torch.utils._python_dispatch.TorchDispatchMode": "operations as they are below every transform",
     "torch.utils._python_dispatch._get_current_dispatch_mode_stack": "whether nobody sees operations before the trace",
     "torch.utils._python_dispatch._disable_current_modes": "a kernel compiled while tensors are traced",
+    "torch.utils._python_dispatch.is_traceable_wrapper_subclass": "whether a tensor, as a DTensor, wraps a plain one",
 }
 
 
