@@ -42,12 +42,12 @@ def add(params: Params, x: Tensor, attended: Tensor, config: Config, load: Any, 
 
 
 def positions_of(tokens: Tensor, documents: Tensor | None, mask: Tensor | None) -> Tensor:
-    """Count tokens from the beginning of each document, (B, T), or past the padding of each row."""
+    """Count tokens from the beginning of each document, (B, T), or past the padding of each row; of plain rows (T,)."""
     places = torch.arange(tokens.shape[1], device=tokens.device)
     if mask is not None and documents is None:
         return (torch.cumsum(mask.long(), 1) - 1).clamp(min=0)
     if documents is None:
-        return places.expand(tokens.shape)
+        return places  # as all rows have it
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins = torch.cat([begins[:, :1], documents[:, 1:] != documents[:, :-1]], 1)  # (B, T)
     return places - torch.cummax(torch.where(begins, places, 0), 1).values
