@@ -92,7 +92,7 @@ def hidden(
     >>> ft.models.llama.hidden(params, torch.tensor([[1, 2, 3]]), config, documents=torch.tensor([[0, 0, 1]])).shape
     torch.Size([1, 3, 8])
     """
-    return _run(params, tokens, config, documents, positions, mask, key)[0]
+    return _run(params, tokens, config, documents, positions, mask, key, balanced=False)[0]
 
 
 def hidden_and_balance(
@@ -119,7 +119,7 @@ def hidden_and_balance(
     """
     if not config.expert_layers:
         raise ValueError("llama: expected a config with experts, came none; take `hidden`, there is nothing to balance")
-    x, load = _run(params, tokens, config, documents, positions, mask, key)
+    x, load = _run(params, tokens, config, documents, positions, mask, key, balanced=True)
     return x, losses.load_balancing(load)
 
 
@@ -131,6 +131,8 @@ def _run(
     positions: Tensor | None,
     mask: Tensor | None,
     key: Tensor | None,
+    *,
+    balanced: bool,
 ) -> tuple[Tensor, Any]:
     config.check(tokens, documents=documents, positions=positions, mask=mask)
     count = tokens.shape[1]
@@ -166,7 +168,7 @@ def _run(
 
     load = None
     x = nn.embedding(tokens, params["embed"])  # (B, T, D)
-    if config.expert_layers:
+    if balanced:
         wide = [torch.zeros(shape, device=x.device) for shape in ((config.experts,), (config.experts,), ())]
         load = losses.ExpertLoad(*wide)
     layers = list(zip(params["blocks"], masks, keys, strict=True))
