@@ -21,7 +21,7 @@ from functrain import tree
 from functrain.compiler import engine
 from functrain.compiler.arguments import same_value
 from functrain.compiler.inductor import lowering
-from functrain.compiler.parts import CALL, ZEROS, Layer, LayerCall, Loss, Part, numbers
+from functrain.compiler.parts import CALL, ZEROS, Layer, LayerCall, Loss, Part, differentiated, numbers
 from functrain.compiler.recording import Recomputed, Recording
 from functrain.compiler.tracing import COPIED, Traced, base_of, trace
 from functrain.compiler.untraceable import Untraceable
@@ -106,18 +106,18 @@ class Cutter:
         inputs = (layer, x, args)
         leaves, structure = tree.flatten(inputs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        key = ("layer", kind, _settings(), structure, *[_kind(leaf) for leaf in leaves])
+        wanted = differentiated(tensors, x)
+        key = ("layer", kind, _settings(), structure, *[_kind(leaf) for leaf in leaves], *wanted)
         if key not in self._known:
-            self._known[key] = self._traced_layer(block, leaves, structure, tensors), (kind, block)
+            self._known[key] = self._traced_layer(block, leaves, structure, tensors, wanted), (kind, block)
         part = self._known[key][0]
         found = iter(LayerCall.apply(part, *tensors, *part.lifted))
         return tree.unflatten(part.structure, [next(found) if v is None else v for v in part.values])
 
     def _traced_layer(
-        self, block: Callable[..., Any], leaves: list[Any], structure: Any, tensors: list[Tensor]
+        self, block: Callable[..., Any], leaves: list[Any], structure: Any, tensors: list[Tensor], wanted: list[int]
     ) -> Layer:
         part = Layer()
-        wanted = [i for i, x in enumerate(tensors) if x.requires_grad]
 
         def joint(*values: Tensor) -> Any:
             mode = self._mode()
@@ -187,6 +187,7 @@ class Cutter:
         leaves, structure = tree.flatten(inputs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         key: Any = ("call", id(owner), _settings(), structure, *[_kind(leaf) for leaf in leaves])
+        key = (*key, *[x.requires_grad for x in tensors])
         if engine.here.repeats and _hashable(key) and key in self._known:
             part: Any = self._known[key][0]
         else:
@@ -276,7 +277,7 @@ def _check_like(what: str, x: Any, made: Any) -> Any:
 
 def _kind(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
-        return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad)
+        return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
     return same_value(leaf)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from functrain import tree
 from functrain.compiler import engine
 from functrain.compiler.tracing import Traced
 
@@ -56,6 +57,18 @@ class Loss(Part):
     written: dict[int, int]  # results that lie in the memory of an input: their place, and the input's
     aliases: dict[int, int]  # results that are, or are views of, an input
     lean: bool
+
+
+def differentiated(tensors: Sequence[Tensor], x: Any) -> list[int]:
+    """Return the places of the tensors by which a layer that gets x is differentiated.
+
+    Numbers in x that layers add to, such as a load of experts, are among them from the first layer on, as they are from
+    the second on: layers are one kind then, and not two. Of a larger one, as of the first layer's activations, a
+    gradient that nobody wants would cost a product.
+    """
+    found = [i for i, t in enumerate(tensors) if t.requires_grad]
+    sums = {id(t) for t in tree.leaves(x) if isinstance(t, Tensor) and t.dim() <= 1 and t.is_floating_point()}
+    return [i for i, t in enumerate(tensors) if i in found or id(t) in sums] if found else []
 
 
 class LayerCall(torch.autograd.Function):

@@ -3,7 +3,8 @@
 The mask of a dropout is a hash of a counter and a key: computing it again takes about as long as reading it
 back from memory, and no memory. torch's partitioner counts operations and keeps the mask, a byte an element; one graph
 of both passes, which nobody partitions, keeps the two words it was made of, eight bytes. Here a tensor is *drawn* when
-it is computed elementwise from counters, numbers and tensors far smaller than itself, such as a key.
+it is computed elementwise from the hash, which is of counters, numbers and tensors far smaller than itself, such as a
+key.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointPolicy
+
+from functrain.random.hashing import WORD
 
 aten = torch.ops.aten
 
@@ -66,7 +69,15 @@ def _drawn(graph: fx.Graph) -> dict[fx.Node, None]:
         inputs = [value for value in node.all_input_nodes if value not in drawn]
         if size and _elementwise(node.target) and all(0 < _size(value) * _SMALLER <= size for value in inputs):
             drawn[node] = None
-    return drawn
+    # of what is no draw, such as the angles of positions, layers share one, whoever computes it again
+    draws: set[fx.Node] = set()
+    for node in drawn:
+        if node.target is WORD or any(value in draws for value in node.all_input_nodes):
+            draws.add(node)
+    for node in reversed(drawn):  # and the counters that go into them
+        if any(user in draws for user in node.users):
+            draws.add(node)
+    return {node: None for node in drawn if node in draws}
 
 
 def _elementwise(target: Any) -> bool:

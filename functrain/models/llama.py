@@ -93,7 +93,7 @@ def hidden(
     >>> ft.models.llama.hidden(params, torch.tensor([[1, 2, 3]]), config, documents=torch.tensor([[0, 0, 1]])).shape
     torch.Size([1, 3, 8])
     """
-    return _run(params, tokens, config, documents, positions, mask, key)[0]
+    return _run(params, tokens, config, documents, positions, mask, key, balanced=False)[0]
 
 
 def hidden_and_balance(
@@ -120,7 +120,7 @@ def hidden_and_balance(
     """
     if not config.expert_layers:
         raise ValueError("llama: expected a config with experts, came none; take `hidden`, there is nothing to balance")
-    x, load = _run(params, tokens, config, documents, positions, mask, key)
+    x, load = _run(params, tokens, config, documents, positions, mask, key, balanced=True)
     return x, losses.load_balancing(load)
 
 
@@ -132,11 +132,17 @@ def _run(
     positions: Tensor | None,
     mask: Tensor | None,
     key: Tensor | None,
+    *,
+    balanced: bool,
 ) -> tuple[Tensor, Any]:
     config.check(tokens, documents=documents, positions=positions, mask=mask)
     count = tokens.shape[1]
     windows = caches.bounded(config.windows, count)
-    if any(windows) or documents is not None or mask is not None:
+    dropped = key is not None and config.attention_dropout > 0.0
+    alone = documents is not None and mask is None and not any(windows) and not dropped
+    # a CPU's kernel takes documents one by one; of a mask all layers have the same
+    apart = documents if alone and config.attention == "fused" and tokens.device.type == "cpu" else None
+    if apart is None and (any(windows) or documents is not None or mask is not None):
         # a mask for each layer even where another has a window: layers that differ in its values are one kind
         of_window = {
             window: nn.attention_mask(
@@ -150,25 +156,24 @@ def _run(
     if positions is None:
         positions = positions_of(tokens, documents, mask)
     cos, sin = nn.rotary_angles(positions, config.width_of_head, config.rope)  # (B, T, K / 2)
-    dropped = key is not None and config.attention_dropout > 0.0
     keys = list(random.split(key, config.layers).unbind()) if key is not None and dropped else [None] * config.layers
 
-    def block(layer: Any, state: Any, cos: Tensor, sin: Tensor, real: Tensor | None) -> Any:
+    def block(layer: Any, state: Any, cos: Tensor, sin: Tensor, real: Tensor | None, documents: Tensor | None) -> Any:
         (params, seen, key), (x, load) = layer, state
         q, k, v = heads(params, x, cos, sin, config)  # (B, H, T, K), (B, G, T, K)
         attended = nn.attention(
-            q, k, v, seen, causal=seen is None, dropout_rate=config.attention_dropout, key=key,
+            q, k, v, seen, causal=seen is None, documents=documents, dropout_rate=config.attention_dropout, key=key,
             implementation=config.attention,
         )  # fmt: skip
         return add(params, x, attended, config, load, real)
 
     load = None
     x = nn.embedding(tokens, params["embed"])  # (B, T, D)
-    if config.expert_layers:
+    if balanced:
         wide = [torch.zeros(shape, device=x.device) for shape in ((config.experts,), (config.experts,), ())]
         load = losses.ExpertLoad(*wide)
     layers = list(zip(params["blocks"], masks, keys, strict=True))
-    x, load = nn.stack(block, layers, (x, load), cos, sin, mask)
+    x, load = nn.stack(block, layers, (x, load), cos, sin, mask, apart)
     return nn.rms_norm(x, **params["norm"], eps=config.eps), load
 
 

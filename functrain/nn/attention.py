@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from functrain.compiler import engine
-from functrain.nn.attention_masks import attention_mask
+from functrain.nn.attention_masks import attention_mask, check_mask
+from functrain.nn.documents import attention_by_documents, goes_by_documents
 from functrain.nn.dropout import dropout
 from functrain.nn.fused import fused_attention
 
@@ -49,7 +50,8 @@ def attention(
 
     "fused" is torch's kernel, which never holds the scores, and the formula where that has none: where transforms
     differentiate twice or in forward mode, and where weights are dropped. "math" is always the formula, which is on a
-    CPU the faster one for short contexts. The layers of a model share a mask: make it once, by `attention_mask`.
+    CPU the faster one for short contexts. On a CPU "fused" goes through `documents` one by one, if there is no window,
+    mask or key_mask beside them. Else the layers of a model share a mask: make it once, by `attention_mask`.
 
     Shapes: q (B, H, T, K), k and v (B, G, S, K); mask (T, S) or broadcastable to (B, H, T, S); documents (B, T), any
     integers; key_mask (B, S). T is S wherever places are compared: with causal, window and documents.
@@ -76,14 +78,20 @@ def attention(
             f"attention: expected as many keys as queries where places are compared, came {tokens} queries and "
             f"{k.shape[-2]} keys; say by mask= which keys a query sees"
         )
-    alone = causal and mask is None and window is None and documents is None and key_mask is None
+    plain = mask is None and window is None and key_mask is None
+    dropped = key is not None and dropout_rate > 0.0
+    by_formula = implementation == "math" or dropped or engine.twice()
+    if documents is not None and plain and not by_formula:
+        check_mask(tokens, documents=documents)
+        if goes_by_documents(q, k, v, documents):
+            return attention_by_documents(q, k, v, documents, causal=causal, scale=scale)
+    alone = causal and plain and documents is None
     if not alone and (compared or key_mask is not None):
         made = attention_mask(
             tokens, causal=causal, window=window, documents=documents, key_mask=key_mask, device=q.device
         )
         mask = made if mask is None else mask & made
-    dropped = key is not None and dropout_rate > 0.0
-    if implementation == "math" or dropped or engine.twice():
+    if by_formula:
         if alone:
             mask = attention_mask(tokens, causal=True, device=q.device)
         return _formula(q, k, v, mask, alone, scale, dropout_rate, key)

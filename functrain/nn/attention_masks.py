@@ -34,7 +34,7 @@ def attention_mask(
             [ True,  True, False],
             [False, False,  True]])
     """
-    _check(tokens, window, documents, key_mask)
+    check_mask(tokens, window=window, documents=documents, key_mask=key_mask)
     given = next((t for t in (documents, key_mask) if t is not None), None)
     device = device if given is None else given.device
     mask: Tensor | None = None
@@ -67,7 +67,10 @@ def causal_mask(queries: int, device: torch.device | str | None = None) -> Tenso
     return torch.ones(queries, queries, dtype=torch.bool, device=device).tril()
 
 
-def _check(tokens: int, window: int | None, documents: Tensor | None, key_mask: Tensor | None) -> None:
+def check_mask(
+    tokens: int, *, window: int | None = None, documents: Tensor | None = None, key_mask: Tensor | None = None
+) -> None:
+    """Raise as `attention_mask` does for what does not fit."""
     if window is not None and window < 1:
         raise ValueError(f"attention: expected a window of at least 1, a query's own place, came {window}")
     for name, given in (("documents", documents), ("key_mask", key_mask)):

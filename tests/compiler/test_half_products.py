@@ -62,6 +62,10 @@ def _attention(x: Tensor, w: Tensor) -> Any:
     return F.scaled_dot_product_attention(*[t.view(1, 2, 4, 8)[:, :, :, :4] for t in (x, w, x * w)], is_causal=True)
 
 
+def _of_documents(x: Tensor, w: Tensor) -> Any:
+    return ft.nn.attention(*[t.view(1, 2, 8, 4) for t in (x, w, x * w)], documents=torch.arange(8)[None] // 3)
+
+
 PRODUCTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "mm": lambda x, w: torch.tanh(x.view(8, 8) @ w.view(8, 8)) @ x.view(8, 8),
     "addmm": lambda x, w: torch.addmm(x.view(8, 8)[0], x.view(8, 8), w.view(8, 8)),
@@ -69,6 +73,7 @@ PRODUCTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "baddbmm": lambda x, w: torch.baddbmm(x.view(4, 4, 4), x.view(4, 4, 4), w.view(4, 4, 4)),
     "convolution": lambda x, w: _conv(x, w[:32]),
     "attention": _attention,
+    "attention by documents": _of_documents,
 }
 
 

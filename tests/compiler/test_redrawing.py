@@ -106,6 +106,18 @@ def test_readers_on_both_sides_of_a_product_draw_for_themselves() -> None:
         assert torch.equal(a, b)
 
 
+def test_what_layers_share_and_nobody_has_drawn_is_computed_once() -> None:
+    def fn(x: Tensor) -> list[Tensor]:
+        places = torch.arange(128)
+        angles, ahead = torch.cos(places[:, None] * places.float()), places > places[:, None]
+        return [x + angles, x * ahead, x @ x, x * angles, x - ahead.float()]
+
+    graph = graph_passes.compute_once(traced(fn, [ft.random.normal(KEY, (128, 128))]).graph)
+    redrawing.draw_again(graph, graph_passes.is_product)
+    found = [str(node.target).split(".")[1] for node in graph.nodes if node.op == "call_function"]
+    assert (found.count("cos"), found.count("gt")) == (1, 1)
+
+
 def test_only_what_is_drawn_is_marked() -> None:
     def fn(x: Tensor, row: Tensor, key: Tensor) -> list[Tensor]:
         return [ft.random.bits(key, tuple(x.shape)) > 7, x > 7, x.sum(1) * row.sum(), ft.random.bits(key, (8,)) > 7]

@@ -15,7 +15,8 @@ from torch import Tensor
 
 import functrain as ft
 from functrain import losses, nn, random, tree
-from functrain.compiler import engine
+from functrain.compiler import cutting, engine
+from functrain.compiler.parts import Layer
 from functrain.models import llama
 
 DENSE = llama.Config(
@@ -184,6 +185,21 @@ def test_layers_of_mixed_windows_are_one_kind_and_dense_ones_beside_experts_anot
             found = llama.apply(shaken(config), TOKENS, config)
         assert torch.equal(found, llama.apply(shaken(config), TOKENS, config))
         assert len(Counting.kinds) == count
+
+
+def test_layers_that_add_to_a_load_are_traced_once() -> None:
+    config = dataclasses.replace(EXPERTS, dense_layers=(), layers=3)
+    params = shaken(config)
+    leaves, structure = tree.flatten(params)
+
+    def total(params: Any) -> Tensor:
+        x, balance = llama.hidden_and_balance(params, TOKENS, config)
+        return torch.sum(x**2) + balance.total
+
+    cutter = cutting.Cutter(layers=True)
+    with torch.no_grad(), engine.tracing_operations(cutter):
+        cutter.trace(lambda *given: (tree.leaves(ft.grad(total)(tree.unflatten(structure, given))), []), leaves)
+    assert sum(isinstance(part, Layer) for part in cutter.parts.values()) == 1
 
 
 # ---- the cache ----------------------------------------------------------------------------------------------------
