@@ -7,6 +7,7 @@ each number the median of 15 interleaved rounds of 40 batches.
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from typing import Any
 
@@ -47,9 +48,12 @@ def main() -> None:
     tokens, end = data.tokenize(corpus, bpe), bpe.end
     wordpiece = data.train_wordpiece(corpus, vocab_size=4096)
     flat = data.windows(corpus, batch=BATCH, context=CONTEXT, seed=0, tokenizer=wordpiece)
-    start = time.process_time()
-    pairs = data.sentence_pairs(corpus, wordpiece, batch=BATCH, context=CONTEXT, seed=0)
-    print(f"{'plan and encode the pairs':32} {time.process_time() - start:8.2f} s for {len(tokens.ids):,} tokens\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for what, kept in (("plan and encode the pairs", None), ("into a file", folder), ("out of it", folder)):
+            start = time.process_time()
+            pairs = data.sentence_pairs(corpus, wordpiece, batch=BATCH, context=CONTEXT, seed=0, folder=kept)
+            print(f"{what:32} {time.process_time() - start:8.2f} s for {len(tokens.ids):,} tokens")
+    print()
     made: dict[str, Any] = {
         "windows": data.windows(tokens, batch=BATCH, context=CONTEXT, seed=0),
         "packed": data.packed(tokens, batch=BATCH, context=CONTEXT, seed=0, end=end),

@@ -96,6 +96,17 @@ def train_gpt():
     plotting.draw([recorded("train_gpt", "--steps", "300", tokens="weight")], OUT / "train_gpt.svg")
 
 
+def pretrain_llama():
+    run("pretrain_llama", "--steps", "300", "--run", "pretrain_llama")
+    plotting.draw([Path("pretrain_llama")], OUT / "pretrain_llama.svg")
+
+
+def pretrain_bert():
+    run("pretrain_bert", "--steps", "1000", "--run", "pretrain_bert")
+    panels = ["masked_lm_loss", "next_sentence_loss"]
+    plotting.draw([Path("pretrain_bert")], OUT / "pretrain_bert.svg", panels=panels)
+
+
 def sweep_learning_rates():
     found, _ = run("sweep_learning_rates")
     made, (rates, fits) = figure(columns=2, width=6.5)
@@ -192,8 +203,8 @@ def laplace():
 
 
 PICTURES = (
-    digits_mlp, digits_cnn, vit_digits, train_gpt, sweep_learning_rates, maml_sinusoids, learned_loss,
-    private_training, influence_of_labels, laplace,
+    digits_mlp, digits_cnn, vit_digits, train_gpt, pretrain_llama, pretrain_bert, sweep_learning_rates,
+    maml_sinusoids, learned_loss, private_training, influence_of_labels, laplace,
 )  # fmt: skip
 
 

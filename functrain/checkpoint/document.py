@@ -119,7 +119,7 @@ def _check_plain(value: Any, path: str, where: str, level: int = 0) -> None:
             if not isinstance(key, str) or not strict_json.is_text(key):
                 raise unsupported(where, path, "keys that are str", f"{key!r}", "write the key as text")
             _check_plain(child, f"{path}/{key}", where, level + 1)
-    elif type(value) is list:
+    elif type(value) in (list, tuple):  # JSON keeps a tuple as a list
         for i, child in enumerate(value):
             _check_plain(child, f"{path}/{i}", where, level + 1)
     elif not (value is None or type(value) in (bool, int, float, str)):

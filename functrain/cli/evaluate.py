@@ -11,11 +11,12 @@ import tyro
 
 from functrain.cli.options import UsageError, if_given, parse
 
-DESCRIPTION = """Compute the loss of a model on a text: nats per token, perplexity, bits per byte. The model is that of
-a run's newest checkpoint, or of a folder that transformers loads; it computes in float32.
+DESCRIPTION = """Compute the loss of a model on a text: nats per token, perplexity, bits per byte; of a BERT the loss
+and accuracy of masked tokens and of next sentences. The model is that of a run's newest checkpoint, or of a folder that
+transformers loads; it computes in float32.
 
-Every token but the first is predicted once, from what precedes it in its window of the model's context. Ctrl-C shows
-the loss of what was evaluated until then, and exits with 130."""
+Every token but the first is predicted once, from what precedes it in its window of the model's context; a BERT is
+asked once about each pair of an epoch. Ctrl-C shows the loss of what was evaluated until then, and exits with 130."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Options:
     """A file or folder of UTF-8 text, JSON lines (.jsonl) with a field "text", or a token file (.bin) of the model's
     tokenizer. The validation text of the run if it is left out."""
     batch: int = 16
-    """Windows that are computed at once."""
+    """Windows, or pairs of a BERT, that are computed at once."""
     tokenizer: Annotated[str | None, if_given("FILE")] = None
     """The tokenizer's file, where it is not beside the model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -33,13 +33,10 @@ def profile(
     batches, model = _data(config, run)
     for line in told:
         print(line)
-    optimizer, guard, key = (
-        optimizers.optimizer_of(config),
-        pretrain.guard_of(config),
-        ft.random.key(config.seed, device),
-    )
-    state = ft.init_state(architectures.of(config.model).module.init(model, key), optimizer, key=key, guard=guard)
-    step = ft.train_step(pretrain.loss_of(config, model), optimizer, accumulate=config.accumulate, guard=guard)
+    optimizer, key = optimizers.optimizer_of(config), ft.random.key(config.seed, device)
+    pairs: Any = {"loss_scale": precision.loss_scale_of(config), "guard": pretrain.guard_of(config)}
+    state = ft.init_state(architectures.of(config.model).module.init(model, key), optimizer, key=key, **pairs)
+    step = ft.train_step(pretrain.loss_of(config, model), optimizer, accumulate=config.accumulate, **pairs)
     compiled = ft.compile(step, donate=True) if config.compile else step
     print(
         f"{what}: {ft.tree.size(state.params):,} parameters on {device}, {torch.get_num_threads()} threads", flush=True

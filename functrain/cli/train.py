@@ -40,6 +40,18 @@ class Options:
 
 
 def main(words: Sequence[str]) -> None:
+    options, over = asked(words)
+    # help and a wrong word need no torch, which takes seconds to load
+    from functrain.cli import training
+
+    training.train(options.config, over, Path(options.run), accept_changes=options.accept_changes)
+
+
+def asked(words: Sequence[str]) -> tuple[Options, dict[str, list[float]]]:
+    """Read what is trained and what is swept, without training.
+
+    Raises: UsageError, and ValueError for a file that is no config.
+    """
     preset, rest = ("tiny", words) if not words or words[0].startswith("-") else (words[0], words[1:])
     if preset not in PRESETS:
         close = difflib.get_close_matches(preset, PRESETS, 1)
@@ -56,11 +68,7 @@ def main(words: Sequence[str]) -> None:
         default=Options(config=config, run=f"runs/{preset}"),
         beside=["--config", "--model.architecture"],
     )
-    over = _numbers(options)
-    # help and a wrong word need no torch, which takes seconds to load
-    from functrain.cli import training
-
-    training.train(options.config, over, Path(options.run), accept_changes=options.accept_changes)
+    return options, _numbers(options)
 
 
 def _numbers(options: Options) -> dict[str, list[float]]:

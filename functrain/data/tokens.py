@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from functrain.data.atomic import replacing
+from functrain.data.headers import header_path, read_header, write_header
 from functrain.data.text import END, Corpus
 from functrain.data.tokenizer import Bytes, Ids, Tokenizer, ids_dtype
 from functrain.progress import Progress, counter
@@ -66,7 +65,7 @@ def tokenize(
         return Tokens(ids, tokenizer.vocab_size, size_bytes, corpus.fingerprint, tokenizer.fingerprint)
     fingerprint = _fingerprint(corpus.fingerprint, tokenizer.fingerprint)
     path = Path(folder) / f"{corpus.split}-{fingerprint[:16]}.bin"
-    if not _header_path(path).exists():
+    if not header_path(path).exists():
         write_tokens(path, texts, tokenizer, corpus=corpus.fingerprint)
     tokens = open_tokens(path)
     if tokens.fingerprint != fingerprint:
@@ -112,8 +111,7 @@ def write_tokens(path: str | Path, texts: Iterable[str], tokenizer: Tokenizer, *
             raise ValueError(f"{path}: expected documents to write tokens of, came no text at all")
     dtype = ids_dtype(tokenizer.vocab_size).name
     header = _Header(1, dtype, count, size_bytes, tokenizer.vocab_size, corpus, tokenizer.fingerprint, checksum)
-    with replacing(_header_path(path)) as file:
-        file.write(json.dumps(asdict(header), indent=1).encode())
+    write_header(path, header)
 
 
 def open_tokens(path: str | Path) -> Tokens:
@@ -128,7 +126,7 @@ def open_tokens(path: str | Path) -> Tokens:
     [116, 111, 32, 98, 101]
     """
     path = Path(path)
-    header = _read_header(_header_path(path))
+    header = read_header(path, _Header, "token file")
     dtype = ids_dtype(header.vocab_size)
     if header.dtype != dtype.name:
         raise ValueError(f"{path}: a vocabulary of {header.vocab_size} is kept as {dtype}, came {header.dtype!r}")
@@ -163,21 +161,6 @@ class _Header:
     crc32: int
 
 
-def _read_header(path: Path) -> _Header:
-    if not path.is_file():
-        raise ValueError(f"{path}: the header of a token file is missing; write the tokens again")
-    try:
-        content: Any = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: expected the JSON header of a token file, came something else ({error})") from None
-    if isinstance(content, dict) and content.get("version", 1) != 1:
-        raise ValueError(f"{path}: token file version {content['version']} is newer than 1; upgrade functrain")
-    expected = _Header.__annotations__
-    if not isinstance(content, dict) or {name: type(value).__name__ for name, value in content.items()} != expected:
-        raise ValueError(f"{path}: expected the fields {expected}, came {content!r}; write the tokens again")
-    return _Header(**content)
-
-
 def _pieces(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[Ids, int]]:
     """Give tokens and size in bytes of each document, with those of END before all but the first."""
     for number, text in enumerate(texts):
@@ -189,10 +172,6 @@ def _pieces(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[Ids, i
                 )
             yield np.array([tokenizer.end], ids_dtype(tokenizer.vocab_size)), len(END)
         yield tokenizer.encode(text), len(text.encode("utf-8"))
-
-
-def _header_path(path: Path) -> Path:
-    return path.with_suffix(".json")
 
 
 def _fingerprint(corpus: str, tokenizer: str) -> str:

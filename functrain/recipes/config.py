@@ -51,8 +51,8 @@ class Optimizer:
     clip_norm: float | Literal["none"] = 1.0
     """The gradient's global norm is clipped to this; none: it is not clipped."""
     ema: float | Literal["none"] = "none"
-    """The decay of an exponential moving average (EMA) of the weights, validated beside them, as ema_loss; 0.999 is
-    usual."""
+    """The decay of an exponential moving average (EMA) of the weights, validated beside them, as validation_ema_loss;
+    0.999 is usual."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "final_learning_rate", "weight_decay"):
@@ -84,9 +84,10 @@ class Config:
     """Parts that a batch is cut into, one after another, to save memory."""
     recompute: float = 0.0
     """The part of the layers that are computed again in the backward pass, to save memory; 1: all of them."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the forward and backward pass compute in; parameters and moments are float32. auto: bfloat16 where the
-    device multiplies matrices faster in it, which is tried out when a run begins, and stays."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the forward and backward pass compute in; parameters and moments are float32. float16: with a dynamic loss
+    scale, for a GPU without bfloat16. auto: bfloat16 where the device multiplies matrices faster in it, which is tried
+    out when a run begins, and stays."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""

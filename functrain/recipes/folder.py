@@ -2,7 +2,7 @@
 
 config.toml      all options, as resolved
 tokenizer.json   how text becomes tokens
-tokens/          the corpus as tokens
+tokens/          the corpus as tokens, of a BERT its sentences
 metrics.jsonl    one line per step; tensorboard/ holds the same as events
 checkpoints/     the training state, the newest last
 programs/        compiled code, for a resumed run
@@ -155,13 +155,17 @@ def _lines(changes: list[str]) -> str:
 
 
 def load_state(newest: Path, like: TrainState) -> TrainState:
-    """Load a run's state; of a guard that the checkpoint lacks, or that is of another kind, the rest begins anew."""
+    """Load a run's state; of a guard that the checkpoint lacks, or that is of another kind, the rest begins anew, as
+    does the loss scale of a run that went on in another precision."""
     saved, wanted = set(checkpoint.contents(newest).leaves), tree.paths(like)
-    absent = {path for path in wanted if path.startswith("guard/") and path not in saved}
-    other = absent or {path for path in saved if path.startswith("guard/") and path not in wanted}
+    absent = {path for path in wanted if path.startswith(_MAY_BEGIN) and path not in saved}
+    other = absent or {path for path in saved if path.startswith(_MAY_BEGIN) and path not in wanted}
     only = [path for path in wanted if path not in absent] if other else None
     state: TrainState = checkpoint.load(newest, like=like, only=only)
     return state
+
+
+_MAY_BEGIN = ("guard/", "loss_scale/")
 
 
 def other_environment(newest: Path) -> list[str]:

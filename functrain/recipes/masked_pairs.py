@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,6 @@ from torch import Tensor
 import functrain as ft
 from functrain.data.pretraining.pairs import FiniteSentencePairs
 from functrain.data.pretraining.sentences import split_sentences
-from functrain.data.tokens import told
 from functrain.models import bert
 from functrain.progress import Progress
 from functrain.recipes.config import Config
@@ -54,47 +54,39 @@ def tokenizer_of(corpus: ft.data.Corpus, vocabulary: int, progress: Progress | N
 def check(sides: Sides, tokenizer: ft.data.Tokenizer, context: int) -> str | None:
     """Raise a ValueError for a side with fewer than two documents of two sentences."""
     for side in sides:
-        found = sum(len(split_sentences(document.text)) > 1 for document in side.documents)
-        if found < 2:
-            way_out = "a folder of more texts" + ("" if side.split == "train" else ", or a larger data.validation")
-            raise ValueError(
-                f"{side.name}: expected two documents of two sentences or more on its {side.split} side, so that a "
-                f"second sentence can be of another document, came {found} among {len(side.documents)}; give {way_out}"
-            )
+        way_out = "a folder of more texts" + ("" if side.split == "train" else ", or a larger data.validation")
+        _check_documents(side, f" on its {side.split} side", way_out)
     return None
 
 
+def _check_documents(corpus: ft.data.Corpus, where: str, way_out: str) -> None:
+    # the first two that are found suffice: a text of gigabytes is not split for this
+    found = sum(1 for _ in islice((d for d in corpus.documents if len(split_sentences(d.text)) > 1), 2))
+    if found < 2:
+        raise ValueError(
+            f"{corpus.name}: expected two documents of two sentences or more{where}, so that a second sentence can be "
+            f"of another document, came {found} among {len(corpus.documents)}; give {way_out}"
+        )
+
+
 def encode(sides: Sides, tokenizer: ft.data.Tokenizer, config: Config, run: Path, bar: Bar) -> Pairs:
-    """Encode the sentences of both sides; the tokenizer is kept in the folder `run`."""
+    """Encode the sentences of both sides; tokenizer and tokens are kept in the folder `run`."""
     tokenizer.save(run / "tokenizer.json")
-    batch, context, seed = config.batch, config.model.context, config.seed
+    asked: dict[str, Any] = {"batch": config.batch, "context": config.model.context, "seed": config.seed}
+    asked["folder"] = run / "tokens"
     with bar("encoding the training text", "characters") as progress:
-        documents = _documents(sides.train, progress)
-        train = ft.data.sentence_pairs(documents, tokenizer, batch=batch, context=context, seed=seed)
+        train = ft.data.sentence_pairs(sides.train, tokenizer, **asked, progress=progress)
     with bar("encoding the validation text", "characters") as progress:
-        held_out = _epoch(sides.validation, tokenizer, batch, context, seed, progress)
+        held_out = _epoch(sides.validation, tokenizer, **asked, progress=progress)
     sizes = [sum(len(document.text.encode()) for document in side.documents) for side in sides]
     unigram = _unigram(train.sentences.ids, held_out.sentences.ids, tokenizer)
     return Pairs(tokenizer, train, held_out, (sizes[0], sizes[1]), unigram)
 
 
-def _epoch(
-    corpus: ft.data.Corpus,
-    tokenizer: ft.data.Tokenizer,
-    batch: int,
-    context: int,
-    seed: int,
-    progress: Progress | None,
-) -> FiniteSentencePairs:
-    found = ft.data.sentence_pairs(
-        _documents(corpus, progress), tokenizer, batch=batch, context=context, seed=seed, epochs=1
-    )
+def _epoch(corpus: ft.data.Corpus, tokenizer: ft.data.Tokenizer, **asked: Any) -> FiniteSentencePairs:
+    found = ft.data.sentence_pairs(corpus, tokenizer, **asked, epochs=1)
     assert isinstance(found, FiniteSentencePairs)
     return found
-
-
-def _documents(corpus: ft.data.Corpus, progress: Progress | None) -> Iterator[list[str]]:
-    return (split_sentences(text) for text in told(corpus, progress))
 
 
 def batches(config: Config, texts: Pairs) -> Any:
@@ -116,8 +108,12 @@ def prepared(corpus: ft.data.Corpus, tokenizer: ft.data.Tokenizer, progress: Pro
 def evaluated(
     corpus: ft.data.Corpus, batch: int, context: int, tokenizer: ft.data.Tokenizer, asked: Model | None, seed: int
 ) -> tuple[Any, int]:
-    """Give the pairs of a text, masked as the config says, and how many there are."""
-    pairs = _epoch(corpus, tokenizer, batch, context, seed, None)
+    """Give the pairs of a text, masked as the config says, and how many there are.
+
+    Raises: ValueError for fewer than two documents of two sentences.
+    """
+    _check_documents(corpus, "", "a folder of texts, or JSON lines of them")
+    pairs = _epoch(corpus, tokenizer, batch=batch, context=context, seed=seed)
     return FirstBatches(_masked(pairs, tokenizer, asked, seed), len(pairs)), len(pairs.chunks.first)
 
 

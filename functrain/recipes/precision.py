@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+import functrain as ft
 from functrain.compiler import half_products
 from functrain.recipes.config import Config
 
@@ -19,9 +20,8 @@ def decided(config: Config, device: torch.device, before: Config | None) -> tupl
     if config.precision == "auto" and before is not None:
         config = dataclasses.replace(config, precision=before.precision)
     if config.precision != "auto":
-        half_on_cpu = config.precision == "bfloat16" and device.type == "cpu"
-        words = half_products.once_if_slow(torch.bfloat16) if half_on_cpu else None
-        return config, [] if words is None else [f"precision bfloat16: {words}"]
+        words = half_products.once_if_slow(dtype_of(config)) if device.type == "cpu" else None
+        return config, [] if words is None else [f"precision {config.precision}: {words}"]
     if device.type == "cpu":
         factor = half_products.factor(torch.bfloat16)
         fast, why = (
@@ -33,3 +33,15 @@ def decided(config: Config, device: torch.device, before: Config | None) -> tupl
         why = f"this device has {'' if fast else 'no '}matrix products in bfloat16"
     chosen = dataclasses.replace(config, precision="bfloat16" if fast else "float32")
     return chosen, [f"precision {chosen.precision}: {why}"]
+
+
+def dtype_of(config: Config) -> torch.dtype:
+    """Return the dtype of a precision, which must be decided."""
+    assert config.precision != "auto"
+    dtype: torch.dtype = getattr(torch, config.precision)
+    return dtype
+
+
+def loss_scale_of(config: Config) -> ft.loss_scale.LossScale | None:
+    """Return the loss scale of a run's steps: in float16 one that follows overflows, else none."""
+    return ft.loss_scale.dynamic() if config.precision == "float16" else None

@@ -73,9 +73,9 @@ def main(
         optimizers.optimizer_of(config),
         optimizers.schedule_of(config),
     )
-    loss_fn, guard = loss_of(config, model), guard_of(config)
+    loss_fn, guard, scale = loss_of(config, model), guard_of(config), precision.loss_scale_of(config)
     key = ft.random.key(config.seed, device)
-    state = ft.init_state(architecture.module.init(model, key), optimizer, key=key, guard=guard)
+    state = ft.init_state(architecture.module.init(model, key), optimizer, key=key, loss_scale=scale, guard=guard)
     if newest is not None:
         state = folder.load_state(newest, state)
     done = int(state.step)
@@ -94,7 +94,7 @@ def main(
         for change in folder.other_environment(newest):
             show.note(f"not the machine that saved the checkpoint, the last bits may differ: {change}")
     show.note(f"{ft.tree.size(state.params):,} parameters on {device}, {torch.get_num_threads()} threads")
-    step: Step = ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, guard=guard)
+    step: Step = ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, loss_scale=scale, guard=guard)
     if config.compile:
         step = ft.compile(step, donate=True, cache=run / "programs")
 
@@ -156,12 +156,11 @@ def check_finite(result: Result) -> None:
 
 def loss_of(config: Config, model: Any) -> Any:
     """Return the loss of the architecture in the precision asked for, which must be decided."""
-    assert config.precision != "auto"
-    architecture = architectures.of(config.model)
+    architecture, dtype = architectures.of(config.model), precision.dtype_of(config)
     loss_fn = ft.recompute_layers(architecture.loss(model, config.model), budget=1.0 - config.recompute)
-    if config.precision == "float32":
+    if dtype == torch.float32:
         return loss_fn
-    return ft.mixed_precision(loss_fn, ft.Policy(compute=torch.bfloat16, exceptions=architecture.objective.FLOAT32))
+    return ft.mixed_precision(loss_fn, ft.Policy(compute=dtype, exceptions=architecture.objective.FLOAT32))
 
 
 def model_of(config: Config, vocabulary: int) -> Any:
@@ -196,8 +195,8 @@ def device_of(name: str) -> torch.device:
 def evaluation_of(config: Config, model: Any) -> tuple[Any, bool]:
     """Return the loss as it is evaluated, always the same function, and whether it is compiled: where products in eager
     would take 200 times as long."""
-    on_cpu = config.precision == "bfloat16" and device_of(config.device).type == "cpu"
-    return loss_of(config, model), on_cpu and config.compile and half_products.are_slow(torch.bfloat16)
+    on_cpu = device_of(config.device).type == "cpu"
+    return loss_of(config, model), on_cpu and config.compile and half_products.are_slow(precision.dtype_of(config))
 
 
 def validation(

@@ -95,9 +95,18 @@ class _Shown:
             if finite and not row.get("skipped"):
                 self._bad_in_row = 0
                 continue
-            self._bad_in_row += 1
             what = f"step {int(row['step'])}: loss {row['loss']:.6g}, gradient norm {row['grad_norm']:.6g}"
+            if _is_overflow(row):
+                self._show.note(f"{what}: skipped, and the loss scale of {row['loss_scale']:g} made smaller")
+                continue
+            self._bad_in_row += 1
             done = "skipped" if row.get("skipped") else "not finite"
             self._show.note(f"{what}: {done} ({self._bad_in_row} in a row)")
 
     def close(self) -> None: ...
+
+
+def _is_overflow(row: Row) -> bool:
+    """Tell whether a step was skipped for what a smaller loss scale mends, as no guard counts it."""
+    large = row.get("loss_scale", 0.0) > 1.0 and math.isfinite(row["loss"]) and not math.isfinite(row["grad_norm"])
+    return bool(row.get("skipped")) and large

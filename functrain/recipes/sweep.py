@@ -80,10 +80,11 @@ def main(
     if fused:
         # torch has no rule to map its fused kernel, and runs it lane by lane with a warning
         model = dataclasses.replace(model, attention="math")
-    guard, loss_fn = pretrain.guard_of(config), pretrain.loss_of(config, model)
-    swept = ft.sweep(ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, guard=guard), grid)
+    loss_fn = pretrain.loss_of(config, model)
+    pairs: Any = {"loss_scale": precision.loss_scale_of(config), "guard": pretrain.guard_of(config)}
+    swept = ft.sweep(ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, **pairs), grid)
     key = ft.random.key(config.seed, device)
-    states = swept.init(ft.init_state(architecture.module.init(model, key), optimizer, key=key, guard=guard))
+    states = swept.init(ft.init_state(architecture.module.init(model, key), optimizer, key=key, **pairs))
     if newest is not None:
         states = folder.load_state(newest, states)
     done = int(states.step[0])

@@ -108,6 +108,21 @@ def _counts(state: SkipState | SpikeState, keep: Tensor) -> dict[str, Tensor]:
     return {"skipped": state.skipped + ~keep, "in_row": torch.where(keep, 0, state.in_row + 1)}
 
 
+def is_overflow(before: Tree, after: Tree, loss: Tensor) -> Tensor:
+    """Tell whether a step had gradients that were too large at the scale of a finite loss, which was made smaller.
+
+    Below 1 no scale is the reason any more: what is not finite there counts, so that a run does not skip for ever.
+
+    >>> from functrain.train.guard import is_overflow
+    >>> scale = ft.loss_scale.dynamic(1024.0)
+    >>> before = scale.init()
+    >>> is_overflow(before, scale.update(before, finite=torch.tensor(False)), torch.tensor(2.0))
+    tensor(True)
+    """
+    smaller: Tensor = after.scale < before.scale
+    return smaller & (before.scale > 1.0) & torch.isfinite(loss)
+
+
 class Diverged(ArithmeticError):
     """Too many steps in a row were skipped; `state` is the last one, whose params no skipped step has touched."""
 

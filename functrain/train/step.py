@@ -16,7 +16,7 @@ from functrain.sharding import Plan
 from functrain.sharding.parts import local as parts_of
 from functrain.sharding.parts import placed_like, replicating, wrapped_like
 from functrain.train import checks
-from functrain.train.guard import Guard
+from functrain.train.guard import Guard, is_overflow
 from functrain.train.protocols import Batch, LossFn, LossFnWithBuffers
 from functrain.train.state import TrainState, check_pairs
 from functrain.train.step_parts import Found, Metrics, OptimizerStep, check_state, divisor_of, loss_of
@@ -85,7 +85,8 @@ def train_step(
 
     With `guard`, so does a step that the guard does not keep: `ft.train.skip_nonfinite()` skips one whose loss,
     gradient or new state is not finite, `skip_spikes()` also a loss that stands out; steps that are kept keep their
-    bits. `init_state` takes the same `guard`.
+    bits. `init_state` takes the same `guard`. It does not count a step that overflows at a loss scale above 1, with a
+    loss that is finite: a smaller scale mends that.
 
     With `trainable`, the other params are frozen: they keep their bits, weight decay or not, and no gradient of them is
     computed or held. It is what `tree.mask` takes, such as `"head/**"`, a list of such patterns of paths, or a
@@ -264,6 +265,8 @@ def train_step(
         good = good & stays_finite(old, (new.params, opt_state, new_buffers))
         if guard is not None:
             good, judged = guard.judge(state.guard, metrics["loss"], good & torch.isfinite(metrics["loss"]))
+            if loss_scale is not None:
+                judged = tree.where(is_overflow(state.loss_scale, new.loss_scale, mean), state.guard, judged)
             new = new._replace(guard=judged)
             metrics |= {"skipped_in_row": judged.in_row.clone(), "skipped_in_all": judged.skipped.clone()}
             metrics["rolled_back"] = judged.rolled_back.clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 import functrain as ft
 from functrain import checkpoint
+from functrain.models import llama
 
 
 def about(**changes: Any) -> dict[str, Any]:
@@ -54,4 +56,14 @@ def test_other_data_is_a_difference(changed: torch.Tensor, tmp_path: Path) -> No
 
 def test_metadata_that_json_does_not_keep_is_told_before_it_is_compared(tmp_path: Path) -> None:
     with pytest.raises(checkpoint.UnsupportedError, match="metadata/config/layers"):
-        checkpoint.resume(tmp_path, {}, metadata=about(layers=(1, 2)))
+        checkpoint.resume(tmp_path, {}, metadata=about(layers={1, 2}))
+
+
+def test_a_tuple_in_the_metadata_is_its_list(tmp_path: Path) -> None:
+    config = dataclasses.asdict(llama.Config(vocab=8, context=4, layers=1, heads=1, width=4, inner=4))
+    state = {"w": torch.zeros(2)}
+    checkpoint.every(1, tmp_path, metadata={"config": config})(1, state)
+    assert config["dense_layers"] == ()
+    assert torch.equal(checkpoint.resume(tmp_path, state, metadata={"config": config})["w"], state["w"])
+    with pytest.raises(checkpoint.ChangedError, match=r"config.dense_layers: \[\] -> \[0\]"):
+        checkpoint.resume(tmp_path, state, metadata={"config": config | {"dense_layers": (0,)}})

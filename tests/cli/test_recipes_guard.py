@@ -114,6 +114,17 @@ def test_a_run_goes_back_past_bad_batches_whatever_stops_it(
     assert same(state._replace(guard=None), wanted._replace(guard=None))
 
 
+def test_a_run_in_float16_goes_back_to_the_loss_scale_of_its_checkpoint(
+    config: Config, poisoned: Any, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(config, precision="float16", roll_backs=1)
+    poisoned(*range(13, 20))
+    state = pretrain.main(config, tmp_path, Shown()).state
+    assert int(state.guard.rolled_back) == 1 and int(state.step) == 24
+    rows = numbers(tmp_path)
+    assert [row["loss_scale"] for row in rows] == [2.0**16] * 24 and not any(row["skipped"] for row in rows)
+
+
 def test_bad_batches_from_the_first_on_lead_back_to_the_beginning(
     config: Config, poisoned: Any, tmp_path: Path
 ) -> None:

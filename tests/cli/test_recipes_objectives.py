@@ -55,6 +55,19 @@ def test_parts_of_a_batch_add_up_to_it(name: str, fields: dict[str, Any], folder
             torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6)
 
 
+def test_a_bert_that_is_started_again_encodes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _, texts = made("bert-smoke", folder, tmp_path, 6)
+    monkeypatch.setattr(type(texts.tokenizer), "encode", None)
+    sides = texts_of.read(config.data)
+    again = masked_pairs.encode(sides, texts.tokenizer, config, tmp_path, texts_of.no_bar)
+    for of in (masked_pairs.batches, masked_pairs.validation):
+        left, right = of(config, texts)[1], of(config, again)[1]
+        assert list(left) == list(right) and all(torch.equal(left[leaf], right[leaf]) for leaf in left)
+    assert masked_pairs.described(config, again) == masked_pairs.described(config, texts)
+
+
 def test_a_bert_is_masked_as_asked(folder: Path, tmp_path: Path) -> None:
     for rate in (0.15, 0.5):
         config, _, texts = made("bert-smoke", folder, tmp_path, 64, mask_rate=rate)

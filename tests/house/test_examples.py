@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import functrain as ft
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -84,3 +88,26 @@ def test_a_cnn_of_torch_on_digits_is_a_page_and_learns(tmp_path: Path) -> None:
 def test_a_vit_on_digits_is_a_page_and_learns(tmp_path: Path) -> None:
     assert accuracy_of(run("vit_digits.py", folder=tmp_path)[-1]) > 0.97  # 0.983
     assert lines_of("vit_digits.py") <= 27
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("texts")
+    for i in range(24):
+        lines = [f"line {j} of file {i} says that {i * j} is a number" for j in range(12)]
+        (where / f"f{i + 1}.txt").write_text("\n".join(lines) + "\n")
+    return where
+
+
+@pytest.mark.parametrize("name", ["pretrain_bert.py", "pretrain_llama.py"])
+def test_a_pre_training_is_a_page_learns_and_goes_on(name: str, texts: Path, tmp_path: Path) -> None:
+    words = ["--steps", "20", "--width", "16", "--vocabulary", "300", "--corpus", str(texts), "--run", str(tmp_path)]
+    words.append("--no-compile")
+    shown = run(name, *words)
+    rows = list(ft.train.watching.rows(tmp_path / "metrics.jsonl"))
+    assert [row["step"] for row in rows] == list(range(1, 21)) and rows[-1]["loss"] < 0.95 * rows[0]["loss"]
+    last = float(shown[-1].split("'loss': ")[1].split(",")[0].rstrip("}"))
+    assert last == rows[-1]["validation_loss"] < rows[0]["loss"]
+    # all is done already: it is read, evaluated, and the same
+    assert run(name, *words)[-1] == shown[-1]
+    assert lines_of(name) <= 60

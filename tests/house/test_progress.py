@@ -16,8 +16,13 @@ CONFIG = gpt2.Config(vocab=16, context=8, layers=2, heads=2, width=8)
 KEY, PROMPT = ft.random.key(0), torch.zeros(1, 2, dtype=torch.int64)
 PARAMS = gpt2.init(CONFIG, ft.random.key(0))
 CORPUS = ft.data.Corpus("x", "train", tuple(ft.data.Document(str(i), "the cat sat\n" * 20) for i in range(5)), "f")
+WORDPIECE = ft.data.train_wordpiece(CORPUS, vocab_size=40)
 BYTES = ft.tree.bytes(PARAMS)
 CHARACTERS = 5 * 240
+
+
+def paired(**more: Any) -> Any:
+    return ft.data.sentence_pairs(CORPUS, WORDPIECE, batch=2, context=8, seed=0, **more)
 
 
 def exported(folder: Path) -> Path:
@@ -41,6 +46,8 @@ LONG: dict[str, tuple[Callable[[Path, Any], Any], int | None, int]] = {
     "train_wordpiece": (lambda d, p: ft.data.train_wordpiece(CORPUS, vocab_size=40, progress=p), CHARACTERS, 6),
     "tokenize": (lambda d, p: ft.data.tokenize(CORPUS, progress=p), CHARACTERS, 6),
     "tokenize into a folder": (lambda d, p: ft.data.tokenize(CORPUS, folder=d, progress=p), CHARACTERS, 6),
+    "sentence_pairs": (lambda d, p: paired(progress=p), CHARACTERS, 6),
+    "sentence_pairs into a folder": (lambda d, p: paired(folder=d, progress=p), CHARACTERS, 6),
     "generate": (
         lambda d, p: ft.generate(gpt2, PARAMS, PROMPT, CONFIG, steps=7, temperature=0, progress=p),
         7, 8,
@@ -66,5 +73,5 @@ def test_a_callback_that_raises_ends_it_and_leaves_no_part(name: str, tmp_path: 
 
     with pytest.raises(KeyboardInterrupt):
         LONG[name][0](tmp_path, stop)
-    if name in ("to_hf", "tokenize into a folder"):
+    if name in ("to_hf", "tokenize into a folder", "sentence_pairs into a folder"):
         assert list(tmp_path.iterdir()) == []

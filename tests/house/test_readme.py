@@ -6,8 +6,10 @@ A page shortens a long run for this test, and only for it, by an invisible line 
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -50,12 +52,15 @@ def programs(page: Path) -> str:
 
 
 def commands(page: Path) -> list[str]:
-    """Return the shell lines of a page that call this project: `make ...`, `functrain ...`, `python FILE`."""
+    """Return the shell lines of a page that call this project: `make ...`, `functrain ...`, `python FILE`, and those
+    of functrain within its sentences."""
     found = []
     text = page.read_text()
     shell = [body for language, body in FENCE.findall(text) if language in SHELL]
-    indented = [line[4:] for line in re.findall(r"^    \S.*$", FENCE.sub("", text), re.MULTILINE)]
-    for line in "\n".join([*shell, *indented]).splitlines():
+    prose = FENCE.sub("", text)
+    indented = [line[4:] for line in re.findall(r"^    \S.*$", prose, re.MULTILINE)]
+    within = [" ".join(words.split()) for words in re.findall(r"`(functrain\s[^`]+)`", prose)]
+    for line in "\n".join([*shell, *indented, *within]).splitlines():
         line = line.split("#")[0].strip().removeprefix("$ ").strip()
         if re.match(r"(make|functrain|python3?|pip)\s", line):
             found.append(line)
@@ -64,7 +69,7 @@ def commands(page: Path) -> list[str]:
 
 def missing(command: str, root: Path) -> str | None:
     """Say what a command names that does not exist, or None."""
-    words = command.split()
+    words = shlex.split(re.split(r"\s[>&|](?:\s|$)", command)[0])
     if words[0] == "make":
         targets = re.findall(r"^(\w[\w-]*):", (root / "Makefile").read_text(), re.MULTILINE)
         wrong = [w for w in words[1:] if "=" not in w and w not in targets]
@@ -72,9 +77,36 @@ def missing(command: str, root: Path) -> str | None:
     if words[0] == "functrain":
         from functrain.cli import COMMANDS
 
-        return None if words[1] in COMMANDS or words[1].startswith("-") else f"functrain has no command {words[1]}"
+        if words[1] not in COMMANDS:
+            return None if words[1].startswith("-") else f"functrain has no command {words[1]}"
+        # as the name of a command alone is said in a sentence
+        return refused(words[1], words[2:]) if words[2:] else None
     if words[0].startswith("python") and words[1].endswith(".py"):
         return None if (root / words[1]).is_file() else f"no file {words[1]}"
+    return None
+
+
+def refused(command: str, words: list[str]) -> str | None:
+    """Say what a command of functrain has against its words, or None; what it would do is not done."""
+    from functrain.cli import options, train
+    from functrain.recipes import sweep
+    from functrain.recipes.config import Config
+
+    module = importlib.import_module(f"functrain.cli.{command}")
+    words = ["tiny" if word in ("PRESET", "RUN|PRESET") else word for word in words]
+    try:
+        if command == "train":
+            _, over = train.asked(words)
+            if over:
+                sweep.check(over)
+        elif command == "profile":
+            options.parse(
+                module.Options, words[1:], prog=command, description="", default=module.Options(config=Config())
+            )
+        else:
+            options.parse(module.Options, words, prog=command, description="")
+    except ValueError as error:
+        return f"functrain {command} {' '.join(words)}: {error}"
     return None
 
 
@@ -128,6 +160,21 @@ def test_a_wrong_command_is_found(tmp_path):
     assert commands(page) == ["functrain trian tiny", "python no/such.py --x", "make train RUN=a", "make tarin"]
     found = [missing(command, tmp_path) for command in commands(page)]
     assert found == ["functrain has no command trian", "no file no/such.py", None, "make has no target tarin"]
+
+
+def test_a_wrong_option_or_preset_of_a_command_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`functrain train PRESET --sweep learning_rate=1,2`, `functrain train PRESET --sweep rate=1`, `functrain\n"
+        "train small`, `functrain train tiny --data.corpus a --optimizer.name muno`, `functrain presets tiny > FILE`\n"
+        "```sh\nfunctrain export runs/tiny\nfunctrain profile runs/tiny --active 3 &\n```\n"
+    )
+    found = [missing(command, ROOT) for command in commands(page)]
+    assert [text is not None for text in found] == [True, False, False, True, True, True, False]
+    for text, words in zip(
+        filter(None, found), ("--to", "'rate' is no number", "no preset 'small'", "muno"), strict=True
+    ):
+        assert words in text
 
 
 def test_a_programs_line_numbers_are_the_pages(tmp_path):

@@ -119,6 +119,44 @@ def test_with_a_loss_scale_both_skip_and_the_scale_follows_overflow_alone() -> N
     assert int(metrics["skipped_in_row"]) == 2 and int(metrics["skipped_in_all"]) >= 2
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_overflow_that_a_smaller_scale_mends_is_no_skip_of_the_guard(accumulate: int) -> None:
+    optimizer, guard = ft.optim.sgd(0.1), skip_nonfinite()
+
+    def loss_fn(params: Any, rows: Any, key: Any) -> Any:
+        # its gradient is the mean of the rows, however large, and its value 0
+        return ft.Loss(torch.sum((params["w"] - params["w"].detach()) * rows), rows.new_tensor(float(len(rows))), {})
+
+    def run(scale: Any, slopes: list[float]) -> tuple[list[tuple[float, ...]], Any]:
+        options: Any = {"loss_scale": scale, "guard": guard}
+        step = ft.train_step(loss_fn, optimizer, accumulate=accumulate, **options)
+        state = ft.init_state({"w": torch.tensor(0.0)}, optimizer, key=ft.random.key(0), **options)
+        seen = []
+        for slope in slopes:
+            state, metrics = step(state, torch.full((2,), slope))
+            seen.append(tuple(float(metrics[name]) for name in ("loss_scale", "skipped", "skipped_in_row")))
+        return seen, state
+
+    large = 1e38 / accumulate  # whose sum is infinite in float32 at a scale above 3
+    seen, state = run(ft.loss_scale.dynamic(8.0), [large] * 3)
+    assert seen == [(8.0, 1.0, 0.0), (4.0, 1.0, 0.0), (2.0, 0.0, 0.0)] and int(state.guard.skipped) == 0
+    # where no scale is the reason: the loss is not finite, it is as small as it may be, or it stays as it is
+    assert run(ft.loss_scale.dynamic(8.0), [math.nan, math.nan])[0] == [(8.0, 1.0, 1.0), (4.0, 1.0, 2.0)]
+    assert run(ft.loss_scale.static(8.0), [large] * 2)[0] == [(8.0, 1.0, 1.0), (8.0, 1.0, 2.0)]
+    # one between steps that count neither counts nor ends their row
+    seen, state = run(ft.loss_scale.dynamic(16.0), [math.nan, large, math.nan, 1.0])
+    assert [row[2] for row in seen] == [1.0, 1.0, 2.0, 0.0] and int(state.guard.skipped) == 2
+
+
+def test_gradients_that_no_scale_makes_finite_count_once_it_is_at_1() -> None:
+    optimizer, guard, scale = ft.optim.sgd(0.1), skip_nonfinite(), ft.loss_scale.dynamic(4.0)
+    # of 0 the value is 0, and the slope infinite
+    step = ft.train_step(lambda params, x, key: torch.sqrt(params["w"]), optimizer, loss_scale=scale, guard=guard)
+    state = ft.init_state({"w": torch.tensor(0.0)}, optimizer, key=ft.random.key(0), loss_scale=scale, guard=guard)
+    with pytest.raises(Diverged, match="step 5: 3 steps in a row were skipped"):
+        fit(step, state, [torch.zeros(())] * 9, steps=9, every=[stop_after(3)])
+
+
 class Batches:
     """Batch t, not finite from `bad` on."""
 

@@ -7,6 +7,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import index
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from functrain.data.order import Indices, Rows, stream
+from functrain.data.pretraining.sentence_files import kept_sentences
 from functrain.data.pretraining.sentences import Sentences, sentences_of, split_sentences
 from functrain.data.text import Corpus
 from functrain.data.tokenizer import Tokenizer
+from functrain.progress import Progress
 
 
 class Chunks(NamedTuple):
@@ -132,6 +135,8 @@ def sentence_pairs(
     seed: int,
     epochs: int | None = None,
     split: Callable[[str], Sequence[str]] = split_sentences,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> SentencePairs:
     """Give batches of rows `[CLS] first part [SEP] second part [SEP]` for next sentence prediction (NSP).
 
@@ -146,9 +151,14 @@ def sentence_pairs(
     `next_sentence`, 0 where the second part follows and 1 where it is of another document. `ft.data.masked` masks it.
     The row of batches has no end unless `epochs` says so; rows do not depend on the batch size.
 
+    With a `folder`, the tokens of a Corpus live in a memory-mapped file there, named by its fingerprint and the
+    tokenizer's, and are encoded once: the next call maps them, and checks that they are the same. `progress` counts
+    characters of a Corpus, or documents, that are encoded.
+
     Shapes: (batch, context), int64 and bool; `next_sentence` (batch,), int64.
-    Raises: ValueError for a tokenizer without cls, sep or pad tokens, a context under 5, and fewer than two documents
-    of two sentences.
+    Raises: ValueError for a tokenizer without cls, sep or pad tokens, a context under 5, fewer than two documents of
+    two sentences, a folder for what has no fingerprint: no Corpus, or a `split` of your own; and naming a file in it
+    that is damaged.
     Source: Devlin et al. 2019 (arXiv:1810.04805), section 3.1 and appendix A.2.
 
     >>> documents = [["to be or", "not to be"], ["that is", "the question", "whether"], ["it is", "nobler"]]
@@ -174,7 +184,16 @@ def sentence_pairs(
         raise ValueError(f"sentence_pairs: expected a seed in [0, 2**64), came {seed}")
     if epochs is not None and index(epochs) < 1:
         raise ValueError(f"sentence_pairs: expected epochs of 1 or more, came {epochs}")
-    given = sentences_of(documents, tokenizer, split)
+    if folder is None:
+        given = sentences_of(documents, tokenizer, split, progress)
+    elif isinstance(documents, Corpus) and split is split_sentences:
+        given = kept_sentences(documents, tokenizer, Path(folder), progress)
+    else:
+        came = "a split of its own" if isinstance(documents, Corpus) else type(documents).__name__
+        raise ValueError(
+            f"sentence_pairs: folder: expected a Corpus and no split=, whose fingerprint names the file, came {came}; "
+            "leave out folder="
+        )
     chunks = _chunks(given, index(context) - 3)
     order = Rows(len(chunks.first), index(batch), index(seed), "continued", None if epochs is None else index(epochs))
     made = SentencePairs if epochs is None else FiniteSentencePairs

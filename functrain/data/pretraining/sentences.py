@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 from functrain.data.order import Indices
 from functrain.data.text import Corpus
 from functrain.data.tokenizer import Ids, Tokenizer
+from functrain.data.tokens import told
+from functrain.progress import Progress, counter
 
 _END = re.compile(r"(?<=[.!?])\s+|\n\s*")
+
+SPLIT = f"split_sentences at {_END.pattern}"
+"""What tells the sentences of `split_sentences` from those of another way to split, for who keeps them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +43,19 @@ def split_sentences(text: str) -> list[str]:
 
 
 def sentences_of(
-    source: Corpus | Iterable[Sequence[str]], tokenizer: Tokenizer, split: Callable[[str], Sequence[str]]
+    source: Corpus | Iterable[Sequence[str]],
+    tokenizer: Tokenizer,
+    split: Callable[[str], Sequence[str]],
+    progress: Progress | None = None,
 ) -> Sentences:
     """Encode the documents that have two sentences with tokens, or more; others are left out.
 
     Raises: TypeError for documents that are no lists of sentences; ValueError for fewer than two documents.
     """
     if isinstance(source, Corpus):
-        source = (split(document.text) for document in source.documents)
+        source = (split(text) for text in told(source, progress))
+    elif progress is not None:
+        source = _counted(source, progress)
     pieces: list[NDArray[np.generic]] = []
     borders, documents, given = [0], [0], 0
     for given, document in enumerate(source, 1):  # noqa: B007
@@ -66,8 +76,23 @@ def sentences_of(
             f"document, came {len(documents) - 1} among {given}; give more text, or another split="
         )
     ids = np.concatenate(pieces)
+    numbers = np.array(borders, np.int64), np.array(documents, np.int64)
+    return Sentences(ids, *numbers, fingerprint_of(tokenizer, ids, *numbers))
+
+
+def fingerprint_of(tokenizer: Tokenizer, *arrays: Ids | Indices) -> str:
+    """Return the sha256 of a tokenizer and the arrays of sentences that it has encoded: ids, borders, documents."""
     digest = hashlib.sha256(tokenizer.fingerprint.encode())
-    for array in (ids, np.array(borders, np.int64), np.array(documents, np.int64)):
+    for array in (array.astype(array.dtype.newbyteorder("<"), copy=False) for array in arrays):
         digest.update(f"{array.dtype.str} {len(array)} ".encode())
         digest.update(array.data)
-    return Sentences(ids, np.array(borders, np.int64), np.array(documents, np.int64), digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _counted(source: Iterable[Sequence[str]], progress: Progress) -> Iterator[Sequence[str]]:
+    """Give documents that are lists of sentences, and tell how many have been taken, of as many as there are."""
+    documents = list(source)
+    add = counter(len(documents), progress)
+    for document in documents:
+        yield document
+        add(1)
