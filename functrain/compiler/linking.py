@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from functrain.compiler import graph_passes, leafwise, redrawing, segments
+from functrain.compiler import graph_passes, leafwise, picking, redrawing, segments
 from functrain.compiler.adding import Chain, additions, with_chains
 from functrain.compiler.cutting import Cutter
 from functrain.compiler.inductor import lowering
@@ -40,6 +40,7 @@ class Linker:
     def link(self, traced: Traced) -> lowering.Kernel:
         """Compile a whole function, for its tensors and then those that it has lifted."""
         graph = traced.graph
+        picking.by_comparison(graph)
         lowering.eliminate_dead(graph)
         if not is_cut(graph):
             large = sum(node.meta["val"].nbytes for node in traced.inputs) >= _LARGE
@@ -90,24 +91,24 @@ class Linker:
     def _loss(self, part: Loss) -> lowering.Kernel:
         graph, mode, inputs = part.traced.graph, part.traced.mode, part.traced.inputs
         end: Any = graph.output_node()
-        results = list(end.args[0])
-        end.args = (tuple(node for i, node in enumerate(results) if i not in part.written),)
+        end.args = (tuple(node for i, node in enumerate(end.args[0]) if i not in part.written),)
+        picking.by_comparison(graph)
         lowering.eliminate_dead(graph)
+        own: list[Hashable] = list(end.args[0])
         tagged = bool(part.traced.budgets) or any("recompute" in node.meta for node in graph.nodes)
         products = sum(graph_passes.is_product(node) for node in graph.nodes)
         listing = Listing(inputs)
         if not part.traced.tangents or (is_cut(graph) and not tagged and products < _MANY_PRODUCTS):
-            for tangent in part.traced.tangents:
-                _fill(tangent, 1.0)
+            _fill(part.traced.tangents, 1.0)
             kernel = self._cut(graph, mode, inputs, end.args[0]) if is_cut(graph) else self._segment(graph, mode)
             if not part.written:
                 return kernel
-            own = [r for i, r in enumerate(results) if i not in part.written]
             listing.add("forward and backward", kernel, inputs, own)
         else:
             own = self._two(part, listing)
         found, written = iter(own), part.written
-        return listing.finish([inputs[written[i]] if i in written else next(found) for i in range(len(results))])
+        places = range(len(own) + len(written))
+        return listing.finish([inputs[written[i]] if i in written else next(found) for i in places])
 
     def _two(self, part: Loss, listing: Listing) -> list[Hashable]:
         """Add a forward and a backward program; return the names of what they return."""
@@ -183,8 +184,8 @@ class Linker:
         elif call.target is FORWARD:
             made = results_of(part.part.forward.graph)
             kept_bytes = _bytes_of_its_own(made[part.part.results :])
-            found = [items.get(i) for i in range(len(made))]
-            listing.add("layer forward", part.forward, given, found, size(part.part.forward.graph), kept_bytes)
+            made = [items.get(i) for i in range(len(made))]
+            listing.add("layer forward", part.forward, given, made, size(part.part.forward.graph), kept_bytes)
         else:
             program, extra = part.backward(inside, given)
             made = [None if i in inside else items.get(i) for i in range(len(part.part.given))]
@@ -258,17 +259,16 @@ def _its_own(forward: fx.Graph, results: int, kept: Sequence[tuple[bool, int]]) 
     ]  # fmt: skip
 
 
-def _fill(placeholder: fx.Node, number: float) -> None:
-    """Put a constant in the place of an input."""
-    graph, value = placeholder.graph, placeholder.meta["val"]
-    after = next(node for node in graph.nodes if node.op != "placeholder")
-    with graph.inserting_before(after):
-        full = graph.call_function(
-            aten.full.default, (list(value.shape), number), {"dtype": value.dtype, "device": value.device}
-        )
-    full.meta["val"] = value
-    placeholder.replace_all_uses_with(full)
-    graph.erase_node(placeholder)
+def _fill(placeholders: Sequence[fx.Node], number: float) -> None:
+    """Put a constant in the place of inputs."""
+    for node in placeholders:
+        graph, value = node.graph, node.meta["val"]
+        options = {"dtype": value.dtype, "device": value.device}
+        with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
+            full = graph.call_function(aten.full.default, (list(value.shape), number), options)
+        full.meta["val"] = value
+        node.replace_all_uses_with(full)
+        graph.erase_node(node)
 
 
 def _ones(node: fx.Node) -> Tensor:
