@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from functrain.transforms.tape import DOTS
+
 
 def grouped_product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Return each row of x (N, D) times the matrix of its group, weight (E, D, F): (N, F).
@@ -121,3 +123,4 @@ torch.library.register_fake(
     lambda x, y, ends: x.new_empty(ends.shape[0], x.shape[-1], y.shape[-1]),
     lib=_library,
 )
+DOTS.update({torch.ops.functrain.grouped_product.default, torch.ops.functrain.grouped_outer.default})

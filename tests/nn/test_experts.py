@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 import functrain as ft
@@ -160,3 +161,23 @@ def test_compiled_equals_eager() -> None:
 def test_what_does_not_fit_is_told(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         nn.experts(torch.zeros(2, 6), **(draw(7, dtype=torch.float32) | {"per_token": 2} | change))
+
+
+@pytest.mark.parametrize(("policy", "products"), [("nothing", 7), ("dots", 4)])
+def test_recompute_keeps_products_of_experts_as_it_keeps_others(policy: str, products: int) -> None:
+    params, x = draw(3), tokens_of(3, 5, 6)
+    seen: list[str] = []
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    def loss(params: Any) -> Tensor:
+        return torch.sin(nn.experts(x, **params, per_token=2)[0]).sum()
+
+    with Operations():
+        found = ft.grad(ft.recompute(loss, policy))(params)
+    # three in the forward pass, and one for the gradient by what "down" is given; without "dots", all three are computed again
+    assert seen.count("functrain.grouped_product.default") == products
+    assert all(map(torch.equal, tree.leaves(found), tree.leaves(ft.grad(loss)(params))))
