@@ -178,6 +178,6 @@ def test_recompute_keeps_products_of_experts_as_it_keeps_others(policy: str, pro
 
     with Operations():
         found = ft.grad(ft.recompute(loss, policy))(params)
-    # three in the forward pass, and one for the gradient by what "down" is given; without "dots", all three are computed again
+    # three forward, one for the gradient by what "down" is given, and without "dots" three that are computed again
     assert seen.count("functrain.grouped_product.default") == products
     assert all(map(torch.equal, tree.leaves(found), tree.leaves(ft.grad(loss)(params))))
