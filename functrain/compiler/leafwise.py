@@ -12,6 +12,7 @@ Nothing here knows an optimizer: the columns are found in the graph.
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -69,6 +70,8 @@ class _Plan:
             if node not in self.column_of and node.op == "call_function":
                 users = [user for user in node.users if user.op == "call_function"]
                 turns[node] = min([last, *(turns[user] - (user in self.column_of) for user in users)])
+                # no value of several, such as the parts of a split, waits for another turn: each does by itself
+                turns |= {user: turns[node] for user in users if user.target is operator.getitem}
         return turns
 
     def _schedule(self) -> Iterator[Callable[[dict[Any, Any]], None]]:

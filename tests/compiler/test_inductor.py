@@ -74,6 +74,18 @@ def test_alike_leaves_share_a_kernel_and_the_update_is_the_same(monkeypatch: pyt
     assert len(made) == 2, "one kernel for the norms of five leaves, one for their updates"
 
 
+def test_parts_of_a_split_that_are_read_in_turns_are_the_same() -> None:
+    def of_parts(flat: Tensor, leaves: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        first, second, third = flat.split([1, 1, 2])
+        scaled = [leaf * first.view(()) for leaf in leaves]
+        norm = torch.sqrt(torch.stack([torch.sum(x * x) for x in scaled]).sum())
+        # read when the norm is known, and not before
+        return [x / (norm + second.view(())) for x in scaled], third.sort().values
+
+    flat, leaves = torch.tensor([2.0, 3.0, 5.0, 4.0]), [torch.linspace(-1, 1, n) for n in (40, 50, 60)]
+    torch.testing.assert_close(leaf_by_leaf(of_parts, flat, leaves), of_parts(flat, leaves), rtol=1e-5, atol=1e-5)
+
+
 def test_a_costly_number_is_computed_once_and_not_for_every_element() -> None:
     count, x = torch.tensor(3), torch.linspace(-1.0, 1.0, 100)
 
