@@ -102,6 +102,7 @@ def train_plain(world: int) -> Any:
 
 
 RULES = {
+    "gpt, whole": [("**", ft.sharding.P())],
     "mlp": [("in", ft.sharding.P(None, "fsdp")), ("**", ft.sharding.largest("fsdp"))],
     "gpt": [("blocks/*/attn/qkv/weight", ft.sharding.P(None, "fsdp")), ("**", ft.sharding.largest("fsdp"))],
 }
@@ -121,7 +122,7 @@ def split(
     for size in mesh.values():
         ranks *= size
     plan = ft.sharding.Plan(mesh, RULES[model], device="cpu") if ranks > 1 else None
-    config = gpt2.Config(vocab=32, context=8, layers=3, heads=2, width=8, dropout=0.2, attention="math")
+    config = gpt2.Config(vocab=32, context=8, layers=2, heads=2, width=8, dropout=0.2, attention="math")
 
     def gpt_loss(params: Any, batch: Any, key: Tensor) -> ft.Loss:
         logits = gpt2.apply(params, batch["tokens"], config, key=key)

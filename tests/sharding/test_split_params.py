@@ -38,8 +38,8 @@ def split(mesh: dict[str, int], model: str, accumulate: int, options: dict[str, 
     return steps.split(mesh, model, accumulate, **options)
 
 
-@pytest.mark.parametrize(("model", "accumulate"), [("mlp", 2), ("gpt", 1)])
-def test_a_compiled_step_of_split_params_is_the_same(two: Ranks, model: str, accumulate: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "accumulate"), [("mlp", 2), ("gpt", 1), ("gpt, whole", 1)])
+def test_a_compiled_step_is_the_same(two: Ranks, model: str, accumulate: int, tmp_path: Path) -> None:
     found = two.run(split, {"fsdp": 2}, model, accumulate, {"programs": str(tmp_path)})
     assert_equal(without_bytes(found), split({"fsdp": 1}, model, 2 * accumulate, {})[:2])
 
