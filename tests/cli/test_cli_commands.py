@@ -57,7 +57,7 @@ def test_help_lists_the_commands_and_each_has_its_own(capsys):
         (["train", "smoke", "--model.layer", "3"], "did you mean --model.layers?"),
         (["train", "smoke", "--steps", "many"], "--steps"),
         (["train", "smoke", "--steps"], "--steps"),
-        (["train", "smoke", "--precision", "float16"], "'float32', 'bfloat16'"),
+        (["train", "smoke", "--precision", "float8"], "'float32', 'bfloat16', 'float16'"),
         (["train", "smoke", "--batch", "0"], "batch: expected at least 1, came 0"),
         (["train", "smoke", "--config"], "expected a TOML file after it"),
         (["train", "smoke", "--config", "no.toml"], "no.toml: no such file"),
