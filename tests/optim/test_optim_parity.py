@@ -629,7 +629,10 @@ def kind(node: Any) -> Any:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", [case for case in CASES if case.parity], ids=lambda case: case.name)
 def test_the_trajectory_is_the_one_of_optax(case: Case, dtype: str) -> None:
-    @settings(deadline=None, derandomize=True, max_examples=3 if case.compiled else 6, database=None)
+    # the formula is compared in float64, of which float32 is a rounding: JAX compiles each operation for each shape
+    examples = 3 if case.compiled or dtype == "float32" else 6
+
+    @settings(deadline=None, derandomize=True, max_examples=examples, database=None)
     @given(what=case.strategy, shape_tree=shapes, seed=st.integers(0, 99))
     def law(what: Make, shape_tree: Any, seed: int) -> None:
         assert_parity(case, what, shape_tree, seed, dtype)
