@@ -359,12 +359,12 @@ def test_a_tree_of_a_hundred_levels_comes_back(tmp_path: Path) -> None:
 
 def test_metadata_comes_back_or_is_refused_by_key(tmp_path: Path) -> None:
     metadata = {"config": {"width": 8, "lr": 0.1, "names": ["é", None, True]}, "": -0.0}
-    checkpoint.save(tmp_path / "c", {}, metadata=metadata)
+    checkpoint.save(tmp_path / "c", {}, metadata=metadata | {"layers": (1, (2, "x"))})
     contents = checkpoint.contents(tmp_path / "c")
-    assert contents.metadata == metadata
+    assert contents.metadata == metadata | {"layers": [1, [2, "x"]]}
     assert contents.environment == checkpoint.environment()
     assert contents.environment["threads"] == torch.get_num_threads()
-    refused = {"a tuple": (1, 2), "a tensor": torch.ones(1), "a key": {1: 2}, "nan": float("nan"), "text": "\ud800"}
+    refused = {"a set": {1, 2}, "a tensor": torch.ones(1), "a key": {1: 2}, "nan": float("nan"), "text": "\ud800"}
     for value in refused.values():
         with pytest.raises(checkpoint.UnsupportedError, match="'metadata/config"):
             checkpoint.save(tmp_path / "d", {}, metadata={"config": value})

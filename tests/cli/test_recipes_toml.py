@@ -62,7 +62,7 @@ def test_a_file_changes_only_what_it_names():
         ('[optimizer]\nclip_norm = "off"', "optimizer.clip_norm: expected float or 'none', came 'off'"),
         ("[optimizer]\nb1 = 1.5", r"optimizer.b1: expected a number in \[0, 1\), came 1.5"),
         ("seed = -1", "seed: expected at least 0, came -1"),
-        ('precision = "float16"', "precision: expected one of 'auto', 'float32', 'bfloat16', came 'float16'"),
+        ('precision = "float8"', "precision: expected one of 'auto', 'float32', 'bfloat16', 'float16', came 'float8'"),
     ],
 )
 def test_a_wrong_file_is_told_where(text, says):
