@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from functrain import tree
 from functrain.sharding.mesh import Mesh
@@ -16,11 +16,8 @@ from functrain.sharding.placement import Dims, part
 
 def is_split(leaf: Any) -> bool:
     """Tell whether a leaf is a DTensor."""
-    if not distributed.is_available() or type(leaf) in (Tensor, torch.nn.Parameter):
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(leaf, DTensor)
+    module = sys.modules.get("torch.distributed.tensor")  # who has one has imported it, which takes half a second
+    return module is not None and isinstance(leaf, module.DTensor)
 
 
 def shard(params: tree.Tree, dims: Mapping[str, Dims], mesh: Mesh) -> tree.Tree:
