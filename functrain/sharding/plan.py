@@ -30,8 +30,8 @@ class Plan:
     """A mesh of ranks, and what is split over its axes.
 
     Each rank has other rows of a batch. The step is that of the whole batch: losses, weights, metrics and gradients are
-    added over ranks. Gradients are added in their own dtype, or in `reduce_dtype`. `device` is this rank's, by default
-    cuda where there is one.
+    added over ranks. Gradients are added in their own dtype, or, where nothing is split, in `reduce_dtype`. `device` is
+    this rank's, by default cuda where there is one.
 
     `params` are rules `(pattern of paths, P(...))` that say which axes split which dimensions, as
     `ft.tree.select` takes patterns; by default every rank has all params: data parallel. Of what is split each rank
@@ -100,7 +100,15 @@ class Plan:
 
         Every rank gives the same params. Raises: ValueError as `resolved` says, naming a path.
         """
-        return parts.shard(params, resolved(params, self.rules, self.mesh), self.mesh)
+        dims = resolved(params, self.rules, self.mesh)
+        for path, each in dims.items():
+            if self.reduce_dtype is not None and any(each):
+                raise ValueError(
+                    f"Plan: {path}: expected reduce_dtype of None beside params that are split, whose gradients are "
+                    f"added in their own dtype as they are made, came {self.reduce_dtype}; leave "
+                    "it out, or split nothing"
+                )
+        return parts.shard(params, dims, self.mesh)
 
     def whole(self, values: tree.Tree) -> tree.Tree:
         """Return a tree, such as params or a state, with all leaves whole. Every rank must call it."""

@@ -157,18 +157,15 @@ def train_step(
         *others, key, step = args
         params = whole(trained, frozen) if plan is None else plan.bind(whole(trained, frozen), spread)
         loss, new = evaluated(params, *others, key if step is None else random.fold_in(key, step))
-        divisor = loss.weight if not added else None
-        if (
-            added and scale is not None
-        ):  # gradients of split leaves are added as they are made: in one unit on all ranks
+        divisor: Tensor | None = None
+        if not added:
+            divisor = loss.weight
+        elif scale is not None:  # gradients of split leaves are added as they are made: in one unit on all ranks
             divisor = divisor_of(loss.weight if plan is None or spread is None else plan.mean(loss.weight.detach()))
         total = loss.total if divisor is None else loss.total / divisor
-        return total if scale is None else total * scale.to(total.dtype), (
-            loss,
-            new,
-            spread,
-            None if scale is None else divisor,
-        )
+        if scale is None:
+            return total, (loss, new, spread, None)
+        return total * scale.to(total.dtype), (loss, new, spread, divisor)
 
     def over_ranks(result: Any, grads: Tree) -> tuple[Any, Tree]:
         if plan is None:

@@ -84,14 +84,15 @@ def train(
     return ft.tree.map(lambda x: x.clone(), state), seen
 
 
-def train_plain(world: int) -> Any:
+def train_plain(world: int, dtype: str | None = None) -> Any:
     """Take steps without dropout, on ranks or on the batch as a whole."""
 
     def plain(params: Any, batch: Any, key: Tensor) -> ft.Loss:
         wrong = (torch.tanh(batch["x"] @ params["in"] + params["bias"]) @ params["out"] - batch["y"]) ** 2
         return ft.Loss(wrong.sum(), wrong.new_tensor(len(wrong)), {})
 
-    plan = ft.sharding.Plan({"data": world}, device="cpu") if world > 1 else None
+    added = None if dtype is None else torch.bfloat16
+    plan = ft.sharding.Plan({"data": world}, device="cpu", reduce_dtype=added) if world > 1 else None
     step = ft.train_step(plain, optimizer(), plan=plan)
     state, seen = ft.init_state(params(), optimizer(), key=ft.random.key(3)), []
     parts: Any = batches(7) if plan is None else ft.data.shard(batches(7), plan=plan)
