@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import optimizers
 import pytest
 import steps
 import torch
@@ -134,3 +135,9 @@ def test_a_dimension_that_does_not_divide_is_told_with_one_that_does() -> None:
     assert placement.resolved(params, [("**", placement.largest("fsdp"))], grid) == {
         "w": ((), ("fsdp",)), "b": ((),),
     }  # fmt: skip
+
+
+def test_optimizers_see_whole_matrices_where_leaves_are_split(two: Ranks) -> None:
+    for found in two.run(optimizers.differences):
+        assert found.keys() == set(optimizers.NAMES)
+        assert [name for name, difference in found.items() if not difference < 1e-14] == []
