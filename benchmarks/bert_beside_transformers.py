@@ -2,6 +2,8 @@
 
     python benchmarks/bert_beside_transformers.py [--steps 1500] [--side ours|theirs|both]
 
+Ours computes logits of the masked places; the module those of all places, as it does for its users.
+
 Both train on the same batches of `ft.data`, from the same first weights, with AdamW of the same numbers, a clip of the
 gradient's norm at 1, and the same schedule; no weight is dropped. Ours is `functrain train bert-tiny` with
 `--optimizer.name adamw`, as one compiled and donated step; theirs is `torch.compile(BertForPreTraining)`, backward and
@@ -30,6 +32,7 @@ import functrain as ft
 from functrain.models import bert
 
 BATCH, CONTEXT = 32, 64
+PREDICTIONS = 16  # of a row at most
 LEAVES = ("tokens", "token_types", "attention_mask", "targets", "next_sentence")
 Step = Callable[[int], float]  # takes step t, and returns its loss
 Predict = Callable[[Any], tuple[Tensor, Tensor]]  # logits of each token and of each pair of a batch
@@ -59,7 +62,7 @@ def train(options: argparse.Namespace) -> None:
     batches, held_out = (
         ft.data.masked(
             ft.data.sentence_pairs(text, tokenizer, batch=BATCH, context=CONTEXT, seed=0, epochs=epochs),
-            tokenizer, seed=0, rate=options.mask_rate,
+            tokenizer, seed=0, rate=options.mask_rate, max_predictions=PREDICTIONS,
         )
         for text, epochs in zip(texts, (None, 1), strict=True)
     )  # fmt: skip
@@ -92,8 +95,8 @@ def train(options: argparse.Namespace) -> None:
 
 def ours(params: Any, config: bert.Config, rates: Any, batches: Any) -> tuple[Step, Predict]:
     def apply(params: Any, batch: Any, key: Any = None) -> Any:
-        places = {"types": batch["token_types"], "mask": batch["attention_mask"]}
-        return bert.apply(params, batch["tokens"], config, **places, key=key)
+        rows = {"types": batch["token_types"], "mask": batch["attention_mask"], "places": batch["places"]}
+        return bert.apply(params, batch["tokens"], config, **rows, key=key)
 
     def loss_fn(params: Any, batch: Any, key: Any) -> ft.Loss:
         predictions = apply(params, batch, key)
@@ -144,7 +147,8 @@ def theirs(params: Any, config: bert.Config, rates: Any, batches: Any) -> tuple[
     def predict(batch: Any) -> tuple[Tensor, Tensor]:
         tokens, types, mask, _, _ = _leaves(batch)
         found = module.eval()(tokens, token_type_ids=types, attention_mask=mask)
-        return found.prediction_logits, found.seq_relationship_logits
+        places = batch["places"][..., None].expand(-1, -1, config.vocab)
+        return found.prediction_logits.gather(1, places), found.seq_relationship_logits
 
     return take, predict
 
@@ -171,7 +175,10 @@ def measured(predict: Predict, held_out: Any) -> dict[str, float]:
 
 def _leaves(batch: Any) -> list[Tensor]:
     """Return what the module takes: targets are -100 where nothing is masked."""
-    batch = {**batch, "targets": batch["targets"].masked_fill(~batch["mask"], -100)}
+    targets = torch.full_like(batch["tokens"], -100)
+    rows, columns = batch["mask"].nonzero(as_tuple=True)
+    targets[rows, batch["places"][rows, columns]] = batch["targets"][rows, columns]
+    batch = {**batch, "targets": targets}
     return [batch[name] for name in LEAVES]
 
 

@@ -6,7 +6,8 @@
 A step of ours, with `ft.optim.adamw`, compiled and donated, beside a step of the module under torch.compile with fused
 AdamW: the same float32 weights, no dropout, the same batch. Each case is a process of its own, in which the two take
 turns, round by round; losses that differ are an error. The module computes its attention by torch's kernel, and ours by
-what `--attention` says. Peak is what torch's allocator held at most in one step, above what it held before it.
+what `--attention` says. A module of BERT computes logits of all places, as `bert-all` does; `bert` those of the masked
+ones. Peak is what torch's allocator held at most in one step, above what it held before it.
 
 `--first-step`: seconds from building the model to the end of the first step, imports not counted, of models of 3 and of
 12 layers, with an empty cache folder, each in a process of its own; CPU seconds are those of Python and of the C++

@@ -57,9 +57,12 @@ def pairs_of(config: Any, shape: tuple[int, ...]) -> Batch:
     mask = (places < torch.randint(count // 2, count + 1, (rows, 1))) | (torch.arange(rows)[:, None] == 0)
     masked = (torch.rand(shape) < 0.15) & mask
     masked[0, 0] = True
+    # as many as the fullest row has, the masked ones first, as ft.data.masked(..., max_predictions=) gives them
+    asked = masked.long().argsort(dim=1, descending=True, stable=True)[:, : int(masked.sum(1).max())]
     return {
         "tokens": torch.where(masked, 3, torch.where(mask, tokens, 0)), "targets": tokens, "masked": masked,
         "mask": mask, "types": (places >= count // 2).long().repeat(rows, 1), "follows": torch.randint(2, (rows,)),
+        "places": asked,
     }  # fmt: skip
 
 
@@ -72,6 +75,13 @@ def pretraining_of(module: Any, batch: Batch) -> Tensor:
 
 
 def bert_loss(model: Any, params: Any, config: Any, batch: Batch) -> Any:
+    places = batch["places"]
+    targets, masked = (batch[name].gather(1, places) for name in ("targets", "masked"))
+    found = model.apply(params, batch["tokens"], config, types=batch["types"], mask=batch["mask"], places=places)
+    return model.pretraining_loss(found, targets, model.token_weights(masked), batch["follows"])
+
+
+def bert_loss_of_all_places(model: Any, params: Any, config: Any, batch: Batch) -> Any:
     found = model.apply(params, batch["tokens"], config, types=batch["types"], mask=batch["mask"])
     return model.pretraining_loss(found, batch["targets"], model.token_weights(batch["masked"]), batch["follows"])
 
@@ -118,6 +128,11 @@ def llama_sizes(small: int, large: int, vocab: int, **more: Any) -> dict[str, An
 
 
 TEXTS: dict[str, tuple[int, ...]] = {"tiny": (2, 16), "small": (8, 256), "100m": (1, 512)}
+BERT = {
+    "tiny": size_of(2, 2, 16, 16, **text(32, 16), **NONE_DROPPED),
+    "small": size_of(4, 4, 256, 1024, **text(8192, 256), **NONE_DROPPED),
+    "100m": size_of(12, 12, 768, 3072, **text(30522, 512), **NONE_DROPPED),
+}
 CASES = {
     "gpt2": Case(
         "GPT2LMHeadModel",
@@ -127,14 +142,9 @@ CASES = {
         },
         TEXTS, tokens_of, next_token_of, "gpt2", gpt2_loss,
     ),
-    "bert": Case(
-        "BertForPreTraining",
-        {
-            "tiny": size_of(2, 2, 16, 16, **text(32, 16), **NONE_DROPPED),
-            "small": size_of(4, 4, 256, 1024, **text(8192, 256), **NONE_DROPPED),
-            "100m": size_of(12, 12, 768, 3072, **text(30522, 512), **NONE_DROPPED),
-        },
-        TEXTS, pairs_of, pretraining_of, "bert", bert_loss,
+    "bert": Case("BertForPreTraining", BERT, TEXTS, pairs_of, pretraining_of, "bert", bert_loss),
+    "bert-all": Case(
+        "BertForPreTraining", BERT, TEXTS, pairs_of, pretraining_of, "bert", bert_loss_of_all_places,
     ),
     "llama": Case(
         "LlamaForCausalLM", llama_sizes(704, 2048, 32000), TEXTS, tokens_of, next_token_of, "llama", llama_loss,

@@ -32,14 +32,13 @@ config = bert.Config(
 
 def batches(corpus, epochs=None):
     shape = {"batch": 32, "context": config.context, "seed": 0, "epochs": epochs}
-    return ft.data.masked(
-        ft.data.sentence_pairs(corpus, tokenizer, folder=options.run / "tokens", **shape), tokenizer, seed=1
-    )
+    pairs = ft.data.sentence_pairs(corpus, tokenizer, folder=options.run / "tokens", **shape)
+    return ft.data.masked(pairs, tokenizer, seed=1, max_predictions=16)  # logits are computed of 16 places a row
 
 
 def loss_fn(params, batch, key):  # key is None in evaluation
-    places = {"types": batch["token_types"], "mask": batch["attention_mask"]}
-    predictions = bert.apply(params, batch["tokens"], config, **places, key=key)  # (B, T, V) and (B, 2)
+    rows = {"types": batch["token_types"], "mask": batch["attention_mask"], "places": batch["places"]}
+    predictions = bert.apply(params, batch["tokens"], config, **rows, key=key)  # (B, 16, V) and (B, 2)
     weights = bert.token_weights(batch["mask"])
     return bert.pretraining_loss(predictions, batch["targets"], weights, batch["next_sentence"])
 

@@ -27,6 +27,7 @@ from functrain.models.activations import ACTIVATIONS
 from functrain.models.bert_config import Config, Head
 from functrain.models.bert_losses import classifier_loss, pretraining_loss, token_weights
 from functrain.models.labels import Labels
+from functrain.models.places import at_places
 from functrain.progress import Progress
 from functrain.tree import Params, elsewhere
 
@@ -37,7 +38,7 @@ __all__ = ["HF", "Config", "Predictions", "apply", "classifier_loss", "from_hf",
 class Predictions(NamedTuple):
     """What the head "pretraining" returns."""
 
-    tokens: Tensor  # (B, T, V): logits of the token at each place
+    tokens: Tensor  # (B, T, V): logits of the token at each place, or (B, K, V), at those asked for
     next_sentence: Tensor  # (B, 2): logits of 0, the second sentence follows the first, and 1, it is another's
 
 
@@ -104,12 +105,15 @@ def apply(
     *,
     types: Tensor | None = None,
     mask: Tensor | None = None,
+    places: Tensor | None = None,
     key: Tensor | None = None,
 ) -> Any:
     """Return what the config's head makes of the tokens (B, T): `Predictions` of "pretraining", and else a tensor.
 
     It is (B, T, V) of "masked_lm", (B, N) of "sequence", (B, T, N) of "token", (B, D) of "pooled" and (B, T, D) of
-    "none". The arguments are those of `hidden`.
+    "none". With `places` (B, K) of `ft.data.masked(..., max_predictions=K)`, logits of tokens are those of these places
+    alone, (B, K, V). The other arguments are those of `hidden`.
+    Raises: as `hidden`; ValueError and TypeError for places that are not (B, K) integers, or with another head.
 
     >>> config = ft.models.bert.Config(vocab=256, context=16, layers=2, heads=2, width=8, inner=16)
     >>> params = ft.models.bert.init(config, ft.random.key(0))
@@ -121,16 +125,17 @@ def apply(
     if key is not None and config.head in ("sequence", "token"):
         key, last = random.split(key, 2).unbind()
     x = hidden(params, tokens, config, types=types, mask=mask, key=key)
+    asked = at_places("bert", x, places, config.head in ("pretraining", "masked_lm"))  # (B, T or K, D)
     if config.head == "none":
         return x
     if config.head == "masked_lm":
-        return token_logits(params, x, config)
+        return token_logits(params, asked, config)
     if config.head != "token":
         pooled = torch.tanh(nn.linear(x[:, 0], **params["pooler"]))  # (B, D)
         if config.head == "pooled":
             return pooled
         if config.head == "pretraining":
-            return Predictions(token_logits(params, x, config), nn.linear(pooled, **params["next_sentence"]))
+            return Predictions(token_logits(params, asked, config), nn.linear(pooled, **params["next_sentence"]))
         x = pooled
     rate = config.dropout if config.classifier_dropout is None else config.classifier_dropout
     return nn.linear(nn.dropout(x, rate, last), **params["classifier"])
@@ -139,8 +144,8 @@ def apply(
 def token_logits(params: Params, x: Tensor, config: Config) -> Tensor:
     """Return the logits of the token at each place, (..., V), of what `hidden` made of these places, (..., D).
 
-    The heads "masked_lm" and "pretraining" take it of all places. A loss that asks about masked ones alone may gather
-    them before: the vocabulary is most of the work of a small model.
+    The heads "masked_lm" and "pretraining" take it of all places, or of `places`: the vocabulary is most of the work of
+    a small model, and a loss asks about masked tokens alone.
 
     >>> config = ft.models.bert.Config(vocab=256, context=16, layers=1, heads=2, width=8, inner=16, head="masked_lm")
     >>> params = ft.models.bert.init(config, ft.random.key(0))

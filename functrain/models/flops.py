@@ -27,15 +27,19 @@ def training_flops(*, parameters: int, layers: int, width: int, context: int) ->
 
 
 def training_flops_of(
-    config: gpt2.Config | llama.Config | bert.Config | modernbert.Config, context: int | None = None
+    config: gpt2.Config | llama.Config | bert.Config | modernbert.Config,
+    context: int | None = None,
+    *,
+    predictions: int | None = None,
 ) -> float:
     """Count the floating-point operations of a training step for each token of a model of that config.
 
     As `training_flops` counts them, by the matrices that a token is multiplied with: of a mixture of experts, those of
     `experts_per_token`; of a BERT, without the matrices that see one vector of a row alone. The rows have `context`
-    tokens, by default as many as the model sees; a window is of no effect, as it is to a kernel that masks.
+    tokens, by default as many as the model sees; a window is of no effect, as it is to a kernel that masks. With
+    `predictions`, a masked language model computes the logits of so many `places` of each row.
 
-    Raises: TypeError for the config of something else.
+    Raises: TypeError for the config of something else; ValueError for predictions of a model that computes all logits.
 
     >>> config = ft.models.gpt2.Config(vocab=50257, context=1024, layers=12, heads=12, width=768)
     >>> f"{ft.models.training_flops_of(config):.3g}"
@@ -65,7 +69,18 @@ def training_flops_of(
             once += ("head", "classifier")
     else:
         params, once = gpt2.init(config, key), ("wpe",)
-    found = [x for path, x in items(params) if x.dim() > 1 and not path.startswith(once)]
+    length = config.context if context is None else context
+    head: tuple[str, ...] = ()  # what sees the places of predictions alone
+    if predictions is not None:
+        if not isinstance(config, bert.Config | modernbert.Config) or config.head not in ("pretraining", "masked_lm"):
+            raise ValueError(
+                f"training_flops_of: expected no predictions of a model that takes no places, came {predictions}"
+            )
+        head = ("embeddings/tokens", "masked_lm", "head", "decoder")
+    found = [(path, x) for path, x in items(params) if x.dim() > 1 and not path.startswith(once)]
     # a leaf of three dimensions holds the matrices of all experts
-    parameters = sum(x.numel() * (kept if x.dim() == 3 else 1.0) for x in found)
-    return 6.0 * parameters + 12.0 * config.layers * width * (config.context if context is None else context)
+    parameters = sum(
+        x.numel() * (kept if x.dim() == 3 else 1.0) * ((predictions or 0) / length if path.startswith(head) else 1.0)
+        for path, x in found
+    )
+    return 6.0 * parameters + 12.0 * config.layers * width * length

@@ -27,6 +27,7 @@ from functrain.models import hf, modernbert_layout
 from functrain.models.activations import ACTIVATIONS
 from functrain.models.labels import Labels
 from functrain.models.modernbert_config import Config, Head
+from functrain.models.places import at_places
 from functrain.models.positions import positions_of
 from functrain.progress import Progress
 from functrain.tree import Params, elsewhere
@@ -92,13 +93,16 @@ def apply(
     mask: Tensor | None = None,
     documents: Tensor | None = None,
     positions: Tensor | None = None,
+    places: Tensor | None = None,
     key: Tensor | None = None,
 ) -> Tensor:
     """Return what the config's head makes of the tokens (B, T).
 
-    It is (B, T, V) of "masked_lm", (B, N) of "sequence", (B, T, N) of "token" and (B, T, D) of "none". The arguments
-    are those of `hidden`; `ft.models.bert.classifier_loss` is a loss of classifiers.
-    Raises: as `hidden`; ValueError for documents of which a "sequence" head would make one.
+    It is (B, T, V) of "masked_lm", (B, N) of "sequence", (B, T, N) of "token" and (B, T, D) of "none". With `places`
+    (B, K) of `ft.data.masked(..., max_predictions=K)`, logits of tokens are those of these places alone, (B, K, V). The
+    other arguments are those of `hidden`; `ft.models.bert.classifier_loss` is a loss of classifiers.
+    Raises: as `hidden`; ValueError for documents of which a "sequence" head would make one; ValueError and TypeError
+    for places that are not (B, K) integers, or with another head.
 
     >>> config = ft.models.modernbert.Config(vocab=256, context=16, layers=2, heads=2, width=8, inner=12)
     >>> params = ft.models.modernbert.init(config, ft.random.key(0))
@@ -114,10 +118,11 @@ def apply(
     if key is not None and config.classifies:
         key, last = random.split(key, 2).unbind()
     x = hidden(params, tokens, config, mask=mask, documents=documents, positions=positions, key=key)
+    asked = at_places("modernbert", x, places, config.head == "masked_lm")  # (B, T or K, D)
     if config.head == "none":
         return x
     if config.head == "masked_lm":
-        return token_logits(params, x, config)
+        return token_logits(params, asked, config)
     if config.head == "sequence":
         x = _pooled(x, mask, config)  # (B, D)
     return nn.linear(
@@ -128,8 +133,8 @@ def apply(
 def token_logits(params: Params, x: Tensor, config: Config) -> Tensor:
     """Return the logits of the token at each place, (..., V), of what `hidden` made of these places, (..., D).
 
-    The head "masked_lm" takes it of all places. A loss that asks about masked ones alone may gather them before: the
-    vocabulary is most of the work of a small model.
+    The head "masked_lm" takes it of all places, or of `places`: the vocabulary is most of the work of a small model,
+    and a loss asks about masked tokens alone.
 
     >>> config = ft.models.modernbert.Config(vocab=256, context=16, layers=1, heads=2, width=8, inner=12)
     >>> params = ft.models.modernbert.init(config, ft.random.key(0))

@@ -41,7 +41,7 @@ def _llama(asked: Llama, vocabulary: int) -> llama.Config:
 
 def _bert(asked: Bert, vocabulary: int) -> bert.Config:
     fields = _fields(asked)
-    for name in ("mask_rate", "whole_words"):
+    for name in ("mask_rate", "whole_words", "max_predictions"):
         del fields[name]
     return bert.Config(vocab=vocabulary, **fields)
 

@@ -195,14 +195,14 @@ PRESETS = {
     ),
     # the shape of Google's BERT-Tiny; how it leaves the plateau: benchmarks/results/bert_tiny-cpu.md
     "bert-tiny": Config(
-        model=Bert(layers=2, heads=2, context=64, attention="math"),
+        model=Bert(layers=2, heads=2, context=64, max_predictions=16, attention="math"),
         optimizer=Optimizer(name="muon", learning_rate=3e-3, final_learning_rate=1e-5, warmup=0.1, weight_decay=0.01),
         steps=4000,
         batch=32,
         precision="float32",
     ),
     "bert-smoke": Config(
-        model=Bert(layers=2, heads=2, width=16, inner=32, context=16, attention="math"),
+        model=Bert(layers=2, heads=2, width=16, inner=32, context=16, max_predictions=5, attention="math"),
         data=Data(vocabulary=256),
         optimizer=Optimizer(warmup=0.25),
         steps=8,
@@ -215,7 +215,7 @@ PRESETS = {
     ),
     "bert-base": Config(
         data=Data(vocabulary=30522),
-        model=Bert(layers=12, heads=12, width=768, inner=3072, context=512, dropout=0.1),
+        model=Bert(layers=12, heads=12, width=768, inner=3072, context=512, max_predictions=80, dropout=0.1),
         optimizer=Optimizer(learning_rate=1e-4, final_learning_rate=0.0, warmup=0.01, b2=0.999, weight_decay=0.01),
         steps=1000000,
         batch=256,

@@ -38,9 +38,8 @@ def loss_of(model: bert.Config, asked: Model | None) -> Any:
     """Return the loss: the mean over masked tokens plus the mean over rows."""
 
     def loss_fn(params: ft.tree.Params, batch: ft.tree.Batch, key: Tensor | None) -> ft.Loss:
-        predictions = bert.apply(
-            params, batch["tokens"], model, types=batch["token_types"], mask=batch["attention_mask"], key=key
-        )
+        places = {"types": batch["token_types"], "mask": batch["attention_mask"], "places": batch.get("places")}
+        predictions = bert.apply(params, batch["tokens"], model, **places, key=key)
         return bert.pretraining_loss(predictions, batch["targets"], batch["weights"], batch["next_sentence"])
 
     return loss_fn
@@ -121,8 +120,9 @@ def _masked(pairs: ft.data.SentencePairs, tokenizer: ft.data.Tokenizer, asked: M
     """Mask pairs as the config says, and give masked tokens weights that add up to the rows."""
     chosen = asked if isinstance(asked, Bert) else Bert()
     # the pairs draw by the same seed, from other streams
-    rows = ft.data.masked(pairs, tokenizer, seed=seed, rate=chosen.mask_rate, whole_words=chosen.whole_words)
-    return _Weighted(rows)
+    most = None if chosen.max_predictions == "all" else chosen.max_predictions
+    how: dict[str, Any] = {"rate": chosen.mask_rate, "whole_words": chosen.whole_words, "max_predictions": most}
+    return _Weighted(ft.data.masked(pairs, tokenizer, seed=seed, **how))
 
 
 class _Weighted:
@@ -133,10 +133,11 @@ class _Weighted:
 
     def __getitem__(self, t: int) -> dict[str, Tensor]:
         batch = self._batches[t]
-        return {**{name: batch[name] for name in _LEAVES}, "weights": bert.token_weights(batch["mask"])}
+        kept = {name: batch[name] for name in _LEAVES if name in batch}
+        return {**kept, "weights": bert.token_weights(batch["mask"])}
 
 
-_LEAVES = ("tokens", "targets", "token_types", "attention_mask", "next_sentence")
+_LEAVES = ("tokens", "targets", "token_types", "attention_mask", "next_sentence", "places")
 
 
 def measured(found: Mapping[str, float], text: Any) -> dict[str, float]:
@@ -204,16 +205,20 @@ class _Drawn:
         config, shape = self._config, (self._config.batch, self._config.model.context)
         draws = numpy.random.default_rng([config.seed, t])
         tokens = torch.from_numpy(draws.integers(0, self._vocabulary, shape))
-        rate = config.model.mask_rate if isinstance(config.model, Bert) else Bert.mask_rate
+        model = config.model if isinstance(config.model, Bert) else Bert()
         second = torch.arange(shape[1]) >= shape[1] // 2
-        return {
+        batch = {
             "tokens": tokens,
             "targets": tokens.clone(),
             "token_types": second.long().repeat(shape[0], 1),
             "attention_mask": torch.ones(shape, dtype=torch.bool),
             "next_sentence": torch.from_numpy(draws.integers(0, 2, shape[:1])),
-            "weights": bert.token_weights(torch.from_numpy(draws.random(shape) < rate)),
+            "weights": bert.token_weights(torch.from_numpy(draws.random(shape) < model.mask_rate)),
         }
+        if model.max_predictions == "all":
+            return batch
+        found = {name: batch[name][:, : model.max_predictions] for name in ("targets", "weights")}
+        return {**batch, **found, "places": torch.arange(model.max_predictions).repeat(shape[0], 1)}
 
 
 def _unigram(train: Any, text: Any, tokenizer: ft.data.Tokenizer) -> float:

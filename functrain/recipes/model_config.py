@@ -137,6 +137,8 @@ class Bert:
     """The part of the tokens that are to be found again."""
     whole_words: bool = False
     """Words are chosen, with all their tokens; else tokens."""
+    max_predictions: int | Literal["all"] = "all"
+    """Tokens of a row that are chosen at most; logits are computed of so many places, and of all with "all"."""
     attention: Literal["fused", "math"] = "fused"
     """How attention is computed; math is the faster one on a CPU for short contexts."""
 
@@ -146,6 +148,10 @@ class Bert:
         within(self, "model.", ["dropout"])
         if not 0.0 < self.mask_rate < 1.0:
             raise ValueError(f"model.mask_rate: expected a part above 0 and below 1, came {self.mask_rate}")
+        if self.max_predictions != "all" and not 1 <= self.max_predictions <= self.context:
+            raise ValueError(
+                f"model.max_predictions: expected 1 to {self.context}, the context, or all, came {self.max_predictions}"
+            )
 
     def parameters(self, vocabulary: int) -> int:
         """Count the parameters with so many tokens."""

@@ -11,6 +11,7 @@ import torch
 
 import functrain as ft
 from functrain.recipes.config import Config
+from functrain.recipes.model_config import Bert
 from functrain.train.watching import Record
 from functrain.train.watching import Row as Row
 from functrain.train.watching import rows as rows
@@ -61,8 +62,11 @@ def utilization(config: Config, model: Any, device: torch.device) -> dict[str, f
         peak = ft.train.watching.peak_flops(device, getattr(torch, config.precision))
     else:
         peak = config.peak_flops
-    cells = config.batch * config.model.context
-    return {} if peak is None else {"flops": cells * ft.models.training_flops_of(model), "peak_flops": peak}
+    if peak is None:
+        return {}
+    most = config.model.max_predictions if isinstance(config.model, Bert) else "all"
+    flops = ft.models.training_flops_of(model, predictions=None if most == "all" else most)
+    return {"flops": config.batch * config.model.context * flops, "peak_flops": peak}
 
 
 def bits(bits_per_byte: float) -> Callable[[int, Any, dict[str, Any]], dict[str, torch.Tensor]]:

@@ -70,9 +70,9 @@ def test_a_bert_that_is_started_again_encodes_nothing(
 
 def test_a_bert_is_masked_as_asked(folder: Path, tmp_path: Path) -> None:
     for rate in (0.15, 0.5):
-        config, _, texts = made("bert-smoke", folder, tmp_path, 64, mask_rate=rate)
+        config, _, texts = made("bert-smoke", folder, tmp_path, 64, mask_rate=rate, max_predictions="all")
         batches = masked_pairs.batches(config, texts)
-        assert set(batches[0]) == {*masked_pairs._LEAVES, "weights"}
+        assert {*batches[0], "places"} == {*masked_pairs._LEAVES, "weights"}
         chosen, real = 0.0, 0.0
         for t in range(8):
             weights, tokens = batches[t]["weights"], batches[t]["targets"]
@@ -82,6 +82,18 @@ def test_a_bert_is_masked_as_asked(folder: Path, tmp_path: Path) -> None:
             chosen, real = chosen + float((weights > 0).sum()), real + float(ordinary.sum())
         # five standard deviations
         assert abs(chosen / real - rate) < 5 * math.sqrt(rate * (1 - rate) / real)
+
+
+@pytest.mark.parametrize("of", [masked_pairs.batches, masked_pairs.validation])
+def test_at_most_so_many_tokens_of_a_row_are_predicted(of: Any, folder: Path, tmp_path: Path) -> None:
+    config, _, texts = made("bert-smoke", folder, tmp_path, 8, mask_rate=0.5, max_predictions=3)
+    batch = of(config, texts)[0]
+    assert set(batch) == {*masked_pairs._LEAVES, "weights"} and batch["places"].shape == (8, 3)
+    assert (batch["weights"] > 0).sum() > 16 and batch["weights"].shape == batch["targets"].shape == (8, 3)
+    drawn = masked_pairs.drawn(config, 64, [])[0]
+    assert {name: (x.shape, x.dtype) for name, x in drawn.items()} == {
+        name: (x.shape, x.dtype) for name, x in batch.items()
+    }
     held_out = masked_pairs.validation(config, texts)
     assert sum(len(batch["tokens"]) for batch in (held_out[i] for i in range(len(held_out)))) == len(
         texts.validation.chunks.first
@@ -136,7 +148,8 @@ def test_a_bert_sees_which_part_a_token_is_of_and_no_padding(folder: Path, tmp_p
     config, model, texts = made("bert-smoke", folder, tmp_path, 4, context=900)
     params, batch = bert.init(model, ft.random.key(0)), masked_pairs.batches(config, texts)[0]
     assert not batch["attention_mask"].all() and batch["token_types"].any()
-    predictions = bert.apply(params, batch["tokens"], model, types=batch["token_types"], mask=batch["attention_mask"])
+    rows = {"types": batch["token_types"], "mask": batch["attention_mask"], "places": batch["places"]}
+    predictions = bert.apply(params, batch["tokens"], model, **rows)
     wanted = bert.pretraining_loss(predictions, batch["targets"], batch["weights"], batch["next_sentence"])
     assert torch.equal(pretrain.loss_of(config, model)(params, batch, None).total, wanted.total)
 

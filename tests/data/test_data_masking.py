@@ -223,3 +223,45 @@ def test_wrong_arguments_are_errors(tokenizer, change, message):
 def test_wrong_batches_are_errors(batch, message):
     with pytest.raises(ValueError, match=message):
         data.masked([batch], WORDPIECE, seed=0)[0]
+
+
+@LAW
+@given(seed=st.integers(0, 2**64 - 1), t=st.integers(0, 2**50), words=st.booleans(), most=st.integers(1, 20))
+def test_at_most_so_many_of_a_row_are_chosen(seed, t, words, most):
+    how = {"seed": seed, "rate": 0.3, "whole_words": words}
+    windows = data.windows(CORPUS, batch=4, context=20, seed=0, tokenizer=WORDPIECE)
+    free, made = data.masked(windows, WORDPIECE, **how)[t], data.masked(windows, WORDPIECE, **how, max_predictions=most)
+    batch, tokens = made[t], windows[t]["tokens"]
+    places, mask = batch["places"], batch["mask"]
+    assert places.shape == mask.shape == batch["targets"].shape == (4, most) and places.dtype == torch.int64
+    assert torch.equal(batch["targets"], tokens.take_along_dim(places, 1)) and not places[~mask].any()
+    chosen = torch.zeros(4, 20, dtype=torch.long).scatter_add(1, places, mask.long())
+    in_order = [row[kept].diff().gt(0).all() for row, kept in zip(places, mask, strict=True)]
+    assert chosen.max() <= 1 and all(in_order)
+    chosen = chosen.bool()
+    assert torch.equal(chosen & free["mask"], chosen)  # some of those that would be chosen, treated as they would be
+    assert torch.equal(batch["tokens"], torch.where(chosen, free["tokens"], tokens))
+    few = free["mask"].sum(1) <= most
+    assert torch.equal(chosen[few], free["mask"][few])
+    if not words:
+        assert torch.equal(chosen.sum(1), free["mask"].sum(1).clamp(max=most))
+    else:  # words are whole
+        parts, ids = word_parts(WORDPIECE), tokens.numpy()
+        joined = torch.from_numpy(parts.continues[ids[:, 1:]] & parts.open[ids[:, :-1]])
+        assert torch.equal(chosen[:, 1:][joined], chosen[:, :-1][joined])
+    assert same(batch, made[t]) and made.fingerprint != data.masked(windows, WORDPIECE, **how).fingerprint
+
+
+def test_which_are_left_out_is_drawn():
+    made = data.masked(Drawn(600, 512), WORDPIECE, seed=3, rate=0.3, max_predictions=64)
+    batch = made[0]
+    assert batch["mask"].all()  # about 140 of each row would be chosen
+    counts = torch.bincount(batch["places"].flatten(), minlength=512).double()
+    assert ((counts - 75) ** 2 / 75).sum() < 512 + 5 * (2 * 512) ** 0.5  # uniform over the places
+
+
+def test_predictions_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="masked: expected max_predictions of 1 or more, came 0"):
+        data.masked(Drawn(3, 20), WORDPIECE, seed=0, max_predictions=0)
+    with pytest.raises(ValueError, match="expected rows of max_predictions=21 tokens or more, came 20"):
+        data.masked(Drawn(3, 20), WORDPIECE, seed=0, max_predictions=21)[0]

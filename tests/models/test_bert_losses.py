@@ -55,6 +55,24 @@ def test_the_loss_is_the_mean_over_masked_tokens_plus_the_mean_over_rows() -> No
     torch.testing.assert_close(metrics["next_sentence_accuracy"], right)
 
 
+def test_the_loss_of_masked_places_is_the_loss_of_all() -> None:
+    batch = bert_witness.draw_batch(CONFIG, 0)
+    given = {"types": batch["types"], "mask": batch["mask"]}
+    places = (
+        (batch["weights"] == 0).long().argsort(dim=1, stable=True)[:, :7]
+    )  # masked ones first, and some that are not
+    assert ((batch["weights"] > 0).sum(1) <= 7).all()
+    some = {name: batch[name].take_along_dim(places, 1) for name in ("targets", "weights")}
+    whole = bert.pretraining_loss(
+        bert.apply(PARAMS, batch["tokens"], CONFIG, **given), batch["targets"], batch["weights"], batch["next_sentence"]
+    )
+    found = bert.pretraining_loss(
+        bert.apply(PARAMS, batch["tokens"], CONFIG, **given, places=places), **some,
+        next_sentence=batch["next_sentence"],
+    )  # fmt: skip
+    torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-6)
+
+
 def test_a_batch_in_which_nothing_is_masked_has_weights_of_zero() -> None:
     assert torch.equal(bert.token_weights(torch.zeros(2, 3, dtype=torch.bool)), torch.zeros(2, 3))
 

@@ -85,3 +85,18 @@ def test_a_config_of_something_else_is_told() -> None:
         TypeError, match="the Config of gpt2, llama, bert or modernbert, came dict; count the parameters"
     ):
         ft.models.training_flops_of({})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert", "modernbert, a decoder of its own"])
+def test_logits_of_some_places_count_by_them(name: str) -> None:
+    config: Any = CONFIGS[name]
+    module: Any = bert if isinstance(config, bert.Config) else modernbert
+    params, places = module.init(config, ft.random.key(0)), torch.tensor([[3, 5, 0], [1, 2, 9]])
+    with FlopCounterMode(display=False) as counted:
+        ft.grad(lambda params: module.apply(params, TOKENS, config, places=places).sum())(params)
+    assert counted.get_total_flops() == pytest.approx(
+        32 * ft.models.training_flops_of(config, predictions=3), rel=1e-12
+    )
+    for other in (CONFIGS["gpt2"], CONFIGS["bert of tokens"]):
+        with pytest.raises(ValueError, match="expected no predictions of a model that takes no places, came 3"):
+            ft.models.training_flops_of(other, predictions=3)  # type: ignore[arg-type]

@@ -1,4 +1,7 @@
-"""Masked language modelling: batches in which some tokens are to be found again. B batch, T tokens, V vocabulary."""
+"""Masked language modelling: batches in which some tokens are to be found again.
+
+B batch, T tokens, K predictions of a row at most, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,9 @@ class Masked:
         mask_share: float,
         random_share: float,
         words: WordParts | None,
+        max_predictions: int | None,
     ) -> None:
-        self.batches, self.seed, self.rate = batches, seed, rate
+        self.batches, self.seed, self.rate, self.max_predictions = batches, seed, rate, max_predictions
         self.mask_share, self.random_share, self.words = mask_share, random_share, words
         self._tokenizer = tokenizer.fingerprint
         self._mask = mask
@@ -49,15 +53,21 @@ class Masked:
         # three draws a cell: whether it is chosen, how it is treated, and what replaces it
         draws = raw_bits(self.seed, _MASKING | t, 3 * tokens.size).reshape(3, *tokens.shape)
         share, treatment = draws[0] * 2.0**-64, draws[1] * 2.0**-64
-        if self.words is not None:
-            share = share.reshape(-1)[self._words(tokens, legal, batch)]  # one for all cells of a word
+        words = None if self.words is None else self._words(tokens, legal, batch)  # (B, T): of which word a cell is
+        if words is not None:
+            share = share.reshape(-1)[words]  # one for all cells of a word
         chosen = legal & (share < self.rate)
+        if self.max_predictions is not None:
+            chosen = _at_most(self.max_predictions, chosen, share, words)
         masked = chosen & (treatment < self.mask_share)
         random = chosen & ~masked & (treatment < self.mask_share + self.random_share)
         replacement = self._ordinary[(draws[2] % np.uint64(len(self._ordinary))).astype(np.int64)]
         inputs = np.where(masked, self._mask, np.where(random, replacement, tokens))
-        found = {"tokens": torch.from_numpy(inputs), "targets": torch.from_numpy(tokens.copy())}
-        return {**batch, **found, "mask": torch.from_numpy(chosen)}
+        if self.max_predictions is None:
+            found = {"targets": tokens.copy(), "mask": chosen}
+        else:
+            found = _gathered(self.max_predictions, chosen, tokens)
+        return {**batch, "tokens": torch.from_numpy(inputs), **{name: torch.from_numpy(x) for name, x in found.items()}}
 
     @property
     def description(self) -> dict[str, Any]:
@@ -69,6 +79,7 @@ class Masked:
             "mask_share": self.mask_share,
             "random_share": self.random_share,
             "whole_words": self.words is not None,
+            "max_predictions": self.max_predictions,
             "tokenizer": self._tokenizer,
             "masking_seed": self.seed,
         }
@@ -124,6 +135,7 @@ def masked(
     mask_share: float = 0.8,
     random_share: float = 0.1,
     whole_words: bool = False,
+    max_predictions: int | None = None,
 ) -> Masked:
     """Choose tokens of each batch at `rate`, to be found again by masked language modelling (MLM), anew at each step.
 
@@ -135,10 +147,16 @@ def masked(
     In a batch, `tokens` become the inputs, `targets` the tokens before, and `mask` is True where one was chosen: what
     `ft.losses.next_token(logits, targets, mask)` takes. Other leaves stay.
 
-    Shapes: all (B, T).
-    Raises: ValueError for a tokenizer without a mask token, for shares that are none; at a batch, for tokens that the
-    vocabulary lacks.
-    Source: Devlin et al. 2019 (arXiv:1810.04805), section 3.1; whole words are those of BERT's later release.
+    With `max_predictions`, at most K tokens of a row are chosen, of more those that were drawn first, and `places` says
+    where they are, in their order: then a model computes logits of these places alone (`places=` of
+    `ft.models.bert.apply`), and a vocabulary costs K of T places. `targets` and `mask` are those of the places; what is
+    left of a row is place 0 with a false mask. With words, one that does not fit is left out whole.
+
+    Shapes: all (B, T); with `max_predictions`, `places`, `targets` and `mask` (B, K).
+    Raises: ValueError for a tokenizer without a mask token, for shares that are none, for predictions below 1; at a
+    batch, for tokens that the vocabulary lacks, and for rows of fewer tokens than `max_predictions`.
+    Source: Devlin et al. 2019 (arXiv:1810.04805), section 3.1; whole words are those of BERT's later release, and
+    `max_predictions` is its `max_predictions_per_seq`.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -152,6 +170,9 @@ def masked(
     (tensor(12), tensor(9))
     >>> torch.equal(batch["targets"], windows[0]["tokens"])
     True
+    >>> batch = ft.data.masked(windows, tokenizer, seed=1, max_predictions=3)[0]
+    >>> batch["places"].shape, batch["mask"].sum()
+    (torch.Size([4, 3]), tensor(10))
     """
     if tokenizer.special.mask is None:
         raise ValueError(
@@ -169,9 +190,13 @@ def masked(
         )
     if not 0 <= index(seed) < 2**64:
         raise ValueError(f"masked: expected a seed in [0, 2**64), came {seed}")
+    if max_predictions is not None and index(max_predictions) < 1:
+        raise ValueError(
+            f"masked: expected max_predictions of 1 or more, came {max_predictions}; about rate * T is usual, 20 of 128"
+        )
     made = FiniteMasked if hasattr(batches, "__len__") else Masked
-    words = word_parts(tokenizer) if whole_words else None
-    return made(batches, tokenizer, tokenizer.special.mask, index(seed), rate, mask_share, random_share, words)
+    words, shares = word_parts(tokenizer) if whole_words else None, (mask_share, random_share)
+    return made(batches, tokenizer, tokenizer.special.mask, index(seed), rate, *shares, words, max_predictions)
 
 
 _MASKING = 2**63  # steps are below: the draws of no epoch and of no other batch
@@ -182,3 +207,28 @@ def _real(batch: Batch, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
         if (mask := batch.get(name)) is not None:
             return np.asarray(mask.numpy() != 0)
     return np.ones(tokens.shape, np.bool_)
+
+
+def _at_most(
+    count: int, chosen: NDArray[np.bool_], share: NDArray[np.float64], words: NDArray[np.int64] | None
+) -> NDArray[np.bool_]:
+    """Return those of the chosen (B, T) that were drawn first, at most `count` of a row, and no part of a word."""
+    rows, columns = chosen.shape
+    if columns < count:
+        raise ValueError(f"masked: expected rows of max_predictions={count} tokens or more, came {columns}")
+    order = np.argsort(np.where(chosen, share, np.inf), axis=1, kind="stable")  # (B, T): a word's cells are neighbours
+    kept = np.zeros((rows, columns), np.bool_)
+    np.put_along_axis(kept, order[:, :count], True, axis=1)
+    kept &= chosen
+    if words is not None:
+        cut = np.isin(words, words[chosen & ~kept])  # words of which something is left out
+        kept &= ~cut
+    return kept
+
+
+def _gathered(count: int, chosen: NDArray[np.bool_], tokens: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Return places, targets and mask (B, K) of what is chosen (B, T)."""
+    places = np.argsort(~chosen, axis=1, kind="stable")[:, :count]  # the chosen ones first, each in its order
+    mask = np.take_along_axis(chosen, places, 1)
+    places = np.where(mask, places, 0)
+    return {"places": places, "targets": np.take_along_axis(tokens, places, 1), "mask": mask}
