@@ -17,6 +17,7 @@ COMMANDS = {
     "inspect": "show what a run, a checkpoint, a model's folder or a safetensors file holds",
     "plot": "draw the learning curves of runs",
     "profile": "show where the time and the memory of a training step go",
+    "dry-run": "rehearse a step on any mesh of GPUs, without one: memory, collectives, time",
     "verify": "read every byte of a run's checkpoints, or of a file, and say what is broken",
     "export": "write a run's model as a folder that transformers loads",
 }

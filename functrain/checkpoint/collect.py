@@ -1,39 +1,77 @@
-"""A tree taken apart for saving: its description, and each tensor once under the name it has in the files."""
+"""A tree taken apart for saving: its description, and each tensor once under the name it has in the files.
+
+Of a leaf that is split over ranks, each rank saves the part that no rank before it has.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from functrain.checkpoint.description import Node, describe, is_dense, type_name, unsupported
 from functrain.checkpoint.header import MAX_DIMS
+from functrain.checkpoint.parts import name_of
 from functrain.checkpoint.strict_json import is_text
 from functrain.checkpoint.tensors import DTYPE_NAMES, NAMES
+from functrain.sharding.pieces import cut_of, is_split
 from functrain.tree import Tree
 
 
-def collect(tree: Tree, where: str) -> tuple[Node, dict[str, Tensor]]:
+class Collected(NamedTuple):
+    """A tree taken apart."""
+
+    node: Node  # the description, alike on all ranks
+    tensors: dict[str, Tensor]  # whole ones, by name
+    parts: dict[str, Tensor]  # those that this rank saves, by name
+
+
+def collect(tree: Tree, where: str, *, split: bool) -> Collected:
     """Return the tree's description and its tensors by name; tied tensors have one name, that of the first path.
 
     Two leaves are tied when they are the same object or the same elements of the same memory.
-    Raises: UnsupportedError naming `where` and the path.
+    Raises: UnsupportedError naming `where` and the path, also of a leaf that is split over ranks, unless `split`.
     """
     tensors: dict[str, Tensor] = {}
+    parts: dict[str, Tensor] = {}
     names: dict[Any, str] = {}
 
-    def tensor_node(path: str, tensor: Tensor) -> Node:
+    def tensor_node(path: str, tensor: Any) -> Node:
+        if is_split(tensor):
+            return part_node(path, tensor)
         check_tensor(path, tensor, where)
         name = names.setdefault(_identity(tensor), _file_name(path))
         tensors.setdefault(name, tensor)
-        node = {"kind": "tensor", "tensor": name, **shape_and_dtype(tensor)}
-        # the order of dimensions in memory decides which kernel runs, and with it the last bits of a resumed run
-        if not tensor.is_contiguous() and is_dense(tensor.shape, tensor.stride()):
-            node["stride"] = list(tensor.stride())
-        return node
+        return {"kind": "tensor", "tensor": name, **shape_and_dtype(tensor), **_stride(tensor)}
 
-    return describe(tree, tensor_node, where), tensors
+    def part_node(path: str, leaf: Any) -> Node:
+        if not split:
+            came, way_out = "a part of one that is split over ranks", "pass plan=, and call it on every rank"
+            raise unsupported(where, path, "a whole tensor", came, way_out)
+        part = leaf.to_local()
+        check_tensor(path, part, where)
+        try:
+            cut = cut_of(leaf)
+        except ValueError as error:
+            raise unsupported(where, path, "what a plan splits", str(error), "split it by plan.shard") from error
+        name = names.setdefault(("split", *_identity(part)), _file_name(path))
+        node = {"kind": "tensor", "tensor": name, **shape_and_dtype(leaf), **_stride(leaf)}
+        if all(count == 1 for count in cut.counts):
+            tensors.setdefault(name, part)
+            return node
+        for place, here in cut.pieces if cut.first else ():
+            parts.setdefault(name_of(name, place), part[here])
+        return {**node, "split": list(cut.counts)}
+
+    return Collected(describe(tree, tensor_node, where), tensors, parts)
+
+
+def _stride(tensor: Tensor) -> Node:
+    # the order of dimensions in memory decides which kernel runs, and with it the last bits of a resumed run
+    if not tensor.is_contiguous() and is_dense(tensor.shape, tensor.stride()):
+        return {"stride": list(tensor.stride())}
+    return {}
 
 
 def shape_and_dtype(tensor: Tensor) -> Node:

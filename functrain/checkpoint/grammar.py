@@ -8,6 +8,7 @@ from typing import Any
 
 from functrain.checkpoint.description import FACTORIES, MAX_LEVELS, Node, is_dense
 from functrain.checkpoint.errors import IntegrityError
+from functrain.checkpoint.parts import is_split_well
 from functrain.checkpoint.strict_json import is_text
 from functrain.checkpoint.tensors import DTYPE_NAMES
 
@@ -53,12 +54,14 @@ def _is_hex(value: Any, digits: int) -> bool:
 
 
 def _tensor(node: Node) -> bool:
-    if not (_has(node, "tensor", "dtype", "shape") or _has(node, "tensor", "dtype", "shape", "stride")):
+    if not {"kind", "tensor", "dtype", "shape"} <= set(node) <= {"kind", "tensor", "dtype", "shape", "stride", "split"}:
         return False
     plain = type(node["tensor"]) is str and type(node["dtype"]) is str and node["dtype"] in DTYPE_NAMES
     if not plain or not _is_sizes(node["shape"]):
         return False
-    return "stride" not in node or (_is_sizes(node["stride"]) and is_dense(node["shape"], node["stride"]))
+    if "stride" in node and not (_is_sizes(node["stride"]) and is_dense(node["shape"], node["stride"])):
+        return False
+    return "split" not in node or is_split_well(node["shape"], node["split"])
 
 
 def _float(node: Node) -> bool:

@@ -13,10 +13,12 @@ from typing import Any
 from functrain.checkpoint import document, lock, run, staging, writing
 from functrain.checkpoint.background import Background, Snapshots
 from functrain.checkpoint.best import Ranks
+from functrain.checkpoint.crew import Crew
 from functrain.checkpoint.errors import ExistsError, StorageError
 from functrain.checkpoint.reading import contents
 from functrain.checkpoint.retention import Best, Known, Rules, retain
 from functrain.checkpoint.run import NEW, Run
+from functrain.sharding import Plan
 from functrain.tree import Tree
 
 _log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ def every(
     asynchronous: bool = False,
     metadata: Mapping[str, Any] | None = None,
     max_file_bytes: int = writing.MAX_FILE_BYTES,
+    plan: Plan | None = None,
 ) -> Every:
     """Return a hook `(t, state, metrics)` that saves the state after every n-th step as RUN/checkpoints/step-%08d.
 
@@ -48,7 +51,9 @@ def every(
     fails is raised by the next one, by `wait`, or ends the program with code 1; at most two copies exist, and a third
     save waits for the first.
 
-    The run is locked for this process as long as the hook lives.
+    With `plan`, every rank must make and call the hook, with a folder that all of them see: each writes its parts of
+    what is split, the first one the rest, and a checkpoint has its name when all have written. The run is locked for
+    this process, or the first rank's, as long as the hook lives.
     Raises: LockedError, StorageError, both at once and not at the first save; ValueError.
 
     >>> from tempfile import TemporaryDirectory
@@ -67,32 +72,45 @@ def every(
     ours = sorted({"step", "metrics", "keep_best"} & {*(metadata or ())})
     if ours:
         raise ValueError(f"checkpoint.every: expected metadata without {ours[0]!r}, which the hook writes; rename it")
-    return Every(n, Path(run), rules, dict(metadata or {}), max_file_bytes, asynchronous=asynchronous)
+    return Every(n, Path(run), rules, dict(metadata or {}), max_file_bytes, plan, asynchronous=asynchronous)
 
 
 class Every:
     """The hook that `every` returns."""
 
     def __init__(
-        self, n: int, root: Path, rules: Rules, metadata: dict[str, Any], max_file_bytes: int, *, asynchronous: bool
+        self,
+        n: int,
+        root: Path,
+        rules: Rules,
+        metadata: dict[str, Any],
+        max_file_bytes: int,
+        plan: Plan | None = None,
+        *,
+        asynchronous: bool,
     ) -> None:
+        crew = Crew(plan, own_group=True)
         self.n, self._root, self._rules, self._metadata = n, root, rules, metadata
+        # a thread that saves has its own group: this one may ask something beside it
+        self._crew, self._savers = crew, Crew(plan, own_group=True) if asynchronous else crew
         self._max_file_bytes = max_file_bytes
         self._folder = root.absolute() / "checkpoints"
         document.check_metadata(metadata, str(self._folder))
-        try:
-            staging.make_folder(self._folder)
-            staging.probe(self._folder)
-            self._own(None)
-        except OSError as error:
-            way_out = "choose a run folder that can be made and written"
-            came = str(error)
-            raise StorageError(self._folder, expected="a folder to write", came=came, way_out=way_out) from error
+        self._name = crew.led(self._folder, self._begun)
         self._saved: int | None = None
         self._known = Known()
         self._ranks = None if rules.keep_best is None else Ranks(root, rules.keep_best)
         self._background = Background() if asynchronous else None
         self._snapshots = Snapshots()
+
+    def _begun(self) -> str:
+        try:
+            staging.make_folder(self._folder)
+            staging.probe(self._folder)
+            return self._own(None)
+        except OSError as error:
+            how = {"expected": "a folder to write", "way_out": "choose a run folder that can be made and written"}
+            raise StorageError(self._folder, came=str(error), **how) from error
 
     def __call__(self, t: int, state: Tree, metrics: Mapping[str, Any] | None = None) -> None:
         if self.due(t, metrics):
@@ -101,8 +119,15 @@ class Every:
     def due(self, t: int, metrics: Mapping[str, Any] | None = None) -> bool:
         """Tell whether the hook saves after step t: an n-th one, or one of the best so far."""
         # not only where t is no multiple: it notes, too, which metrics there are
-        best = self._ranks is not None and self._ranks.admits(operator.index(t), metrics, self._name)
+        best = self._ranks is not None and self._admits(self._ranks, operator.index(t), metrics)
         return best or t % self.n == 0
+
+    def _admits(self, ranks: Ranks, t: int, metrics: Mapping[str, Any] | None) -> bool:
+        assert self._rules.keep_best is not None
+        if not metrics or self._rules.keep_best.metric not in metrics:  # on no rank
+            return ranks.admits(t, metrics, self._name)
+        # the others would see in the folder what the first one is about to do
+        return self._crew.led(self._folder, lambda: ranks.admits(t, metrics, self._name)) or False
 
     def end(self, t: int) -> None:
         """Raise a ValueError where the metric of `keep_best` never came: the run is at its end."""
@@ -131,12 +156,17 @@ class Every:
         passed over: a run that was not stopped has no such checkpoint, and goes back to the same one.
         """
         self.wait()
+        found = self._crew.led(self._folder, lambda: self._rewound(step))
+        if found is not None:
+            self._saved = None
+            if self._ranks is not None:
+                self._ranks.forget()
+        return found
+
+    def _rewound(self, step: int) -> Path | None:
         for path in reversed(run.list(self._root)):
             if run.step_of(path) <= step and _is_of(path, self._name) and not _is_unplanned(path):
                 self._leave_later(path)
-                self._saved = None
-                if self._ranks is not None:
-                    self._ranks.forget()
                 return path
         return None
 
@@ -149,7 +179,8 @@ class Every:
         target = self._folder / f"step-{t:08d}"
         best = {} if self._rules.keep_best is None else self._rules.keep_best.of(metrics)
         metadata = {**self._metadata, **best, **why, "step": t}
-        drafted = writing.draft(state, str(target), metadata, self._name, self._max_file_bytes)
+        how = (str(target), metadata, self._name, self._max_file_bytes, self._crew)
+        drafted = self._crew.each(target, lambda: writing.draft(state, *how))
         if self._background is None:
             self._write(target, drafted)
         else:
@@ -181,13 +212,14 @@ class Every:
         except OSError as error:
             raise staging.told(error, target) from error
 
-    def _own(self, name: str | None) -> None:
-        """Lock the run, which if it is new gets this name or a random one."""
+    def _own(self, name: str | None) -> str:
+        """Lock the run, which if it is new gets this name or a random one, and return its name."""
         self._lock = lock.hold(self._folder)
-        self._name = run.identity(self._folder, name)
+        own = run.identity(self._folder, name)
         # an earlier process may have been killed before it brought its names to the disk
         for folder in (self._folder, self._folder.parent, self._folder.parent.parent):
             staging.fsync_folder(folder)
+        return own
 
     def _keep(self) -> None:
         if self._lock.is_there():
@@ -195,21 +227,26 @@ class Every:
             return
         _log.warning("%s: moved or removed while it was in use; the run goes on in a new folder there", self._folder)
         staging.make_folder(self._folder)
-        self._own(self._name)
+        self._name = self._own(self._name)
 
     def _replace(self, target: Path, drafted: writing.Draft) -> None:
+        crew, new = self._savers, target.with_name(target.name + NEW)
+        there = crew.led(target, lambda: self._ready(target, new))
+        if there and self._holds(target, drafted):
+            crew.led(target, lambda: staging.fsync_folder(self._folder))  # whoever saved it may have been killed before
+        elif there or crew.led(target, lambda: bool(self._later(target))):
+            writing.write(new, drafted, crew)
+            crew.led(target, lambda: self._settle(target, new))
+        else:
+            writing.write(target, drafted, crew)
+        crew.led(target, lambda: retain(self._root, self._rules, self._name, self._known))
+
+    def _ready(self, target: Path, new: Path) -> bool:
+        """Make an end of what was begun before; tell whether the target is there."""
         self._keep()
         staging.remove_leftovers(self._folder, locked=run.OWN)
-        new = target.with_name(target.name + NEW)
         self._settle(target, new)
-        if os.path.lexists(target) and self._holds(target, drafted):
-            staging.fsync_folder(self._folder)  # whoever saved it may have been killed before
-        elif os.path.lexists(target) or self._later(target):
-            writing.write(new, drafted)
-            self._settle(target, new)
-        else:
-            writing.write(target, drafted)
-        retain(self._root, self._rules, self._name, self._known)
+        return os.path.lexists(target)
 
     def _settle(self, target: Path, new: Path) -> None:
         """Bring `new`, when it is whole, to the place of `target`, and set later ones aside: this run went back.
@@ -238,11 +275,15 @@ class Every:
         staging.fsync_folder(self._folder)
 
     def _holds(self, target: Path, drafted: writing.Draft) -> bool:
-        if writing.holds(target, drafted):
+        if writing.holds(target, drafted, self._savers):
             return True
-        if contents(target).run != self._name:
-            came = "the checkpoint of another run"
-            raise ExistsError(target, expected="none, or one of this run", came=came, way_out="move it elsewhere")
+
+        def check() -> None:
+            if contents(target).run != self._name:
+                how = {"expected": "none, or one of this run", "way_out": "move it elsewhere"}
+                raise ExistsError(target, came="the checkpoint of another run", **how)
+
+        self._savers.led(target, check)
         return False
 
     def _later(self, target: Path) -> list[Path]:

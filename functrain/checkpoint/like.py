@@ -13,6 +13,7 @@ from functrain.checkpoint.collect import shape_and_dtype
 from functrain.checkpoint.description import Node, describe, named_items, scalar, type_name, unsupported
 from functrain.checkpoint.errors import MismatchError
 from functrain.checkpoint.tensors import DTYPE_NAMES
+from functrain.sharding.pieces import cut_of, is_split
 from functrain.tree import Tree
 
 Types = dict[tuple[str, str | None], Any]  # by path, or by path and static field
@@ -22,12 +23,17 @@ _SHOWN = 8  # of each group
 def describe_like(like: Tree) -> Node:
     """Return the description of `like=`; its tensors have no names in a file.
 
-    Raises: UnsupportedError naming the path of a leaf that no checkpoint holds.
+    Raises: UnsupportedError naming the path of a leaf that no checkpoint holds, or that is split in parts of unequal
+    shapes.
     """
 
     def node(path: str, tensor: Tensor) -> Node:
-        if tensor.layout != torch.strided or tensor.is_nested or type(tensor) not in (Tensor, torch.nn.Parameter):
-            # of a DTensor the whole would come back, and on one device
+        if is_split(tensor):
+            try:
+                cut_of(tensor)
+            except ValueError as error:
+                raise unsupported("like=", path, "what a plan splits", str(error), "split it by plan.shard") from error
+        elif tensor.layout != torch.strided or tensor.is_nested or type(tensor) not in (Tensor, torch.nn.Parameter):
             way_out = "pass a plain tensor, on the meta device if it has no values"
             came = f"{type_name(type(tensor))} of layout {tensor.layout}"
             raise unsupported("like=", path, "a plain tensor, which is what load gives", came, way_out)

@@ -20,7 +20,8 @@ INDEX = "tensors.safetensors.index.json"
 FORMAT = "functrain checkpoint"
 VERSION = 1
 _MAX_BYTES = 100_000_000
-_TENSORS = re.compile(r"tensors(-\d{5,}-of-\d{5,})?\.safetensors")  # no separator, so no file outside the folder
+# no separator, so no file outside the folder
+_TENSORS = re.compile(r"tensors(-\d{5,}-of-\d{5,}(\.\d+)?)?\.safetensors")
 
 
 def write(files: Mapping[str, Record]) -> bytes:
@@ -66,6 +67,11 @@ def _files(rows: object, path: Path) -> dict[str, Record]:
         if type(row["bytes"]) is not int or row["bytes"] < 0 or not _is_sha256(row["sha256"]):
             raise _broken(path, "a size and a checksum", "something else", name)
     return {name: Record(row["bytes"], row["sha256"]) for name, row in rows.items()}
+
+
+def name_of(number: int, count: int, more: int = 0) -> str:
+    """Return the name of one of several files of tensors, which count from 1; `more` is 1 for a rank's second one."""
+    return f"tensors-{number + 1:05d}-of-{count:05d}{f'.{more}' if more else ''}.safetensors"
 
 
 def is_tensors(name: str) -> bool:

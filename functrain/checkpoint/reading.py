@@ -6,15 +6,16 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from functrain.checkpoint import document, index, manifest
+from functrain.checkpoint import document, index, manifest, parts
+from functrain.checkpoint.crew import Crew
 from functrain.checkpoint.description import Node, leaves
 from functrain.checkpoint.header import Entry
-from functrain.checkpoint.stream import Record, changed
-from functrain.checkpoint.tensors import DTYPE_NAMES, DTYPES, read_file, scan
+from functrain.checkpoint.stream import Record, Source, changed
+from functrain.checkpoint.tensors import DTYPE_NAMES, DTYPES, Wanted, read_file, scan
 from functrain.progress import Progress, counter
 
 Folder = str | os.PathLike[str]
@@ -79,56 +80,88 @@ def verify(folder: Folder, *, progress: Progress | None = None) -> Contents:
     return found
 
 
+def verify_share(folder: Path, crew: Crew) -> None:
+    """Read every byte of a checkpoint, each rank those of some of its files.
+
+    Raises: as `verify`, on all ranks, where any file is not as it was saved.
+    """
+
+    def mine() -> None:
+        _, _, files = opened(folder)
+        names = sorted(filter(manifest.is_tensors, files))
+        for name in names[crew.rank :: crew.count]:
+            with Source(folder / name, links=False, record=files[name]) as source:
+                source.skip(source.size_bytes)
+                source.finish()
+
+    crew.each(folder, mine)
+
+
+class Taking(Protocol):
+    """What tensors are read for."""
+
+    def wanted(self, piece: parts.Piece, /) -> Wanted: ...
+
+    def take(self, piece: parts.Piece, tensor: Tensor, /) -> None: ...
+
+
 def read_tensors(
     folder: Path,
     files: dict[str, Record],
     saved: dict[str, Node],
-    take: Callable[[str, Tensor], None] | None,
+    taking: Taking | None,
     *,
     hashed: bool = True,
     passed: Callable[[int], object] | None = None,
 ) -> None:
-    """Read every file, giving `take` the tensors that `saved` names, each as its node says or an error is raised.
+    """Read every file, giving `taking` what it wants of the tensors that `saved` names, each as its node says or an
+    error is raised.
 
-    Without `take`, the bytes are only hashed; not `hashed`, only sizes, headers and names are compared.
+    Without `taking`, the bytes are only hashed; not `hashed`, only sizes, headers and names are compared.
     """
     nodes: dict[str, Node] = {}
     for path, node in saved.items():
         if node["kind"] == "tensor" and nodes.setdefault(node["tensor"], node) != node:
             raise changed(folder / manifest.TREE, f"one shape and dtype of {node['tensor']!r}", f"another at {path!r}")
+    size_bytes = sum(record.size_bytes for name, record in files.items() if manifest.is_tensors(name))
+    if (count := parts.count(nodes)) > 2 + size_bytes // _LEAST_ROW_BYTES:
+        raise changed(folder / manifest.TREE, f"tensors that {size_bytes} bytes may hold", f"{count}")
+    pieces = dict(parts.pieces(nodes))
     held: dict[str, Entry] = {}
     where: dict[str, str] = {}
 
-    def take_as_described(name: str, tensor: Tensor) -> None:
-        expected, came = _facts(nodes[name]), (tensor.dtype, tuple(tensor.shape))
-        if came != expected:
-            raise changed(folder, f"the tensor {name!r} as {expected}", f"{came}")
-        if take is not None:
-            take(name, tensor)
+    def wanted(name: str) -> Wanted:
+        return False if taking is None or name not in pieces else taking.wanted(pieces[name])
+
+    def take(name: str, tensor: Tensor) -> None:
+        assert taking is not None
+        taking.take(pieces[name], tensor)
+
+    def as_described(entry: Entry) -> None:
+        if entry.name in pieces and (DTYPES[entry.dtype], entry.shape) != _facts(pieces[entry.name]):
+            came = f"{(DTYPES[entry.dtype], entry.shape)}"
+            raise changed(folder, f"the tensor {entry.name!r} as {_facts(pieces[entry.name])}", came)
 
     for file in sorted(filter(manifest.is_tensors, files)):
-        wanted = nodes.__contains__ if take is not None else _none
-        record = files[file]
-        for entry in scan(folder / file, take_as_described, wanted=wanted, record=record, hashed=hashed, passed=passed):
+        how: dict[str, Any] = {"record": files[file], "hashed": hashed, "passed": passed, "check": as_described}
+        for entry in scan(folder / file, take, wanted=wanted, **how):
             if entry.name in held:
                 raise changed(folder / file, f"{entry.name!r} in one file", "a second one of this name")
             held[entry.name], where[entry.name] = entry, file
-    for name, node in nodes.items():
-        came = (DTYPES[held[name].dtype], held[name].shape) if name in held else "none"
-        if came != _facts(node):
-            raise changed(folder, f"the tensor {name!r} as {_facts(node)}", f"{came}")
+    for name, piece in pieces.items():
+        if name not in held:
+            raise changed(folder, f"the tensor {name!r} as {_facts(piece)}", "none")
     if manifest.INDEX in files:
         index.check(folder / manifest.INDEX, files[manifest.INDEX], where)
     for other in set(folder.glob("*.safetensors")) - {folder / name for name in files}:
         _log.warning("%s: not in the manifest, ignored", other)
 
 
-def _facts(node: Node) -> tuple[Any, tuple[int, ...]]:
-    return DTYPE_NAMES[node["dtype"]], tuple(node["shape"])
+def _facts(piece: parts.Piece) -> tuple[Any, tuple[int, ...]]:
+    return DTYPE_NAMES[piece.node["dtype"]], piece.box.shape
 
 
-def _none(name: str) -> bool:
-    return False
+_LEAST_ROW_BYTES = 48  # of a tensor in a header: its name, dtype, shape and offsets
 
 
 def load_file(path: Folder) -> dict[str, Tensor]:

@@ -12,14 +12,23 @@ from functrain.checkpoint.errors import ChangedError
 from functrain.checkpoint.loading import load
 from functrain.checkpoint.reading import Folder, contents
 from functrain.checkpoint.run import OWN_METADATA, Run, latest
+from functrain.sharding import Plan
 from functrain.tree import Tree
 
 
-def resume(run: Run, like: Tree, *, metadata: Mapping[str, Any] | None = None, accept_changes: bool = False) -> Tree:
+def resume(
+    run: Run,
+    like: Tree,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    accept_changes: bool = False,
+    plan: Plan | None = None,
+) -> Tree:
     """Load the run's newest whole checkpoint as `load(latest(run), like=like)` does; without one, return `like` itself.
 
     `metadata` is what `every` gets too: all that a resumed run must have in common with the one that was saved, such as
-    `{"data": batches.description, "config": dataclasses.asdict(config)}`.
+    `{"data": batches.description, "config": dataclasses.asdict(config)}`. With `plan`, every rank must call it; the
+    checkpoint may be that of any other number of ranks.
 
     Raises: ChangedError, whose message lists every difference in the metadata, unless `accept_changes`; what `latest`
     and `load` raise.
@@ -32,7 +41,7 @@ def resume(run: Run, like: Tree, *, metadata: Mapping[str, Any] | None = None, a
     """
     if metadata is not None:
         document.check_metadata(metadata, str(run))
-    newest = latest(run)
+    newest = latest(run, plan=plan)
     if newest is None:
         return like
     changes = [] if metadata is None or accept_changes else differences(newest, metadata)
@@ -44,7 +53,7 @@ def resume(run: Run, like: Tree, *, metadata: Mapping[str, Any] | None = None, a
             way_out="choose another run folder, or pass accept_changes=True",
             details="\n".join(f"  {change}" for change in changes),
         )
-    return load(newest, like=like)
+    return load(newest, like=like, verify=plan is None, plan=plan)  # ranks have shared the check of all bytes
 
 
 def differences(folder: Folder, metadata: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import logging
 import os
 import re
@@ -10,9 +11,11 @@ import secrets
 from pathlib import Path
 
 from functrain.checkpoint import document, staging, strict_json
+from functrain.checkpoint.crew import ALONE, Crew
 from functrain.checkpoint.errors import CheckpointError, HeaderError, IntegrityError, MissingError, StorageError
-from functrain.checkpoint.reading import verify
+from functrain.checkpoint.reading import verify, verify_share
 from functrain.checkpoint.stream import Source
+from functrain.sharding import Plan
 
 Run = str | os.PathLike[str]
 NEW = ".new"  # ends the name of a checkpoint that is about to replace that of the same step
@@ -50,10 +53,11 @@ def step_of(path: Path) -> int:
     return int(match["step"])
 
 
-def latest(run: Run) -> Path | None:
+def latest(run: Run, *, plan: Plan | None = None) -> Path | None:
     """Return the newest checkpoint of which every byte verifies, or None when the run has none.
 
     Newer ones that do not verify are passed over, each with a message through `logging` (on stderr unless configured).
+    With `plan`, every rank must call it, each verifies some of the files, and all get the same path.
     Raises: IntegrityError when there are checkpoints and none verifies: a run must not silently start over.
 
     >>> from tempfile import TemporaryDirectory
@@ -62,18 +66,20 @@ def latest(run: Run) -> Path | None:
     ...     ft.checkpoint.latest(run).name
     'step-00000100'
     """
+    crew = Crew(plan)
     faults: builtins.list[CheckpointError] = []
     there: builtins.list[Path] = []
-    while (now := list(run)) != there:
+    while (now := crew.led(run, lambda: list(run))) != there:
         # another process may train: what was listed is removed while it is read here, and newer ones have come
         there, faults = now, []
         for path in reversed(there):
-            found = fault(path)
+            found = fault(path, crew)
             if found is None:
                 return path
-            if os.path.lexists(path):
+            if crew.led(path, functools.partial(os.path.lexists, path)):
                 faults.append(found)
-                _log.warning("passed over a checkpoint: %s", found)
+                if crew.leads:
+                    _log.warning("passed over a checkpoint: %s", found)
     if not faults:
         return None
     raise IntegrityError(
@@ -85,10 +91,13 @@ def latest(run: Run) -> Path | None:
     )
 
 
-def fault(path: Path) -> CheckpointError | None:
+def fault(path: Path, crew: Crew = ALONE) -> CheckpointError | None:
     """Return what is broken in a checkpoint. That this functrain is too old to read it is raised instead."""
     try:
-        verify(path)
+        if crew.count == 1:
+            verify(path)
+        else:
+            verify_share(path, crew)
     except (IntegrityError, HeaderError, MissingError, StorageError) as found:
         return found
     return None

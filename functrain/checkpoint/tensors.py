@@ -11,7 +11,7 @@ from torch import Tensor
 
 from functrain.checkpoint import header
 from functrain.checkpoint.errors import StorageError
-from functrain.checkpoint.stream import Record, Sink, Source
+from functrain.checkpoint.stream import CHUNK_BYTES, Record, Sink, Source
 
 DTYPES = {
     **{"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16},
@@ -87,19 +87,24 @@ def read_file(
     return scan(path, found.__setitem__, wanted=wanted, record=record, links=links), found
 
 
+Wanted = bool | tuple[slice, ...]  # of a tensor: all of it, nothing, or these elements
+
+
 def scan(
     path: Path,
     take: Callable[[str, Tensor], None],
     *,
-    wanted: Callable[[str], bool] | None = None,
+    wanted: Callable[[str], Wanted] | None = None,
     record: Record | None = None,
     links: bool = False,
     hashed: bool = True,
     passed: Callable[[int], object] | None = None,
+    check: Callable[[header.Entry], object] = lambda entry: None,
 ) -> list[header.Entry]:
     """Read a safetensors file, give `take(name, tensor)` each tensor as soon as it is read, and return what it holds.
 
-    Tensors that are not `wanted` are skipped; `passed` is told the bytes of each, skipped or not. With `record`, all
+    Tensors that are not `wanted` are skipped, and of those of which some elements are, these are taken alone; `passed`
+    is told the bytes of each, skipped or not, and `check` is called with each before any is read. With `record`, all
     the file's bytes must be those that were saved, or, not `hashed`, its size alone. A symbolic link is followed only
     with `links`.
     Raises: HeaderError, IntegrityError, StorageError.
@@ -107,21 +112,44 @@ def scan(
     with Source(path, links=links, record=record, hashed=hashed) as source:
         entries = header.read(source.take, source.size_bytes, str(path)).entries
         for entry in entries:
-            if wanted is None or wanted(entry.name):
+            check(entry)
+        for entry in entries:
+            asked = wanted is None or wanted(entry.name)
+            if asked is True:
                 tensor = _room(path, entry)
                 source.fill(memory(tensor))
                 take(entry.name, tensor)
-            else:
+            elif asked is False:
                 source.skip(entry.end - entry.begin)
+            else:
+                take(entry.name, _some(source, path, entry, asked))
             if passed is not None:
                 passed(entry.end - entry.begin)
         source.finish()
     return entries
 
 
-def _room(path: Path, entry: header.Entry) -> Tensor:
+def _some(source: Source, path: Path, entry: header.Entry, asked: tuple[slice, ...]) -> Tensor:
+    """Read some elements: of the first dimension those asked for alone, and what lies between them in the others."""
+    rows, row_shape = asked[0], entry.shape[1:]
+    row_bytes = (entry.end - entry.begin) // entry.shape[0]
+    found = _room(path, entry, (rows.stop - rows.start, *(part.stop - part.start for part in asked[1:])))
+    source.skip(rows.start * row_bytes)
+    if found.shape[1:] == row_shape:
+        source.fill(memory(found))
+    else:
+        each = max(1, CHUNK_BYTES // max(row_bytes, 1))
+        for at in range(0, len(found), each):
+            some = torch.empty((min(each, len(found) - at), *row_shape), dtype=found.dtype)
+            source.fill(memory(some))
+            found[at : at + each] = some[(slice(None), *asked[1:])]
+    source.skip((entry.shape[0] - rows.stop) * row_bytes)
+    return found
+
+
+def _room(path: Path, entry: header.Entry, shape: tuple[int, ...] | None = None) -> Tensor:
     try:
-        return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        return torch.empty(entry.shape if shape is None else shape, dtype=DTYPES[entry.dtype])
     except RuntimeError as error:  # the file has these bytes: a hole in a file takes no room on the disk
         expected, came = f"memory for {entry.end - entry.begin} bytes", str(error).partition("\n")[0]
         way_out = "load a part, or on a machine with more memory"

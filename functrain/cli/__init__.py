@@ -33,7 +33,7 @@ def run(words: Sequence[str]) -> int:
 
 def _run(command: str, words: Sequence[str]) -> int:
     try:
-        importlib.import_module(f"functrain.cli.{command}").main(words)
+        importlib.import_module(f"functrain.cli.{command.replace('-', '_')}").main(words)
         sys.stdout.flush()
     except BrokenPipeError:
         # the reader, `head` say, has gone

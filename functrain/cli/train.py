@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,16 +36,34 @@ class Options:
     """Folder of the run."""
     accept_changes: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with a run whose config or text was another."""
+    ranks: int = 1
+    """Processes on this machine that train together, each with a GPU of its own, or threads of a CPU; under torchrun
+    leave it out."""
     sweep: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """NAME=VALUE,VALUE,...: a number of the optimizer and its value in each lane."""
 
 
 def main(words: Sequence[str]) -> None:
     options, over = asked(words)
+    if options.ranks > 1:
+        from functrain.cli import launching
+
+        raise SystemExit(launching.launch(["train", *_without(words, "--ranks")], options.ranks))
     # help and a wrong word need no torch, which takes seconds to load
     from functrain.cli import training
 
     training.train(options.config, over, Path(options.run), accept_changes=options.accept_changes)
+
+
+def _without(words: Sequence[str], name: str) -> list[str]:
+    """Return the words without an option and its value."""
+    found, rest = [], iter(words)
+    for word in rest:
+        if word == name:
+            next(rest, None)
+        elif not word.startswith(f"{name}="):
+            found.append(word)
+    return found
 
 
 def asked(words: Sequence[str]) -> tuple[Options, dict[str, list[float]]]:
@@ -74,6 +93,12 @@ def asked(words: Sequence[str]) -> tuple[Options, dict[str, list[float]]]:
 def _numbers(options: Options) -> dict[str, list[float]]:
     """Read what is swept."""
     over: dict[str, list[float]] = {}
+    if options.ranks < 1:
+        raise UsageError(f"--ranks: expected at least 1 process, came {options.ranks}")
+    if options.ranks > 1 and "WORLD_SIZE" in os.environ:
+        raise UsageError("--ranks: torchrun has started the processes already; leave it out")
+    if options.ranks > 1 and options.sweep:
+        raise UsageError("--sweep: expected one process, came --ranks; leave one of them out")
     for words in options.sweep:
         name, equals, values = words.partition("=")
         try:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import functrain as ft
 from functrain.cli import bars, plotting, progress
 from functrain.cli.options import UsageError
-from functrain.recipes import architectures, folder, pretrain, sweep
+from functrain.recipes import architectures, folder, pretrain, ranks, sweep
 from functrain.recipes.config import Config
 from functrain.recipes.continuation import continuation
+from functrain.sharding.pieces import is_split
+from functrain.train.watching.display import Display
 
 
 def train(config: Config, over: Mapping[str, Sequence[float]], run: Path, *, accept_changes: bool) -> None:
@@ -18,12 +21,14 @@ def train(config: Config, over: Mapping[str, Sequence[float]], run: Path, *, acc
 
     Raises: UsageError for what cannot be swept, and what the recipe raises.
     """
+    if over and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("--sweep: expected one process, came several ranks; sweep without torchrun and --ranks")
     if over:
         try:
             sweep.check(over)
         except ValueError as error:
             raise UsageError(f"--{error}") from error
-    show = progress.show()
+    show: Display = progress.show() if os.environ.get("RANK", "0") == "0" else ranks.Quiet()
     try:
         if over:
             config, result = sweep.main(config, over, run, show, bar=bars.bar)
@@ -36,10 +41,12 @@ def train(config: Config, over: Mapping[str, Sequence[float]], run: Path, *, acc
         raise
     finally:
         show.end()
+    if not result.leads:
+        return
     architecture = architectures.of(config.model)
     show.note(f"\n{architecture.objective.closing(result.validation, result.texts)}")
     more = ""
-    if architecture.generates:
+    if architecture.generates and not any(map(is_split, ft.tree.leaves(result.state.params))):
         tokenizer, key = result.texts.tokenizer, ft.random.key(config.seed, result.state.key.device)
         model = pretrain.model_of(config, tokenizer.vocab_size)
         text = "".join(continuation(architecture, result.state.params, model, tokenizer, "", key, tokens=300))

@@ -109,12 +109,14 @@ def _recipe(mode: Recording, fn: Function, row: Sequence[Any]) -> _Recipe | None
         recorded = _behind(first, depends)
         whole = asked == (len(mode.tangents), len(mode.budgets)) and all(map(_is_plain, recorded))
         whole = whole and not any(isinstance(x, Tensor) and x.requires_grad for x in results)
+        # a tensor that wraps others, as a plain leaf times the norm of split ones is
+        whole = whole and all(isinstance(x, FakeTensor) for x in results if isinstance(x, Tensor))
         # what depends on no leaf is the same for all, and stays where it is
         for node in recorded:
             if any(arg in depends for arg in node.all_input_nodes):
                 depends.add(node)
         steps = [_Step(n, n.args, n.kwargs, dict(n.meta)) for n in recorded if n in depends]
-        made = [mode.node_of(x) if isinstance(x, Tensor) else None for x in results]
+        made = [mode.node_of(x) if whole and isinstance(x, Tensor) else None for x in results]
     finally:
         for node in reversed(recorded or _behind(first, depends)):
             if node in depends or not whole:

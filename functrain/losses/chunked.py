@@ -11,6 +11,7 @@ from torch import Tensor
 from functrain.losses.chunked_total import total_of_chunks
 from functrain.losses.cross_entropy import check_shapes, legal, total_of, weights_of
 from functrain.losses.loss import Loss
+from functrain.sharding.split import Split, cross_entropies
 
 
 def next_token_from_hidden(
@@ -30,6 +31,11 @@ def next_token_from_hidden(
     >>> loss.total, loss.weight
     (tensor(4.1589), tensor(3.))
     """
+    if isinstance(embedding, Split):  # of a plan with a tensor axis: no rank has all logits
+        check_shapes("next_token_from_hidden", "hidden", hidden, targets, mask)
+        weights = weights_of(hidden, targets, mask)
+        each = cross_entropies(hidden.flatten(0, -2), embedding, legal(targets, mask).flatten())
+        return Loss(torch.sum(each * weights.flatten()), total_of(weights, mask), {})
     if embedding.ndim != 2 or hidden.shape[-1] != embedding.shape[-1]:
         raise ValueError(
             f"next_token_from_hidden: expected hidden (B, T, D) and embedding (V, D), came {tuple(hidden.shape)} and "

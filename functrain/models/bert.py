@@ -28,11 +28,12 @@ from functrain.models.bert_config import Config, Head
 from functrain.models.bert_losses import classifier_loss, pretraining_loss, token_weights
 from functrain.models.labels import Labels
 from functrain.models.places import at_places
+from functrain.models.sharding_rules import bert as sharding
 from functrain.progress import Progress
 from functrain.tree import Params, elsewhere
 
 __all__ = ["HF", "Config", "Predictions", "apply", "classifier_loss", "from_hf", "hidden", "init", "labels",
-           "pretraining_loss", "to_hf", "token_logits", "token_weights"]  # fmt: skip
+           "pretraining_loss", "sharding", "to_hf", "token_logits", "token_weights"]  # fmt: skip
 
 
 class Predictions(NamedTuple):
@@ -191,10 +192,12 @@ def hidden(
         params, key = layer
         weights_key, attention_key, mlp_key = (None, None, None) if key is None else random.split(key, 3).unbind()
         attn, mlp = params["attn"], params["mlp"]
-        q, k, v = rearrange(nn.linear(x, **attn["qkv"]), "b t (n h k) -> n b h t k", n=3, h=config.heads)
+        qkv, each = nn.linear(x, **attn["qkv"]), config.width // config.heads
+        q, k, v = rearrange(qkv, "b t (n h k) -> n b h t k", n=3, k=each)  # (B, H, T, K)
         attended = nn.attention(
-            q, k, v, seen, dropout_rate=config.attention_dropout, key=weights_key, implementation=config.attention
-        )  # (B, H, T, K)
+            q, k, v, seen, dropout_rate=config.attention_dropout, key=weights_key, heads=config.heads,
+            implementation=config.attention,
+        )  # fmt: skip
         out = nn.linear(rearrange(attended, "b h t k -> b t (h k)"), **attn["out"])  # (B, T, D)
         x = nn.layer_norm(x + nn.dropout(out, config.dropout, attention_key), **attn["norm"], eps=config.eps)
         out = nn.linear(ACTIVATIONS[config.activation](nn.linear(x, **mlp["up"])), **mlp["down"])  # (B, T, D)

@@ -26,11 +26,12 @@ from functrain.models import gpt2_layout, hf
 from functrain.models.cache import Cache
 from functrain.models.gpt2_layout import NAMES
 from functrain.models.labels import Labels
+from functrain.models.sharding_rules import gpt2 as sharding
 from functrain.progress import Progress
 from functrain.tree import Params, elsewhere
 
 __all__ = ["HF", "NAMES", "Cache", "Config", "apply", "apply_cached", "from_hf", "hidden", "init", "init_cache",
-           "labels", "to_hf"]  # fmt: skip
+           "labels", "sharding", "to_hf"]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,7 @@ def hidden(params: Params, tokens: Tensor, config: Config, *, key: Tensor | None
         q, k, v = _heads(params, x, config)  # (B, H, T, K)
         seen = nn.attention(
             q, k, v, causal=True, dropout_rate=config.attention_dropout, key=weights_key,
-            implementation=config.attention,
+            heads=config.heads, implementation=config.attention,
         )  # fmt: skip
         return _add(params, x, seen, config, attention_key, mlp_key)
 
@@ -209,7 +210,7 @@ def apply_cached(
 def _heads(params: Params, x: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     h = nn.layer_norm(x, **params["ln_1"], eps=config.eps)
     qkv = nn.linear(h, **params["attn"]["qkv"])  # (B, T, 3 D)
-    q, k, v = rearrange(qkv, "b t (n h k) -> n b h t k", n=3, h=config.heads)  # (B, H, T, K)
+    q, k, v = rearrange(qkv, "b t (n h k) -> n b h t k", n=3, k=config.width // config.heads)  # (B, H, T, K)
     return q, k, v
 
 

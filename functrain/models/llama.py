@@ -30,11 +30,12 @@ from functrain.models.llama_config import Config
 from functrain.models.llama_layers import add, heads
 from functrain.models.llama_parameters import init, labels
 from functrain.models.positions import positions_of
+from functrain.models.sharding_rules import llama as sharding
 from functrain.progress import Progress
 from functrain.tree import Params, elsewhere
 
-__all__ = ["HF", "Cache", "Config", "apply", "apply_cached", "from_hf", "head", "hidden", "hidden_and_balance", "init",
-           "init_cache", "labels", "to_hf"]  # fmt: skip
+__all__ = ["HF", "Cache", "Config", "apply", "apply_cached", "from_hf", "head", "hidden", "hidden_and_balance",
+           "init", "init_cache", "labels", "sharding", "to_hf"]  # fmt: skip
 
 
 def apply(
@@ -163,7 +164,7 @@ def _run(
         q, k, v = heads(params, x, cos, sin, config)  # (B, H, T, K), (B, G, T, K)
         attended = nn.attention(
             q, k, v, seen, causal=seen is None, documents=documents, dropout_rate=config.attention_dropout, key=key,
-            implementation=config.attention,
+            heads=config.heads, implementation=config.attention,
         )  # fmt: skip
         return add(params, x, attended, config, load, real)
 

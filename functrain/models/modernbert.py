@@ -29,10 +29,11 @@ from functrain.models.labels import Labels
 from functrain.models.modernbert_config import Config, Head
 from functrain.models.places import at_places
 from functrain.models.positions import positions_of
+from functrain.models.sharding_rules import modernbert as sharding
 from functrain.progress import Progress
 from functrain.tree import Params, elsewhere
 
-__all__ = ["HF", "Config", "apply", "from_hf", "hidden", "init", "labels", "to_hf", "token_logits"]
+__all__ = ["HF", "Config", "apply", "from_hf", "hidden", "init", "labels", "sharding", "to_hf", "token_logits"]
 
 
 def init(config: Config, key: Tensor) -> Params:
@@ -125,9 +126,8 @@ def apply(
         return token_logits(params, asked, config)
     if config.head == "sequence":
         x = _pooled(x, mask, config)  # (B, D)
-    return nn.linear(
-        nn.dropout(_predicting(params, x, config), config.classifier_dropout, last), **params["classifier"]
-    )
+    x = nn.dropout(_predicting(params, x, config), config.classifier_dropout, last)
+    return nn.linear(x, **params["classifier"])
 
 
 def token_logits(params: Params, x: Tensor, config: Config) -> Tensor:
@@ -194,19 +194,19 @@ def hidden(
     kinds = _kinds(tokens, mask, documents, positions, config)
 
     def block(layer: Any, x: Tensor) -> Tensor:
-        params, (seen, cos, sin), key = layer
+        (params, (seen, cos, sin), key), rate = layer, config.attention_dropout
         weights_key, attention_key, mlp_key = (None, None, None) if key is None else random.split(key, 3).unbind()
         h = nn.layer_norm(x, **params["norm_1"], eps=config.eps) if "norm_1" in params else x
-        q, k, v = rearrange(nn.linear(h, **params["attn"]["qkv"]), "b t (n h k) -> n b h t k", n=3, h=config.heads)
-        attended = nn.attention(
-            nn.rotate(q, cos, sin), nn.rotate(k, cos, sin), v, seen, dropout_rate=config.attention_dropout,
-            key=weights_key, implementation=config.attention,
-        )  # fmt: skip
+        parts = {"n": 3, "k": config.width // config.heads}
+        q, k, v = rearrange(nn.linear(h, **params["attn"]["qkv"]), "b t (n h k) -> n b h t k", **parts)
+        how: Any = {"key": weights_key, "dropout_rate": rate, "implementation": config.attention}
+        attended = nn.attention(nn.rotate(q, cos, sin), nn.rotate(k, cos, sin), v, seen, heads=config.heads, **how)
         out = nn.linear(rearrange(attended, "b h t k -> b t (h k)"), **params["attn"]["out"])  # (B, T, D)
-        x = x + nn.dropout(out, config.attention_dropout, attention_key)
-        h = nn.linear(nn.layer_norm(x, **params["norm_2"], eps=config.eps), **params["mlp"]["up"])  # (B, T, 2 F)
-        inside, gate = h.chunk(2, -1)
-        inside = nn.dropout(ACTIVATIONS[config.activation](inside) * gate, config.mlp_dropout, mlp_key)  # (B, T, F)
+        x = x + nn.dropout(out, rate, attention_key)
+        h = nn.layer_norm(x, **params["norm_2"], eps=config.eps)
+        inside, gate = nn.linear(h, **params["mlp"]["up"]).chunk(2, -1)
+        inside = ACTIVATIONS[config.activation](inside) * gate  # (B, T, F)
+        inside = nn.dropout(inside, config.mlp_dropout, mlp_key, whole=(2, config.inner))
         return x + nn.linear(inside, **params["mlp"]["down"])
 
     embeddings = params["embeddings"]

@@ -25,11 +25,12 @@ from functrain import nn, random
 from functrain.models import hf, vit_layout
 from functrain.models.activations import ACTIVATIONS
 from functrain.models.labels import Labels
+from functrain.models.sharding_rules import vit as sharding
 from functrain.models.vit_config import Config, Head
 from functrain.progress import Progress
 from functrain.tree import Params, elsewhere
 
-__all__ = ["HF", "Config", "apply", "from_hf", "hidden", "init", "labels", "to_hf"]
+__all__ = ["HF", "Config", "apply", "from_hf", "hidden", "init", "labels", "sharding", "to_hf"]
 
 
 def init(config: Config, key: Tensor) -> Params:
@@ -127,10 +128,11 @@ def hidden(params: Params, images: Tensor, config: Config, *, key: Tensor | None
         params, key = layer
         weights_key, attention_key, mlp_key = (None, None, None) if key is None else random.split(key, 3).unbind()
         qkv = nn.linear(nn.layer_norm(x, **params["norm_1"], eps=config.eps), **params["attn"]["qkv"])  # (B, T, 3 D)
-        q, k, v = rearrange(qkv, "b t (n h k) -> n b h t k", n=3, h=config.heads)  # (B, H, T, K)
+        q, k, v = rearrange(qkv, "b t (n h k) -> n b h t k", n=3, k=config.width // config.heads)  # (B, H, T, K)
         attended = nn.attention(
-            q, k, v, dropout_rate=config.attention_dropout, key=weights_key, implementation=config.attention
-        )
+            q, k, v, dropout_rate=config.attention_dropout, key=weights_key, heads=config.heads,
+            implementation=config.attention,
+        )  # fmt: skip
         out = nn.linear(rearrange(attended, "b h t k -> b t (h k)"), **params["attn"]["out"])  # (B, T, D)
         x = x + nn.dropout(out, config.dropout, attention_key)
         h = nn.linear(nn.layer_norm(x, **params["norm_2"], eps=config.eps), **params["mlp"]["up"])  # (B, T, F)

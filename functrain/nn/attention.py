@@ -23,6 +23,7 @@ from functrain.nn.attention_masks import attention_mask, check_mask
 from functrain.nn.documents import attention_by_documents, goes_by_documents
 from functrain.nn.dropout import dropout
 from functrain.nn.fused import fused_attention
+from functrain.sharding.split import check_all
 
 
 def attention(
@@ -38,6 +39,7 @@ def attention(
     scale: float | None = None,
     dropout_rate: float = 0.0,
     key: Tensor | None = None,
+    heads: int | None = None,
     implementation: Literal["fused", "math"] = "fused",
 ) -> Tensor:
     """Return softmax(scale * q @ k.T) @ v over the keys that a query sees, (B, H, T, K).
@@ -46,7 +48,8 @@ def attention(
     place; `window`, those less than so many places away; `documents`, those whose number is its own, for several
     documents in a row; `key_mask`, true where a key is no padding. A query that sees nothing has zeros, and gradients
     of zero. The scale is 1 / sqrt(K) unless given. With fewer heads G of keys, each serves H / G heads of queries in
-    turn (grouped and multi-query attention). With a key, `dropout_rate` of the softmax's weights are dropped.
+    turn (grouped and multi-query attention). With a key, `dropout_rate` of the softmax's weights are dropped: where a
+    plan splits heads, those that one process would drop, told how many `heads` there are in all.
 
     "fused" is torch's kernel, which never holds the scores, and the formula where that has none: where transforms
     differentiate twice or in forward mode, and where weights are dropped. "math" is always the formula, which is on a
@@ -70,6 +73,7 @@ def attention(
     tensor([0.5000, 0.5000, 0.5000])
     """
     _check(q, k, v, mask, implementation)
+    check_all(q.shape[-2])
     tokens = q.shape[-2]
     window = None if window is not None and window >= tokens else window  # nothing is so far away
     compared = causal or window is not None or documents is not None
@@ -94,7 +98,7 @@ def attention(
     if by_formula:
         if alone:
             mask = attention_mask(tokens, causal=True, device=q.device)
-        return _formula(q, k, v, mask, alone, scale, dropout_rate, key)
+        return _formula(q, k, v, mask, alone, scale, dropout_rate, key, heads)
     options: dict[str, Any] = {"is_causal": alone} | ({} if scale is None else {"scale": scale})
     if q.dim() > 2 and q.shape[-3] != k.shape[-3]:
         options["enable_gqa"] = True
@@ -110,6 +114,7 @@ def _formula(
     scale: float | None,
     dropout_rate: float,
     key: Tensor | None,
+    heads: int | None,
 ) -> Tensor:
     """Compute attention in plain operations; where all queries are `seeing`, each sees a key."""
     if q.dim() > 2 and q.shape[-3] != k.shape[-3]:
@@ -124,7 +129,9 @@ def _formula(
         # added, not selected: the derivative of a sum costs no pass over the scores
         scores = scores + torch.where(mask, 0.0, -torch.inf).to(scores.dtype)
     weights = F.softmax(scores, -1, dtype=torch.promote_types(q.dtype, torch.float32))  # (B, H, T, S)
-    seen = dropout(weights, dropout_rate, key).to(v.dtype) @ v  # (B, H, T, K)
+    seen = (
+        dropout(weights, dropout_rate, key, whole=None if heads is None else (1, heads)).to(v.dtype) @ v
+    )  # (B, H, T, K)
     return seen if sees is None else torch.where(sees, seen, 0.0)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from functrain.compiler import engine
 from functrain.nn import normalization
+from functrain.sharding import split
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -25,6 +26,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> ft.nn.linear(torch.tensor([1.0, 2.0]), weight, bias)
     tensor([ 1.,  2., 13.])
     """
+    if isinstance(weight, split.Split):  # of a plan with a tensor axis
+        return split.linear(x, weight, bias)
     y = x @ weight  # (..., O)
     return y if bias is None else y + bias
 
@@ -41,6 +44,8 @@ def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
     """
     if tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise TypeError(f"embedding: expected integer tokens, came {tokens.dtype}; pass tokens.long()")
+    if isinstance(weight, split.Split):
+        return split.embedding(tokens, weight)
     with tokens_inside("embedding", tokens, weight):
         return F.embedding(tokens, weight)
 

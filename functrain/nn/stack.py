@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from functrain.compiler import engine
+from functrain.sharding import split
 from functrain.sharding.using import is_held, use
 from functrain.transforms.recompute import recomputed_blocks
 
@@ -23,11 +24,11 @@ def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) 
     tensor([3., 3.])
     """
     if any(is_held(layer) for layer in layers):  # gathered within what is recomputed
-        inner = block
-
-        def block(layer: Any, x: Any, *args: Any) -> Any:
-            return inner(use(layer), x, *args)
-
+        block = _using(block)
+    axis = split.stream_axis()
+    if axis is not None:
+        with split.streaming(None):
+            return split.ended(stack(split.within(block, axis), layers, split.begun(x, axis), *args), axis)
     blocks, count = recomputed_blocks(block, len(layers))
     cutter = engine.here.cutter
     if cutter is not None and cutter.cuts_layers():
@@ -35,6 +36,13 @@ def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) 
     for layer, run in zip(layers, blocks, strict=True):
         x = run(layer, x, *args)
     return x
+
+
+def _using(block: Callable[..., Any]) -> Callable[..., Any]:
+    def run(layer: Any, x: Any, *args: Any) -> Any:
+        return block(use(layer), x, *args)
+
+    return run
 
 
 def _cut(

@@ -91,6 +91,9 @@ class Config:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
+    mesh: str = "auto"
+    """How ranks under torchrun are laid out: data=2,fsdp=4 splits params, gradients and moments over four neighbours,
+    twice; tensor=2 splits layers. auto: data, as many as there are. The run is the same, to rounding, on any."""
     compile: bool = True
     """Compile the step; needs a C++ compiler."""
     log_every: int = 20
@@ -117,17 +120,39 @@ class Config:
             raise ValueError(f"seed: expected a number below 2 ** 64, came {self.seed}")
         if self.accumulate > self.batch:
             raise ValueError(f"accumulate: expected at most the batch of {self.batch}, came {self.accumulate}")
+        mesh_of(self.mesh, 1)
         if self.peak_flops != "auto" and not 0.0 < self.peak_flops < math.inf:
             raise ValueError(f"peak_flops: expected a finite number above 0, or auto, came {self.peak_flops}")
         if not 0.0 <= self.recompute <= 1.0:
             raise ValueError(f"recompute: expected a part of the layers in [0, 1], came {self.recompute}")
 
 
+def mesh_of(text: str, ranks: int) -> dict[str, int]:
+    """Return the axes of a mesh and their sizes. Raises: ValueError for what is none."""
+    if text == "auto":
+        return {"data": ranks}
+    found: dict[str, int] = {}
+    for word in text.split(","):
+        axis, equals, size = word.partition("=")
+        if (
+            axis not in ("data", "fsdp", "tensor")
+            or not equals
+            or not size.isdecimal()
+            or int(size) < 1
+            or axis in found
+        ):
+            raise ValueError(
+                f"mesh: expected auto, or some of data=N, fsdp=N and tensor=N with commas between, came {text!r}"
+            )
+        found[axis] = int(size)
+    return found
+
+
 CADENCES = ["log_every", "evaluate_every", "evaluate_batches", "checkpoint_every"]
 """How often a run is looked at: no part of what it is, and another one when it goes on is no change."""
 
-WATCHED = [*CADENCES, "peak_flops"]
-"""All that changes the record of a run and not the run."""
+WATCHED = [*CADENCES, "peak_flops", "mesh"]
+"""All that changes the record of a run, or where it runs, and not the run."""
 
 
 PRESETS = {

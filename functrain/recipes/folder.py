@@ -21,6 +21,7 @@ from functrain.data.atomic import replacing
 from functrain.recipes import architectures, toml
 from functrain.recipes.architectures import Architecture
 from functrain.recipes.config import WATCHED, Config
+from functrain.sharding import Plan
 from functrain.train import TrainState
 
 
@@ -154,14 +155,15 @@ def _lines(changes: list[str]) -> str:
     return "".join(f"\n  {change}" for change in changes)
 
 
-def load_state(newest: Path, like: TrainState) -> TrainState:
-    """Load a run's state; of a guard that the checkpoint lacks, or that is of another kind, the rest begins anew, as
-    does the loss scale of a run that went on in another precision."""
+def load_state(newest: Path, like: TrainState, plan: Plan | None = None) -> TrainState:
+    """Load a run's state, under a plan each rank its part of what they have verified; of a guard that the checkpoint
+    lacks, or that is of another kind, the rest begins anew, as does the loss scale of a run that went on in another
+    precision."""
     saved, wanted = set(checkpoint.contents(newest).leaves), tree.paths(like)
     absent = {path for path in wanted if path.startswith(_MAY_BEGIN) and path not in saved}
     other = absent or {path for path in saved if path.startswith(_MAY_BEGIN) and path not in wanted}
     only = [path for path in wanted if path not in absent] if other else None
-    state: TrainState = checkpoint.load(newest, like=like, only=only)
+    state: TrainState = checkpoint.load(newest, like=like, only=only, verify=plan is None)
     return state
 
 

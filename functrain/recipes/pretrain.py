@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 
 import functrain as ft
+from functrain.checkpoint.crew import Crew
 from functrain.compiler import half_products
 from functrain.compiler.cxx import check_compiler
-from functrain.recipes import architectures, folder, optimizers, precision, toml
+from functrain.recipes import architectures, folder, optimizers, precision, ranks, toml
 from functrain.recipes import texts as texts_of
 from functrain.recipes.architectures import Architecture
 from functrain.recipes.config import Config
@@ -30,6 +31,7 @@ class Result(NamedTuple):
     texts: Any  # what the architecture's objective has made of both sides
     validation: dict[str, float]  # over the whole validation side
     baselines: dict[str, float]  # what simpler models reach
+    leads: bool = True  # of several ranks, the one that writes and speaks
 
     @property
     def validation_loss(self) -> float:
@@ -44,6 +46,9 @@ def main(
     Equals, after any number of kills and starts, the run that was not killed: bit for bit, on the same machine with as
     many threads. A guard skips steps that are not finite, and `Diverged` ends a run that skips too many in a row.
 
+    Under torchrun every rank calls it, with a folder that all of them see: the first one writes and speaks, and each
+    saves its part of a state that is split.
+
     Nothing is written before everything is checked.
 
     Raises: ValueError if a checkpoint is of another config or text, unless `accept_changes`, and for a text that is too
@@ -52,21 +57,31 @@ def main(
     device = device_of(config.device)
     if config.compile and device.type == "cpu":
         check_compiler()
+    plan = ranks.plan_of(config, device)
+    crew, device = Crew(plan), device if plan is None else plan.device
+    if not crew.leads:
+        show, bar = ranks.Quiet(), texts_of.no_bar
     folder.check_ours(run)
-    there, newest = ft.checkpoint.list(run), ft.checkpoint.latest(run)
-    config, told = precision.decided(config, device, None if newest is None else folder.read_config(run))
+    there, newest = ft.checkpoint.list(run), ft.checkpoint.latest(run, plan=plan)
+    config, told = crew.led(
+        run, lambda: precision.decided(config, device, None if newest is None else folder.read_config(run))
+    )
     if newest is not None:
         folder.check_same_config(run, config, accept_changes=accept_changes)
     sides = texts_of.read(config.data)
     fingerprints = {"train": sides.train.fingerprint, "validation": sides.validation.fingerprint}
+    ranks.check_alike(crew, run, {"config": toml.dumps(config), "text": fingerprints, "torch": torch.__version__})
     if newest is not None and not accept_changes:
         folder.check_same_text(newest, fingerprints)
     architecture = architectures.of(config.model)
     objective = architecture.objective
-    tokenizer = texts_of.tokenizer_of(
-        sides, config.data, run, resumed=newest is not None, learn=objective.tokenizer_of, bar=bar
+    tokenizer = crew.led(
+        run,
+        lambda: texts_of.tokenizer_of(
+            sides, config.data, run, resumed=newest is not None, learn=objective.tokenizer_of, bar=bar
+        ),
     )
-    short = objective.check(sides, tokenizer, config.model.context)
+    short, slices = objective.check(sides, tokenizer, config.model.context), ranks.slices_of(config, plan)
 
     model, optimizer, schedule = (
         model_of(config, tokenizer.vocab_size),
@@ -75,31 +90,40 @@ def main(
     )
     loss_fn, guard, scale = loss_of(config, model), guard_of(config), precision.loss_scale_of(config)
     key = ft.random.key(config.seed, device)
-    state = ft.init_state(architecture.module.init(model, key), optimizer, key=key, loss_scale=scale, guard=guard)
+    params = architecture.module.init(model, key)
+    if plan is not None:
+        params = plan.shard(params)
+    state = ft.init_state(params, optimizer, key=key, loss_scale=scale, guard=guard)
     if newest is not None:
-        state = folder.load_state(newest, state)
+        state = folder.load_state(newest, state, plan)
     done = int(state.step)
     folder.check_steps(run, done, config)
 
     # all is checked: only from here on something is written, and first what says who else writes here
     saves = ft.checkpoint.every(
-        config.checkpoint_every, run, metadata=folder.metadata(fingerprints, architecture, model)
+        config.checkpoint_every, run, metadata=folder.metadata(fingerprints, architecture, model), plan=plan
     )
-    folder.check_unchanged(run, there)
-    folder.write(run / "config.toml", toml.dumps(config))
-    texts = objective.encode(sides, tokenizer, config, run, bar)
+
+    def begin() -> None:
+        folder.check_unchanged(run, there)
+        folder.write(run / "config.toml", toml.dumps(config))
+
+    crew.led(run, begin)
+    # the first rank writes the tokens that the others open
+    texts = crew.in_turn(run, lambda: objective.encode(sides, tokenizer, config, run, bar))
     for text in [*objective.described(config, texts), *told, *([] if short is None else [short])]:
         show.note(text)
     if newest is not None:
         for change in folder.other_environment(newest):
             show.note(f"not the machine that saved the checkpoint, the last bits may differ: {change}")
-    show.note(f"{ft.tree.size(state.params):,} parameters on {device}, {torch.get_num_threads()} threads")
-    step: Step = ft.train_step(loss_fn, optimizer, accumulate=config.accumulate, loss_scale=scale, guard=guard)
+    where = "" if plan is None else f", {plan.mesh.world} ranks: {plan.mesh.name}"
+    show.note(f"{ft.tree.size(state.params):,} parameters on {device}, {torch.get_num_threads()} threads{where}")
+    step: Step = ft.train_step(loss_fn, optimizer, accumulate=slices, loss_scale=scale, guard=guard, plan=plan)
     if config.compile:
         step = ft.compile(step, donate=True, cache=run / "programs")
 
     def evaluate(t: int, state: ft.TrainState, metrics: Any) -> dict[str, float]:
-        found = validated(state, model, config, texts, config.evaluate_batches)
+        found = validated(state, model, config, texts, config.evaluate_batches, plan=plan)
         return {f"validation_{name}": value for name, value in found.items()}
 
     vars(evaluate)["measures"] = True
@@ -113,24 +137,27 @@ def main(
     if newest is None and config.roll_backs:
         saves(0, state)
     show.begin(done, config.steps)
-    hooks: list[Hook] = [
-        *objective.hooks(texts),
-        ft.train.every(config.evaluate_every, evaluate),
-        record_of(
-            run,
-            every=config.log_every,
-            learning_rate=schedule,
-            show=show,
-            counted=objective.counted(config),
-            utilization=utilization(config, model, device),
-            hyperparameters=dataclasses.asdict(config),
-        ),
-        saving,
-    ]
-    state = ft.fit(step, state, objective.batches(config, texts), steps=config.steps, every=hooks)
-    (found,) = final_validation(state, [state], model, config, texts, show)
-    result = Result(state, texts, found, objective.baselines(texts))
-    folder.write(run / "summary.json", json.dumps(summary(result), indent=1) + "\n")
+    hooks: list[Hook] = [*objective.hooks(texts), ft.train.every(config.evaluate_every, evaluate)]
+    if crew.leads:
+        hooks.append(
+            record_of(
+                run,
+                every=config.log_every,
+                learning_rate=schedule,
+                show=show,
+                counted=objective.counted(config),
+                utilization=utilization(config, model, device, crew.count),
+                hyperparameters=dataclasses.asdict(config),
+            )
+        )
+    batches = objective.batches(config, texts)
+    if plan is not None:
+        batches = ft.data.shard(batches, plan=plan, accumulate=slices)
+    state = ft.fit(step, state, batches, steps=config.steps, every=[*hooks, saving])
+    (found,) = final_validation(state, [state], model, config, texts, show, plan)
+    result = Result(state, texts, found, objective.baselines(texts), crew.leads)
+    if crew.leads:
+        folder.write(run / "summary.json", json.dumps(summary(result), indent=1) + "\n")
     return result
 
 
@@ -207,6 +234,7 @@ def validation(
     *,
     batches: int | None = None,
     before: Callable[[int], object] = lambda batch: None,
+    plan: ft.sharding.Plan | None = None,
 ) -> dict[str, float]:
     """Compute the loss, and what is measured beside it, over the first `batches` batches of the validation side, or all
     of it. `before` is called with the number of each batch.
@@ -219,7 +247,7 @@ def validation(
             before(done)
 
     rows = objective.validation(config, texts, batches)
-    found = ft.evaluate(loss_fn, params, rows, compile=compiled, progress=progress)
+    found = ft.evaluate(loss_fn, params, rows, compile=compiled, progress=progress, plan=plan)
     return dict(objective.measured(found, texts.validation))
 
 
@@ -230,23 +258,32 @@ def validated(
     texts: Any,
     batches: int | None = None,
     before: Callable[[int], object] = lambda batch: None,
+    plan: ft.sharding.Plan | None = None,
 ) -> dict[str, float]:
     """Validate the params of a state and, as "ema_loss" and so on, their average if there is one."""
-    found = validation(state.params, model, config, texts, batches=batches, before=before)
+    how: dict[str, Any] = {"batches": batches, "before": before, "plan": plan}
+    found = validation(state.params, model, config, texts, **how)
     if config.optimizer.ema == "none":
         return found
-    of_average = validation(ft.train.averaged(state), model, config, texts, batches=batches, before=before)
+    of_average = validation(ft.train.averaged(state), model, config, texts, **how)
     return found | {f"ema_{name}": value for name, value in of_average.items()}
 
 
 def final_validation(
-    state: ft.TrainState, lanes: Sequence[ft.TrainState], model: Any, config: Config, texts: Any, show: Show
+    state: ft.TrainState,
+    lanes: Sequence[ft.TrainState],
+    model: Any,
+    config: Config,
+    texts: Any,
+    show: Show,
+    plan: ft.sharding.Plan | None = None,
 ) -> list[dict[str, float]]:
     """Compute loss and measures over all of the validation side for each lane, and show how far that is.
 
     Raises: Interrupted with the state, which is saved already, after a signal.
     """
     rows, found, done = len(architectures.of(config.model).objective.validation(config, texts)), [], 0
+    rows = rows if plan is None else -(-rows // plan.ranks)
     whole = rows * len(lanes) * (1 if config.optimizer.ema == "none" else 2)
     with Signals() as signals:
 
@@ -258,6 +295,6 @@ def final_validation(
             done += 1
 
         for lane in lanes:
-            found.append(validated(lane, model, config, texts, before=before))
+            found.append(validated(lane, model, config, texts, before=before, plan=plan))
         show.evaluating(whole, whole)
     return found

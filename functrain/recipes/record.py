@@ -54,9 +54,9 @@ def record_of(
     )
 
 
-def utilization(config: Config, model: Any, device: torch.device) -> dict[str, float]:
+def utilization(config: Config, model: Any, device: torch.device, ranks: int = 1) -> dict[str, float]:
     """Return what `ft.train.record` is told for the model-FLOPs utilisation: nothing where the device's rate is not
-    known. All cells of a batch count, those of padding too."""
+    known. All cells of a batch count, those of padding too, and the rates of all ranks."""
     peak: float | None
     if config.peak_flops == "auto":
         peak = ft.train.watching.peak_flops(device, getattr(torch, config.precision))
@@ -66,7 +66,7 @@ def utilization(config: Config, model: Any, device: torch.device) -> dict[str, f
         return {}
     most = config.model.max_predictions if isinstance(config.model, Bert) else "all"
     flops = ft.models.training_flops_of(model, predictions=None if most == "all" else most)
-    return {"flops": config.batch * config.model.context * flops, "peak_flops": peak}
+    return {"flops": config.batch * config.model.context * flops, "peak_flops": peak * ranks}
 
 
 def bits(bits_per_byte: float) -> Callable[[int, Any, dict[str, Any]], dict[str, torch.Tensor]]:

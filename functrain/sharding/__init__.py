@@ -5,11 +5,11 @@ See docs/sharding.md.
 
 from functrain.sharding.collectives import exchange, gather, index, scatter, shift, sum
 from functrain.sharding.mesh import Mesh
-from functrain.sharding.placement import P, largest
+from functrain.sharding.placement import P, largest, parts
 from functrain.sharding.plan import Plan
 from functrain.sharding.using import use
 from functrain.tree import elsewhere
 
-__all__ = ["Mesh", "P", "Plan", "exchange", "gather", "index", "largest", "scatter", "shift", "sum", "use"]
+__all__ = ["Mesh", "P", "Plan", "exchange", "gather", "index", "largest", "parts", "scatter", "shift", "sum", "use"]
 
 elsewhere.furnish(__name__)

@@ -86,12 +86,16 @@ class _Collective(NamedTuple):
     mesh: str
     axes: str
     numbers: tuple[int, ...] = ()  # dimensions; of a shift, how far
+    added_in: torch.dtype | None = None  # what a scatter adds in
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.name == "sum":
             return operations.sums([x], named(self.mesh), tuple(self.axes.split(",")))[0]
-        found: Tensor = getattr(torch.ops.functrain_ranks, self.name)(x, *self.numbers, self.mesh, self.axes)[0]
-        return found
+        dtype = self.added_in if self.name == "scatter" and self.added_in is not None else x.dtype
+        found: Tensor = getattr(torch.ops.functrain_ranks, self.name)(x.to(dtype), *self.numbers, self.mesh, self.axes)[
+            0
+        ]
+        return found.to(x.dtype)
 
     def transposed(self) -> _Collective:
         if self.name == "gather":
@@ -129,12 +133,17 @@ class _Applied(torch.autograd.Function):
         return _Applied.apply(x.movedim(in_dims[0], 0), collective.mapped()), 0
 
 
-def _applied(name: str, x: Tensor, axes: Axes, *numbers: int) -> Tensor:
+def gather_for_use(x: Tensor, axes: Axes, added_in: torch.dtype | None) -> Tensor:
+    """Gather along the first dimension; the gradient is added over ranks in that dtype, None for its own."""
+    return _applied("gather", x, axes, 0, added_in=added_in)
+
+
+def _applied(name: str, x: Tensor, axes: Axes, *numbers: int, added_in: torch.dtype | None = None) -> Tensor:
     mesh = current()
     chosen = mesh.ordered(axes)
     if mesh.size(chosen) == 1:
         return x
-    found: Tensor = _Applied.apply(x, _Collective(name, mesh.name, ",".join(chosen), numbers))
+    found: Tensor = _Applied.apply(x, _Collective(name, mesh.name, ",".join(chosen), numbers, added_in))
     return found
 
 

@@ -70,7 +70,8 @@ class Mesh:
                 raise ValueError(f"sharding: expected an axis of the mesh {self.name}, came {axis!r}")
             if chosen.count(axis) > 1:
                 raise ValueError(f"sharding: expected each axis once, came {axis!r} twice in {chosen}")
-        return tuple(axis for axis in self.axes if axis in chosen)
+        by_name = {str(axis): axis for axis in chosen}  # what says more than its name stays
+        return tuple(by_name[axis] for axis in self.axes if axis in by_name)
 
     def size(self, axes: Axes) -> int:
         """Return the number of ranks along the axes."""
@@ -124,15 +125,21 @@ def current() -> Mesh:
     return mesh
 
 
+def tensor_axis() -> str | None:
+    """Return the axis along which layers of the step that runs are split."""
+    axis: str | None = getattr(_here, "tensor", None)
+    return axis
+
+
 @contextmanager
-def entered(mesh: Mesh | None) -> Iterator[None]:
-    """Let the collectives that are called inside know the mesh; None changes nothing."""
-    before = getattr(_here, "mesh", None)
-    _here.mesh = before if mesh is None else mesh
+def entered(mesh: Mesh, tensor: str | None = None) -> Iterator[None]:
+    """Let the collectives that are called inside know the mesh, and its axis that splits layers."""
+    before = getattr(_here, "mesh", None), getattr(_here, "tensor", None)
+    _here.mesh, _here.tensor = mesh, tensor
     try:
         yield
     finally:
-        _here.mesh = before
+        _here.mesh, _here.tensor = before
 
 
 def _begin(mesh: Mesh, device: torch.device | str | None) -> torch.device:

@@ -31,6 +31,42 @@ class P(tuple[Any, ...]):
         return f"P({', '.join(map(repr, self))})"
 
 
+class Parts(str):
+    """An axis that splits each of several equal parts of a dimension; see `parts`."""
+
+    groups: int
+
+    def __repr__(self) -> str:
+        return f"parts({str(self)!r}, {self.groups})"
+
+
+def parts(axis: str, count: int) -> Parts:
+    """Return for a `P` that each of `count` equal parts of a dimension is split, so that every rank has some of each:
+    of a weight whose columns are queries, keys and values one after another, heads of all three.
+
+    >>> ft.sharding.P("fsdp", ft.sharding.parts("tensor", 3))
+    P('fsdp', parts('tensor', 3))
+    """
+    if type(count) is not int or count < 2:
+        raise ValueError(f"parts: expected 2 parts or more, came {count!r}; write the name of the axis alone for one")
+    found = Parts(axis)
+    found.groups = count
+    return found
+
+
+class Where:
+    """A path for an error: layers that differ in nothing else are of one structure."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Where)
+
+    def __hash__(self) -> int:
+        return 0
+
+
 class Largest:
     """The rule that `largest` returns."""
 
@@ -90,14 +126,17 @@ def _dims(path: str, shape: tuple[int, ...], rule: P | Largest, mesh: Mesh) -> D
         if flat.count(axis) > 1:
             raise ValueError(f"Plan: {path}: expected each axis at one dimension, came {axis!r} twice in {rule!r}")
     for d, (size, axes) in enumerate(zip(shape, dims, strict=True)):
-        count = mesh.size(axes)
+        grouped = [axis for axis in axes if isinstance(axis, Parts)]
+        if grouped and len(axes) > 1:
+            raise ValueError(f"Plan: {path}: expected {grouped[0]!r} alone at its dimension, came {rule!r}")
+        count = mesh.size(axes) * (grouped[0].groups if grouped else 1)
         if size % count:
             others = [e for e, other in enumerate(shape) if other % count == 0 and other and not dims[e]]
             best = max(others, key=lambda e: shape[e], default=None)
             way_out = "leave it whole by P()" if best is None else f"split dimension {best}, of {shape[best]}"
             raise ValueError(
                 f"Plan: {path}: expected dimension {d} of {shape} to divide by {count}, the ranks along "
-                f"{', '.join(axes)}, came {size}; {way_out}"
+                f"{', '.join(axes)}{' in each part' if grouped else ''}, came {size}; {way_out}"
             )
     return tuple(dims)
 
@@ -111,5 +150,6 @@ def part(x: torch.Tensor, dims: Dims, mesh: Mesh) -> torch.Tensor:
     """Return the part of a leaf that this rank has, in memory of its own."""
     for d, axes in enumerate(dims):
         if axes:
-            x = x.chunk(mesh.size(axes), d)[mesh.index(axes)]
+            groups = axes[0].groups if isinstance(axes[0], Parts) else 1
+            x = x.unflatten(d, (groups, -1)).chunk(mesh.size(axes), d + 1)[mesh.index(axes)].flatten(d, d + 1)
     return x.clone(memory_format=torch.contiguous_format)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from functrain import tree
-from functrain.sharding import collectives, operations, parts
+from functrain.sharding import collectives, operations, pieces
 from functrain.sharding.mesh import Mesh, entered
 from functrain.sharding.placement import Dims, P, Rule, resolved, split_axes
+from functrain.sharding.split import streaming
 from functrain.sharding.using import bind
 from functrain.tree.selection import Pattern
 
@@ -30,14 +32,20 @@ class Plan:
     """A mesh of ranks, and what is split over its axes.
 
     Each rank has other rows of a batch. The step is that of the whole batch: losses, weights, metrics and gradients are
-    added over ranks. Gradients are added in their own dtype, or, where nothing is split, in `reduce_dtype`. `device` is
-    this rank's, by default cuda where there is one.
+    added over ranks, gradients in their own dtype or in `reduce_dtype`: float32 beside `ft.mixed_precision`, which
+    casts split params before they are gathered. `device` is this rank's, by default cuda where there is one.
 
     `params` are rules `(pattern of paths, P(...))` that say which axes split which dimensions, as
     `ft.tree.select` takes patterns; by default every rank has all params: data parallel. Of what is split each rank
     keeps its part, of gradients and the optimizer's moments too, and gathers it when it is used: FSDP, ZeRO-3. Leaves
     that fit `layers`, by default those of `blocks`, are gathered layer by layer, by `ft.nn.stack`; the others when the
     loss begins.
+
+    Along the axis `tensor`, ranks have the same rows, and layers compute with the parts of leaves that it splits
+    (tensor parallelism, TP, of Megatron): `ft.nn.linear` with columns or rows, `ft.nn.embedding` and
+    `ft.losses.next_token_from_hidden` with rows of a vocabulary, attention with some of the heads.
+    `ft.models.gpt2.sharding` and its like are rules for it. With `stream`, between these layers each rank has some of
+    the tokens (sequence parallelism), which `ft.nn.stack` splits and gathers.
 
     Give it to `ft.train_step(..., plan=)` and `ft.data.shard(batches, plan=)`, on every rank, under torchrun; begin
     with `ft.init_state(plan.shard(params), ...)`.
@@ -55,12 +63,20 @@ class Plan:
         params: Sequence[Rule] = (("**", P()),),
         *,
         layers: str | Sequence[str] = "blocks/*/**",
+        tensor: str | None = None,
+        stream: bool = False,
         reduce_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.mesh: Mesh = Mesh(mesh, device)
         self.rules: tuple[Rule, ...] = tuple(params)
         self.layers: tuple[str, ...] = (layers,) if isinstance(layers, str) else tuple(layers)
+        if tensor is not None:
+            self.mesh.ordered(tensor)
+        if stream and tensor is None:
+            raise ValueError("Plan: expected an axis tensor= beside stream, whose ranks split the tokens, came none")
+        self.tensor: str | None = tensor
+        self.stream: bool = stream
         self._late = [Pattern(text) for text in self.layers]
         if reduce_dtype is not None and not reduce_dtype.is_floating_point:
             raise ValueError(f"Plan: expected a floating-point reduce_dtype, came {reduce_dtype}")
@@ -69,17 +85,22 @@ class Plan:
     @property
     def batch(self) -> tuple[str, ...]:
         """The axes along which ranks have rows of their own."""
-        return self.mesh.axes
+        return tuple(axis for axis in self.mesh.axes if axis != self.tensor)
+
+    @property
+    def duplicates(self) -> int:
+        """How many ranks have the same rows, and the same loss."""
+        return 1 if self.tensor is None else self.mesh.size(self.tensor)
 
     @property
     def ranks(self) -> int:
         """How many ranks have rows of their own."""
-        return self.mesh.size(self.batch)
+        return self.mesh.size(self.batch) if self.batch else 1
 
     @property
     def rank(self) -> int:
         """Which rows of a batch this rank has."""
-        return self.mesh.index(self.batch)
+        return self.mesh.index(self.batch) if self.batch else 0
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +109,7 @@ class Plan:
 
     def entered(self) -> Any:
         """Let `ft.sharding.sum` and the others, called inside, know the mesh."""
-        return entered(self.mesh)
+        return _within(self)
 
     def place(self, like: Tensor) -> Tensor:
         """Return `rank` as a () tensor, which no program contains."""
@@ -100,23 +121,15 @@ class Plan:
 
         Every rank gives the same params. Raises: ValueError as `resolved` says, naming a path.
         """
-        dims = resolved(params, self.rules, self.mesh)
-        for path, each in dims.items():
-            if self.reduce_dtype is not None and any(each):
-                raise ValueError(
-                    f"Plan: {path}: expected reduce_dtype of None beside params that are split, whose gradients are "
-                    f"added in their own dtype as they are made, came {self.reduce_dtype}; leave "
-                    "it out, or split nothing"
-                )
-        return parts.shard(params, dims, self.mesh)
+        return pieces.shard(params, resolved(params, self.rules, self.mesh), self.mesh)
 
     def whole(self, values: tree.Tree) -> tree.Tree:
         """Return a tree, such as params or a state, with all leaves whole. Every rank must call it."""
-        return parts.whole(values)
+        return pieces.whole(values)
 
     def spread(self, params: tree.Tree) -> Spread | None:
         """Return how the leaves of params are split, None where none is."""
-        dims = {path: parts.dims_of(leaf, self.mesh) for path, leaf in tree.items(params)}
+        dims = {path: pieces.dims_of(leaf, self.mesh) for path, leaf in tree.items(params)}
         return Spread(tuple(dims.items())) if any(any(each) for each in dims.values()) else None
 
     def bind(self, params: tree.Tree, spread: Spread | None) -> tree.Tree:
@@ -124,7 +137,8 @@ class Plan:
         if spread is None:
             return params
         late = {path: any(pattern.fits(path) for pattern in self._late) for path, _ in spread.dims}
-        return bind(params, dict(spread.dims), late)
+        kept = () if self.tensor is None else (self.tensor,)
+        return bind(params, dict(spread.dims), late, kept, self.reduce_dtype)
 
     def sum(self, values: tree.Tree) -> tree.Tree:
         """Add the tensors of a tree over the ranks that have other rows; the sums are alike on all ranks."""
@@ -150,16 +164,16 @@ class Plan:
     def sum_gradients(self, grads: tree.Tree, spread: Spread | None) -> tree.Tree:
         """Add the gradients of this rank's parts over the axes that do not split them, in `reduce_dtype`, a part of the
         leaves at a time; gathering has added over the others."""
-        if self.ranks == 1:
+        if self.mesh.world == 1:
             return grads
         leaves, structure = tree.flatten(grads)
         todo: dict[tuple[str, ...], list[int]] = {}
         dims = {} if spread is None else dict(spread.dims)
         for i, path in enumerate(tree.paths(grads)):
             split = split_axes(dims.get(path, ()))
-            todo.setdefault(tuple(axis for axis in self.batch if axis not in split), []).append(i)
+            todo.setdefault(tuple(axis for axis in self.mesh.axes if axis not in split), []).append(i)
         for axes, places in todo.items():
-            if self.mesh.size(axes) == 1:
+            if not axes or self.mesh.size(axes) == 1:
                 continue
             done: list[Tensor] = []
             for some in buckets([leaves[i] for i in places]):
@@ -172,6 +186,12 @@ class Plan:
 
     def _sums(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         return operations.sums(leaves, self.mesh, self.batch)
+
+
+@contextmanager
+def _within(plan: Plan) -> Iterator[None]:
+    with entered(plan.mesh, plan.tensor), streaming(plan.tensor if plan.stream else None):
+        yield
 
 
 def buckets(leaves: Sequence[Tensor], bytes: int = _BUCKET) -> list[list[Tensor]]:

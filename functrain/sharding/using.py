@@ -11,29 +11,19 @@ from torch import Tensor
 from functrain import tree
 from functrain.sharding import collectives
 from functrain.sharding.mesh import current
-from functrain.sharding.placement import Dims
+from functrain.sharding.placement import Dims, Where
+from functrain.sharding.split import Split
 from functrain.tree import nodes
 
 
-class Where:
-    """A path for an error: layers that differ in nothing else are of one structure."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Where)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@tree.dataclass(static=("dims", "where"))
+@tree.dataclass(static=("dims", "kept", "added_in", "where"))
 class Held:
-    """A leaf of which this rank has a part, before it is gathered."""
+    """A leaf of which this rank has a part, before it is gathered over all axes but those that are `kept`."""
 
     part: Tensor
     dims: Dims
+    kept: tuple[str, ...]
+    added_in: torch.dtype | None  # the dtype in which gradients are added over ranks, None for their own
     where: Where
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -53,12 +43,19 @@ class Held:
         )
 
 
-def bind(params: tree.Tree, dims: Mapping[str, Dims], late: Mapping[str, bool]) -> tree.Tree:
+def bind(
+    params: tree.Tree,
+    dims: Mapping[str, Dims],
+    late: Mapping[str, bool],
+    kept: tuple[str, ...],
+    added_in: torch.dtype | None,
+) -> tree.Tree:
     """Gather the leaves of a loss that are used at once, and let those that are `late` be held till their layer
-    runs."""
+    runs; along the axes that are `kept` they stay split."""
     structure = tree.structure(params)
     marked = {
-        path: Held(leaf, dims[path], Where(path)) if any(dims[path]) else leaf for path, leaf in tree.items(params)
+        path: Held(leaf, dims[path], kept, added_in, Where(path)) if any(dims[path]) else leaf
+        for path, leaf in tree.items(params)
     }
     early = {path: leaf for path, leaf in marked.items() if not late[path]}
     marked |= dict(zip(early, use(list(early.values())), strict=True))
@@ -76,7 +73,14 @@ def use(values: tree.Tree) -> tree.Tree:
     """
     held: list[Held] = []
     _find(values, held)
-    return values if not held else _filled(values, iter(_gathered(held)))
+    if not held:
+        return values
+    return _filled(values, iter([_kept(leaf, x) for leaf, x in zip(held, _gathered(held), strict=True)]))
+
+
+def _kept(leaf: Held, x: Tensor) -> Any:
+    dims = tuple(tuple(axis for axis in axes if axis in leaf.kept) for axes in leaf.dims)
+    return Split(x, dims, leaf.where) if any(dims) else x
 
 
 def is_held(values: tree.Tree) -> bool:
@@ -104,27 +108,30 @@ def _filled(node: Any, whole: Any) -> Any:
 def _gathered(held: Sequence[Held]) -> list[Tensor]:
     """Gather leaves, with one collective for those that the same axes split and that have one dtype."""
     values = [leaf.part for leaf in held]
-    most = max(sum(bool(axes) for axes in leaf.dims) for leaf in held)
+    over = [tuple(tuple(axis for axis in axes if axis not in leaf.kept) for axes in leaf.dims) for leaf in held]
+    most = max(sum(map(bool, dims)) for dims in over)
     for nth in range(most):  # of a leaf that is split at several dimensions one after another
         todo: dict[Any, list[tuple[int, int]]] = {}
-        for i, leaf in enumerate(held):
-            split = [d for d, axes in enumerate(leaf.dims) if axes]
+        for i, dims in enumerate(over):
+            split = [d for d, axes in enumerate(dims) if axes]
             if nth < len(split):
-                todo.setdefault((leaf.dims[split[nth]], values[i].dtype), []).append((i, split[nth]))
+                todo.setdefault((dims[split[nth]], values[i].dtype), []).append((i, split[nth]))
         for (axes, _), places in todo.items():
-            found = _together([values[i] for i, _ in places], [d for _, d in places], axes)
+            found = _together([values[i] for i, _ in places], [d for _, d in places], axes, held[0].added_in)
             for (i, _), x in zip(places, found, strict=True):
                 values[i] = x
     return values
 
 
-def _together(xs: Sequence[Tensor], dims: Sequence[int], axes: tuple[str, ...]) -> list[Tensor]:
+def _together(
+    xs: Sequence[Tensor], dims: Sequence[int], axes: tuple[str, ...], added_in: torch.dtype | None
+) -> list[Tensor]:
     """Gather tensors along a dimension of each by one collective."""
     count = current().size(axes)
     if count == 1:
         return list(xs)
     flat = torch.cat([x.reshape(-1) for x in xs])
-    rows = collectives.gather(flat, axes).view(count, -1).split([x.numel() for x in xs], 1)
+    rows = collectives.gather_for_use(flat, axes, added_in).view(count, -1).split([x.numel() for x in xs], 1)
     found = []
     for x, d, row in zip(xs, dims, rows, strict=True):
         parts = row.reshape(count, *x.shape)

@@ -198,8 +198,7 @@ def _drawing_nothing(what: str, first: Callable[[], Any], leaves: list[Any]) -> 
     generators = [torch.default_generator, *[torch.cuda.default_generators[i] for i in accelerators]]
     before = [generator.get_state() for generator in generators]
     found = first()
-    moved = any(not torch.equal(old, g.get_state()) for old, g in zip(before, generators, strict=True))
-    if moved and captured.draws(first):
+    if captured.have_moved(before, generators) and captured.draws(first):
         for generator, old in zip(generators, before, strict=True):
             generator.set_state(old)
         raise TypeError(

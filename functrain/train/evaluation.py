@@ -13,10 +13,11 @@ from torch import Tensor
 from functrain import data, transforms, tree
 from functrain.compiler.cxx import CompilerNotFoundError
 from functrain.losses import Loss
+from functrain.sharding import Plan
 from functrain.train import checks
 from functrain.train.loop_checks import is_indexed
 from functrain.train.predictions import Metric, Predictions
-from functrain.train.ranks import gathered
+from functrain.train.ranks import Bound, dealt, gathered
 from functrain.transforms.loss_scale import wide
 from functrain.tree import Batch, Params, Tree
 
@@ -53,6 +54,7 @@ def evaluate(
     predict: Callable[..., Any] | None = None,
     compile: bool = True,
     progress: Callable[[int, int | None], object] | None = None,
+    plan: Plan | None = None,
 ) -> dict[str, float]:
     """Compute the mean loss and metrics over all batches: "loss", and each of the loss's own metrics.
 
@@ -75,8 +77,10 @@ def evaluate(
     functions used last are kept, so pass the same function again and not a new lambda. `progress(done, of)` is called
     before the first batch and after each; `of` is None where batches have no length.
 
-    Where torch.distributed runs, all ranks must call it, each with its batches, as `ft.data.shard` makes them: all
-    return the numbers over all. Objects are left to add up themselves, as those of torchmetrics do.
+    With `plan`, whose params may be split, every rank must call it, with the same batches, whole ones: they are dealt
+    out to the ranks, one after another. Without, where torch.distributed runs, all ranks must call it too, each with
+    its batches, as `ft.data.shard` makes them. Either way all return the numbers over all. Objects are left to add up
+    themselves, as those of torchmetrics do.
 
     Ctrl-C raises `EvaluationInterrupted`, a KeyboardInterrupt, with the loss and its metrics on the batches until then,
     of this rank alone.
@@ -92,8 +96,10 @@ def evaluate(
     """
     check_arguments("evaluate", loss_fn, batches, metrics, predict)
     has_buffers = buffers is not None
-    measured = (_compiled if compile else _measured)(loss_fn, predict, has_buffers)
+    bound = Bound.of(params, plan)
+    measured = (_compiled if compile else _measured)(loss_fn, predict, has_buffers, bound)
     given = (params, buffers) if has_buffers else (params,)
+    batches, uncounted = dealt(batches, plan, together=bound.spread is not None)
     device = next((leaf.device for leaf in tree.leaves(params) if isinstance(leaf, Tensor)), torch.device("cpu"))
     sums, predictions = _Sums(), Predictions("evaluate", metrics or {})
     of = len(batches) if hasattr(batches, "__len__") else None
@@ -104,6 +110,8 @@ def evaluate(
             for done, batch in enumerate(_moved(batches, device), 1):
                 _check_tensors(batch, done)
                 found, arguments = measured(*given, batch)
+                if done == uncounted:  # another rank's: this one takes part in what gathers
+                    break
                 sums.add(found)
                 predictions.add(arguments)
                 if progress is not None:
@@ -139,10 +147,16 @@ def check_arguments(what: str, loss_fn: Any, batches: Any, metrics: Any, predict
         raise ValueError(f"{what}: expected metrics={{name: metric}} for what predict returns, came none")
 
 
-def _measured(loss_fn: Callable[..., Any], predict: Callable[..., Any] | None, buffers: bool) -> Callable[..., Any]:
+def _measured(
+    loss_fn: Callable[..., Any], predict: Callable[..., Any] | None, buffers: bool, bound: Bound
+) -> Callable[..., Any]:
     wanted = "params, buffers, batch, key" if buffers else "params, batch, key"
 
-    def measured(*args: Any) -> tuple[dict[str, Tensor], Any]:
+    def measured(params: Params, *args: Any) -> tuple[dict[str, Tensor], Any]:
+        with bound.entered():
+            return with_params(bound(params), *args)
+
+    def with_params(*args: Any) -> tuple[dict[str, Tensor], Any]:
         try:
             result = checks.call("evaluate", loss_fn, wanted, *args, None)
         except Exception as error:
@@ -167,14 +181,16 @@ def _measured(loss_fn: Callable[..., Any], predict: Callable[..., Any] | None, b
 _programs: OrderedDict[Any, tuple[Any, Callable[..., Any]]] = OrderedDict()
 
 
-def _compiled(loss_fn: Callable[..., Any], predict: Callable[..., Any] | None, buffers: bool) -> Callable[..., Any]:
+def _compiled(
+    loss_fn: Callable[..., Any], predict: Callable[..., Any] | None, buffers: bool, bound: Bound
+) -> Callable[..., Any]:
     try:
-        key: Any = (loss_fn, predict, buffers)
+        key: Any = (loss_fn, predict, buffers, bound)
         hash(key)
     except TypeError:  # kept beside its programs, so that no other function gets its number
-        key = (id(loss_fn), id(predict), buffers)
+        key = (id(loss_fn), id(predict), buffers, bound)
     if key not in _programs:
-        _programs[key] = (loss_fn, predict), transforms.compile(_measured(loss_fn, predict, buffers))
+        _programs[key] = (loss_fn, predict), transforms.compile(_measured(loss_fn, predict, buffers, bound))
     _programs.move_to_end(key)
     while len(_programs) > 8:
         _programs.popitem(last=False)

@@ -13,8 +13,8 @@ from functrain import random, transforms, tree
 from functrain.losses import Loss
 from functrain.optim import GradientTransformation, apply_updates, with_extra_args_support
 from functrain.sharding import Plan
-from functrain.sharding.parts import local as parts_of
-from functrain.sharding.parts import placed_like, replicating, wrapped_like
+from functrain.sharding.pieces import local as parts_of
+from functrain.sharding.pieces import placed_like, replicating, wrapped_like
 from functrain.train import checks
 from functrain.train.guard import Guard, is_overflow
 from functrain.train.protocols import Batch, LossFn, LossFnWithBuffers
@@ -163,6 +163,8 @@ def train_step(
         elif scale is not None:  # gradients of split leaves are added as they are made: in one unit on all ranks
             divisor = divisor_of(loss.weight if plan is None or spread is None else plan.mean(loss.weight.detach()))
         total = loss.total if divisor is None else loss.total / divisor
+        if plan is not None and plan.duplicates > 1:  # what is differentiated is the sum over all ranks
+            total = total / plan.duplicates
         if scale is None:
             return total, (loss, new, spread, None)
         return total * scale.to(total.dtype), (loss, new, spread, divisor)

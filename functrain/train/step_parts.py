@@ -12,7 +12,7 @@ from functrain import tree
 from functrain.losses import Loss
 from functrain.optim import GradientTransformation
 from functrain.sharding import Plan
-from functrain.sharding.parts import is_split
+from functrain.sharding.pieces import is_split
 from functrain.train import checks
 from functrain.train.protocols import Batch_contra
 from functrain.train.state import TrainState

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from functrain.compiler.cxx import check_compiler
+from functrain.sharding import Plan
 from functrain.train.evaluation import check_arguments, evaluate
 from functrain.train.hooks import Metrics
 from functrain.train.predictions import Metric
@@ -26,6 +27,7 @@ def validate(
     predict: Callable[..., Any] | None = None,
     compile: bool = True,
     progress: Callable[[int, int | None], object] | None = None,
+    plan: Plan | None = None,
 ) -> Callable[[int, TrainState, Metrics], dict[str, float]]:
     """Return a hook for `fit` that adds `ft.evaluate` of the state to the metrics, as "validation_loss" and so on.
 
@@ -71,6 +73,7 @@ def validate(
             predict=predict,
             compile=compile,
             progress=progress,
+            plan=plan,
         )
         return {f"{name}_{key}": value for key, value in found.items()}
 

@@ -31,9 +31,9 @@ class Gate:
         self.open, self.written = threading.Event(), list[str]()
         write = writing.write
 
-        def waiting(target: Path, drafted: writing.Draft) -> None:
+        def waiting(target: Path, drafted: writing.Draft, *crew: Any) -> None:
             assert self.open.wait(30)
-            write(target, drafted)
+            write(target, drafted, *crew)
             self.written.append(target.name)
 
         monkeypatch.setattr(writing, "write", waiting)

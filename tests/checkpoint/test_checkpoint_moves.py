@@ -80,12 +80,12 @@ def test_a_reader_beside_the_writer_finds_the_newest(tmp_path: Path, monkeypatch
     hook.save(1, small(1))
     fault, calls = run.fault, []
 
-    def while_it_reads(path: Path) -> Any:
+    def while_it_reads(path: Path, *crew: Any) -> Any:
         if not calls:
             calls.append(path)
             monkeypatch.setattr(run, "fault", fault)
             hook.save(2, small(2))  # and step 1 is gone
-        return fault(path)
+        return fault(path, *crew)
 
     monkeypatch.setattr(run, "fault", while_it_reads)
     assert checkpoint.latest(tmp_path) == tmp_path / "checkpoints" / "step-00000002" and len(calls) == 1

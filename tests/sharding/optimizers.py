@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import functrain as ft
-from functrain.sharding import parts
+from functrain.sharding import pieces
 
 NAMES = [
     "adabelief", "adafactor", "adagrad", "adam", "adamax", "adamw", "adan", "fromage", "lamb", "lars", "lion", "muon",
@@ -23,14 +23,14 @@ def differences() -> dict[str, float]:
 
     def trained(name: str, params: Any, split: bool) -> Any:
         optimizer: Any = getattr(ft.optim, name)(1e-2)
-        with parts.replicating():
+        with pieces.replicating():
             state = optimizer.init(params)
             for t in range(3):
                 grads = ft.tree.map(lambda x, t=t: torch.cos(3 * x + t), whole)
                 updates, new = optimizer.update(plan.shard(grads) if split else grads, state, params)
-                params = parts.placed_like(ft.optim.apply_updates(params, updates), params)
-                assert all(map(parts.is_split, params.values())) == split
-                state = parts.placed_like(new, state)
+                params = pieces.placed_like(ft.optim.apply_updates(params, updates), params)
+                assert all(map(pieces.is_split, params.values())) == split
+                state = pieces.placed_like(new, state)
         return plan.whole(params)
 
     def apart(name: str) -> float:

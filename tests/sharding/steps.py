@@ -84,22 +84,24 @@ def train(
     return ft.tree.map(lambda x: x.clone(), state), seen
 
 
-def train_plain(world: int, dtype: str | None = None) -> Any:
-    """Take steps without dropout, on ranks or on the batch as a whole."""
+def train_plain(world: int, dtype: str | None = None, split: bool = False) -> Any:
+    """Take steps without dropout, on ranks, whose params may be split, or on the batch as a whole."""
 
     def plain(params: Any, batch: Any, key: Tensor) -> ft.Loss:
         wrong = (torch.tanh(batch["x"] @ params["in"] + params["bias"]) @ params["out"] - batch["y"]) ** 2
         return ft.Loss(wrong.sum(), wrong.new_tensor(len(wrong)), {})
 
     added = None if dtype is None else torch.bfloat16
-    plan = ft.sharding.Plan({"data": world}, device="cpu", reduce_dtype=added) if world > 1 else None
+    rules: Any = [("**", ft.sharding.largest("data") if split else ft.sharding.P())]
+    plan = ft.sharding.Plan({"data": world}, rules, device="cpu", reduce_dtype=added) if world > 1 else None
     step = ft.train_step(plain, optimizer(), plan=plan)
-    state, seen = ft.init_state(params(), optimizer(), key=ft.random.key(3)), []
+    begun = params() if plan is None else plan.shard(params())
+    state, seen = ft.init_state(begun, optimizer(), key=ft.random.key(3)), []
     parts: Any = batches(7) if plan is None else ft.data.shard(batches(7), plan=plan)
     for t in range(3):
         state, metrics = step(state, parts[t])
         seen.append({name: value.item() for name, value in metrics.items()})
-    return state, seen
+    return state if plan is None else plan.whole(state), seen
 
 
 RULES = {
@@ -157,3 +159,26 @@ def swept() -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def evaluated(mesh: dict[str, int], count: int, compiled: bool = False, as_list: bool = True) -> Any:
+    """Evaluate params, split over "fsdp" if the mesh has it, on batches of different numbers of rows."""
+    ranks = 1
+    for size in mesh.values():
+        ranks *= size
+    plan = ft.sharding.Plan(mesh, RULES["gpt"] if "fsdp" in mesh else RULES["gpt, whole"], device="cpu")
+    config = gpt2.Config(vocab=32, context=8, layers=2, heads=2, width=8, attention="math")
+
+    def gpt_loss(params: Any, batch: Any, key: Tensor) -> ft.Loss:
+        loss = ft.losses.next_token(gpt2.apply(params, batch["tokens"], config, key=key), batch["targets"])
+        return loss._replace(metrics={"half": loss.total.detach() / 2})
+
+    params = ft.tree.cast(gpt2.init(config, ft.random.key(1)), torch.float64)
+    windows = ft.data.windows(ft.random.randint(ft.random.key(4), (400,), 0, 32), batch=8, context=8, seed=0)
+    batches: Any = [{name: leaf[: 3 + 2 * (t % 2)] for name, leaf in windows[t].items()} for t in range(count)]
+    seen: list[Any] = []
+    found = ft.evaluate(
+        gpt_loss, params if ranks == 1 else plan.shard(params), batches if as_list else iter(batches), plan=plan,
+        compile=compiled, progress=lambda done, of: seen.append((done, of)),
+    )  # fmt: skip
+    return found, len(seen)

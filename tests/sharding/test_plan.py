@@ -94,19 +94,14 @@ def test_a_sweep_over_ranks_is_refused(two: Ranks) -> None:
     assert all("came one with a plan of 2 ranks" in text for text in two.run(steps.swept))
 
 
-def test_gradients_are_added_in_the_dtype_that_is_asked_for(two: Ranks) -> None:
+@pytest.mark.parametrize("split", [False, True])
+def test_gradients_are_added_in_the_dtype_that_is_asked_for(two: Ranks, split: bool) -> None:
     import steps
 
     exact, rounded = (
-        [state.params["in"] for state, _ in two.run(steps.train_plain, 2, dtype)] for dtype in (None, "bf16")
+        [state.params["in"] for state, _ in two.run(steps.train_plain, 2, dtype, split)] for dtype in (None, "bf16")
     )
     assert torch.equal(rounded[0], rounded[1])
     # AdamW makes of a relative error of 2 ** -8 one of the same size of a step of 0.01
     difference = (exact[0] - rounded[0]).abs().max()
     assert 1e-7 < difference < 1e-3
-
-
-def test_no_other_dtype_for_the_gradients_of_what_is_split() -> None:
-    plan = ft.sharding.Plan({"fsdp": 1}, [("w", ft.sharding.P("fsdp"))], device="cpu", reduce_dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="w: expected reduce_dtype of None beside params that are split"):
-        plan.shard({"w": torch.ones(2)})

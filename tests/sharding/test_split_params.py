@@ -13,6 +13,7 @@ from ranks import Ranks
 from test_data_parallel import assert_equal
 
 import functrain as ft
+from functrain.models import gpt2
 
 
 def without_bytes(found: list[Any]) -> list[Any]:
@@ -141,3 +142,42 @@ def test_optimizers_see_whole_matrices_where_leaves_are_split(two: Ranks) -> Non
     for found in two.run(optimizers.differences):
         assert found.keys() == set(optimizers.NAMES)
         assert [name for name, difference in found.items() if not difference < 1e-14] == []
+
+
+def counted(mesh: dict[str, int], recompute: bool) -> Any:
+    """Return how many collectives of each kind a step of two layers takes."""
+    from collections import Counter
+
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    found: Counter[str] = Counter()
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "functrain_ranks" and "place" not in func.name() and "finish" not in func.name():
+                found[func.name().partition("::")[2]] += 1
+            return func(*args, **(kwargs or {}))
+
+    plan = ft.sharding.Plan(mesh, gpt2.sharding(fsdp="fsdp"), device="cpu")
+    config = gpt2.Config(vocab=32, context=8, layers=2, heads=2, width=8, attention="math")
+
+    def loss_fn(params: Any, batch: Any, key: Any) -> ft.Loss:
+        return ft.losses.next_token(gpt2.apply(params, batch["tokens"], config), batch["targets"])
+
+    step = ft.train_step(ft.recompute_layers(loss_fn) if recompute else loss_fn, ft.optim.sgd(0.1), plan=plan)
+    state = ft.init_state(plan.shard(gpt2.init(config, ft.random.key(0))), ft.optim.sgd(0.1), key=ft.random.key(0))
+    batch = {"tokens": torch.zeros(2, 8).long(), "targets": torch.zeros(2, 8).long()}
+    with Counting():
+        step(state, batch)
+    return dict(found)
+
+
+def test_collectives_are_as_many_as_layers_and_one(two: Ranks, four: Ranks) -> None:
+    """One gather for each layer and one for the rest, and as many sums back; where layers are recomputed, twice."""
+    for recompute, gathers in ((False, 3), (True, 5)):
+        for found in two.run(counted, {"fsdp": 2}, recompute):
+            # one sum for loss, weight and metrics
+            assert found == {"gather": gathers, "scatter": 3, "begin_sum": 1}
+    for found in four.run(counted, {"data": 2, "fsdp": 2}, False):
+        # and one of gradients over the axis that splits nothing
+        assert found == {"gather": 3, "scatter": 3, "begin_sum": 2}

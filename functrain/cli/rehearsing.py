@@ -1,0 +1,75 @@
+"""What `functrain dry-run` does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from functrain.recipes import dry_run
+from functrain.recipes.config import Config
+from functrain.recipes.dry_run import Estimate, Gpu
+
+
+def rehearse(config: Config, what: str, mesh: Mapping[str, int], name: str, *, network: float, node: int) -> None:
+    """Rehearse a step, and show what it takes.
+
+    Raises: ValueError for what does not divide.
+    """
+    gpu = dry_run.GPUS[name]
+    found = dry_run.estimate(config, mesh, gpu, network_bytes=network, node=node)
+    shape = ",".join(f"{axis}={size}" for axis, size in mesh.items())
+    print(f"{what}: {found.parameters:,} parameters on {found.ranks} ranks: {shape}\n")
+    for line in lines(found, gpu, network, node):
+        print(line)
+
+
+def lines(found: Estimate, gpu: Gpu, network: float, node: int) -> list[str]:
+    """Return what is shown of an estimate."""
+    step, wide = found.found, max(map(len, found.found.at_peak))
+    rows = [f"a rank's memory, at most {_size(step.peak_bytes)} at once, without what the compiler saves:"]
+    for name, size in sorted(step.at_peak.items(), key=lambda pair: -pair[1]):
+        share = size / step.peak_bytes
+        rows.append(f"  {name:{wide}}  {_size(size):>10}  {share:6.1%}  {'#' * round(40 * share)}")
+    rows += ["", "collectives of a step          calls       bytes"]
+    for row in step.collectives:
+        rows.append(f"  {row.kind:8} along {row.axes:12} {row.calls:7,}  {_size(row.size_bytes):>10}")
+    if not step.collectives:
+        rows.append("  none")
+    best, worst = found.best_seconds, found.worst_seconds
+    used = [found.model_flops / found.ranks / gpu.peak_flops / seconds for seconds in (best, worst)]
+    rows += [
+        "",
+        f"arithmetic: {step.flops:.3g} floating-point operations, {found.compute_seconds:.3g} s at the peak of",
+    ]
+    rows[-1] += f" a {gpu.name}"
+    for axes, seconds in sorted(found.sending_seconds.items()):
+        rows.append(f"sending along {axes}: {seconds:.3g} s, links of {gpu.link_bytes:.3g} bytes/s in a machine of")
+        rows[-1] += f" {node}, {network:.3g} between them"
+    rows.append(
+        f"a step takes {best:.3g} s at best, if all that is sent goes beside what is computed, and {worst:.3g} s if "
+        f"nothing does: MFU of at most {used[0]:.0%} and {used[1]:.0%}"
+    )
+    return rows + ["", fit(found, gpu)]
+
+
+def fit(found: Estimate, gpu: Gpu) -> str:
+    """Tell whether a rank fits into a GPU, and what would help."""
+    need, there = found.found.peak_bytes, gpu.memory_bytes
+    if need <= there:
+        return f"fits into a {gpu.name} of {_size(there)}: {need / there:.0%} of it"
+    largest = sorted(found.found.at_peak.items(), key=lambda pair: -pair[1])[:2]
+    names = " and ".join(f"{name} with {_size(size)}" for name, size in largest)
+    ways = {
+        "state": "more ranks along fsdp", "gathered params": "--recompute 1, which gathers layers again",
+        "forward": "--recompute 1, or a larger --accumulate", "backward": "a larger --accumulate, or tensor=2",
+        "update": "more ranks along fsdp",
+    }  # fmt: skip
+    return (
+        f"does not fit into a {gpu.name} of {_size(there)}: the largest are {names}; try "
+        f"{ways.get(largest[0][0], 'more ranks')}"
+    )
+
+
+def _size(count: float) -> str:
+    power = min(int(math.log(max(count, 1.0), 1024)), 4)
+    return f"{count / 1024**power:.4g} {['B', 'KiB', 'MiB', 'GiB', 'TiB'][power]}"
