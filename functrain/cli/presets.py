@@ -23,7 +23,7 @@ _NEEDS = {
     "llama-tiny": "a CPU, minutes; not measured yet",
     "llama-smoke": "any CPU, seconds: to try things out, it learns nothing",
     "llama-1b": "GPUs, and weeks of them; not measured",
-    "bert-tiny": "a CPU, 13 minutes of one core",
+    "bert-tiny": "2 CPU cores, under 8 minutes",
     "bert-smoke": "any CPU, seconds: to try things out, it learns nothing",
     "bert-base": "a GPU, and weeks of it; not measured",
 }

@@ -19,11 +19,11 @@ def rehearse(config: Config, what: str, mesh: Mapping[str, int], name: str, *, n
     found = dry_run.estimate(config, mesh, gpu, network_bytes=network, node=node)
     shape = ",".join(f"{axis}={size}" for axis, size in mesh.items())
     print(f"{what}: {found.parameters:,} parameters on {found.ranks} ranks: {shape}\n")
-    for line in lines(found, gpu, network, node):
+    for line in lines(found, mesh, gpu, network, node):
         print(line)
 
 
-def lines(found: Estimate, gpu: Gpu, network: float, node: int) -> list[str]:
+def lines(found: Estimate, mesh: Mapping[str, int], gpu: Gpu, network: float, node: int) -> list[str]:
     """Return what is shown of an estimate."""
     step, wide = found.found, max(map(len, found.found.at_peak))
     rows = [f"a rank's memory, at most {_size(step.peak_bytes)} at once, without what the compiler saves:"]
@@ -43,8 +43,9 @@ def lines(found: Estimate, gpu: Gpu, network: float, node: int) -> list[str]:
     ]
     rows[-1] += f" a {gpu.name}"
     for axes, seconds in sorted(found.sending_seconds.items()):
-        rows.append(f"sending along {axes}: {seconds:.3g} s, links of {gpu.link_bytes:.3g} bytes/s in a machine of")
-        rows[-1] += f" {node}, {network:.3g} between them"
+        inside = dry_run.within_machine(axes, mesh, node)
+        by, rate = ("links in a machine", gpu.link_bytes) if inside else ("the network", network)
+        rows.append(f"sending along {axes}: {seconds:.3g} s by {by}, {rate:.3g} bytes/s")
     rows.append(
         f"a step takes {best:.3g} s at best, if all that is sent goes beside what is computed, and {worst:.3g} s if "
         f"nothing does: MFU of at most {used[0]:.0%} and {used[1]:.0%}"

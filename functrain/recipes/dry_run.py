@@ -92,16 +92,22 @@ def estimate(config: Config, mesh: Mapping[str, int], gpu: Gpu, *, network_bytes
 
 def sending(row: Collective, mesh: Mapping[str, int], gpu: Gpu, *, network_bytes: float, node: int) -> float:
     """Return the seconds that collectives take in a ring, by the links of a machine if their ranks are in one."""
-    axes = row.axes.split(",") if row.axes != "all" else list(mesh)
-    names = list(mesh)
-    last = max(names.index(axis) for axis in axes)
-    # neighbours along the last axis are next to each other: the reach of a group is all from its first axis on
-    first = min(names.index(axis) for axis in axes)
-    reach = math.prod(mesh[name] for name in names[first:])
-    count = math.prod(mesh[axis] for axis in axes)
-    rate = gpu.link_bytes if reach <= node and last >= first else network_bytes
+    count = math.prod(mesh[axis] for axis in _axes(row.axes, mesh))
+    rate = gpu.link_bytes if within_machine(row.axes, mesh, node) else network_bytes
     times = 2.0 if row.kind == "sum" else 1.0
     return times * row.size_bytes * (count - 1) / count / rate
+
+
+def within_machine(axes: str, mesh: Mapping[str, int], node: int) -> bool:
+    """Tell whether ranks that differ along the axes are all in one machine."""
+    # neighbours along the last axis are next to each other: a group reaches over all from its first axis on
+    names = list(mesh)
+    first = min(names.index(axis) for axis in _axes(axes, mesh))
+    return math.prod(mesh[name] for name in names[first:]) <= node
+
+
+def _axes(axes: str, mesh: Mapping[str, int]) -> list[str]:
+    return list(mesh) if axes == "all" else axes.split(",")
 
 
 def _rows(config: Config, plan: ft.sharding.Plan, slices: int) -> Any:

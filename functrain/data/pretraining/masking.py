@@ -172,7 +172,7 @@ def masked(
     True
     >>> batch = ft.data.masked(windows, tokenizer, seed=1, max_predictions=3)[0]
     >>> batch["places"].shape, batch["mask"].sum()
-    (torch.Size([4, 3]), tensor(10))
+    (torch.Size([4, 3]), tensor(11))
     """
     if tokenizer.special.mask is None:
         raise ValueError(
