@@ -21,6 +21,8 @@ at best on a GPU that is named. --mesh data=16,fsdp=8,tensor=8 is a mesh of 1024
 @dataclass(frozen=True, kw_only=True)
 class Options:
     config: Annotated[Config, tyro.conf.arg(name="")]
+    gpus: int = 0
+    """In place of --mesh: propose meshes of so many, those that fit and are the fastest first."""
     gpu: Literal["a100", "h100", "h200", "b200"] = "h200"
     """Whose memory, arithmetic and links count."""
     node: int = 8
@@ -46,7 +48,12 @@ def main(words: Sequence[str]) -> None:
             f"dry-run: expected --node of at least 1 and --network above 0, came {options.node}, {options.network}"
         )
     mesh = mesh_of(options.config.mesh, 1)
+    if options.gpus < 0 or options.gpus and options.config.mesh != "auto":
+        raise UsageError(f"dry-run: expected --mesh or --gpus of at least 1, came {options.gpus} and a mesh")
     # help and a wrong option need no torch, which takes seconds to load
     from functrain.cli import rehearsing
 
+    if options.gpus:
+        asked = options.config, what, options.gpus, options.gpu
+        mesh = rehearsing.propose(*asked, network=options.network, node=options.node)
     rehearsing.rehearse(options.config, what, mesh, options.gpu, network=options.network, node=options.node)

@@ -23,6 +23,23 @@ def rehearse(config: Config, what: str, mesh: Mapping[str, int], name: str, *, n
         print(line)
 
 
+def propose(config: Config, what: str, gpus: int, name: str, *, network: float, node: int) -> dict[str, int]:
+    """Show meshes of so many GPUs, and return the first.
+
+    Raises: ValueError where none will do.
+    """
+    gpu = dry_run.GPUS[name]
+    found = dry_run.propose(config, gpus, gpu, network_bytes=network, node=node)
+    print(f"{what} on {gpus} {gpu.name}, by models of two and three layers:\n")
+    print("  mesh                            peak   fits   a step, s, at best   at worst")
+    for mesh, peak, best, worst in found:
+        fits = "yes" if peak <= gpu.memory_bytes else "no"
+        shown = ",".join(f"{axis}={size}" for axis, size in mesh.items())
+        print(f"  {shown:26}{_size(peak):>12}   {fits:4}   {best:18.3g}   {worst:8.3g}")
+    print()
+    return found[0].mesh
+
+
 def lines(found: Estimate, mesh: Mapping[str, int], gpu: Gpu, network: float, node: int) -> list[str]:
     """Return what is shown of an estimate."""
     step, wide = found.found, max(map(len, found.found.at_peak))

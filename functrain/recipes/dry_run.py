@@ -90,6 +90,57 @@ def estimate(config: Config, mesh: Mapping[str, int], gpu: Gpu, *, network_bytes
     return Estimate(found, parameters, world, found.flops / gpu.peak_flops, seconds, flops)
 
 
+class Proposal(NamedTuple):
+    """A mesh, and what a step on it takes, by models of two and three layers of the same shape."""
+
+    mesh: dict[str, int]
+    peak_bytes: float
+    best_seconds: float
+    worst_seconds: float
+
+
+def propose(config: Config, gpus: int, gpu: Gpu, *, network_bytes: float, node: int) -> list[Proposal]:
+    """Return the meshes of so many GPUs on which a config can run, those that fit into one first, the fastest first.
+
+    Memory, bytes and arithmetic grow by the same with each layer: they are drawn on from two and three layers. Fastest
+    is the mean of both bounds. Raises: ValueError where there is none.
+    """
+    found, said = [], ""
+    for mesh in meshes(gpus, node):
+        few = [dataclasses.replace(config, model=dataclasses.replace(config.model, layers=n)) for n in (2, 3)]
+        try:
+            two, three = (estimate(one, mesh, gpu, network_bytes=network_bytes, node=node) for one in few)
+        except ValueError as error:
+            said = str(error)
+            continue
+        more = config.model.layers - 2
+        numbers = [
+            (
+                e.found.peak_bytes,
+                e.compute_seconds,
+                *(e.sending_seconds.get(a, 0.0) for a in sorted(three.sending_seconds)),
+            )
+            for e in (two, three)
+        ]
+        peak, compute, *sent = (a + more * (b - a) for a, b in zip(*numbers, strict=True))
+        found.append(Proposal(mesh, peak, max(compute, *sent, 0.0), compute + sum(sent)))
+    if not found:
+        raise ValueError(f"dry-run: expected a mesh of {gpus} ranks on which the config can run, came none; {said}")
+    return sorted(found, key=lambda p: (p.peak_bytes > gpu.memory_bytes, p.best_seconds + p.worst_seconds))
+
+
+def meshes(gpus: int, node: int) -> list[dict[str, int]]:
+    """Return the meshes of so many ranks: along tensor a machine at most, along fsdp powers of two."""
+    found = []
+    for tensor in (n for n in (1, 2, 4, 8, 16) if n <= node and gpus % n == 0):
+        fsdp, rest = 1, gpus // tensor
+        while rest % fsdp == 0:
+            mesh = {"data": rest // fsdp, "fsdp": fsdp, "tensor": tensor}
+            found.append({axis: size for axis, size in mesh.items() if size > 1} or {"data": 1})
+            fsdp *= 2
+    return found
+
+
 def sending(row: Collective, mesh: Mapping[str, int], gpu: Gpu, *, network_bytes: float, node: int) -> float:
     """Return the seconds that collectives take in a ring, by the links of a machine if their ranks are in one."""
     count = math.prod(mesh[axis] for axis in _axes(row.axes, mesh))

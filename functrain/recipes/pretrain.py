@@ -21,6 +21,7 @@ from functrain.recipes import texts as texts_of
 from functrain.recipes.architectures import Architecture
 from functrain.recipes.config import Config
 from functrain.recipes.record import Show, readable, record_of, utilization
+from functrain.sharding.mesh import check_alike
 from functrain.train import Hook, Interrupted
 from functrain.train.loop import Step
 from functrain.train.signals import Signals
@@ -47,9 +48,7 @@ def main(
     many threads. A guard skips steps that are not finite, and `Diverged` ends a run that skips too many in a row.
 
     Under torchrun every rank calls it, with a folder that all of them see: the first one writes and speaks, and each
-    saves its part of a state that is split.
-
-    Nothing is written before everything is checked.
+    saves its part of a state that is split. Nothing is written before everything is checked.
 
     Raises: ValueError if a checkpoint is of another config or text, unless `accept_changes`, and for a text that is too
     short; Diverged.
@@ -70,7 +69,8 @@ def main(
         folder.check_same_config(run, config, accept_changes=accept_changes)
     sides = texts_of.read(config.data)
     fingerprints = {"train": sides.train.fingerprint, "validation": sides.validation.fingerprint}
-    ranks.check_alike(crew, run, {"config": toml.dumps(config), "text": fingerprints, "torch": torch.__version__})
+    if plan is not None:
+        check_alike({"config": toml.dumps(config), "text": str(fingerprints)})
     if newest is not None and not accept_changes:
         folder.check_same_text(newest, fingerprints)
     architecture = architectures.of(config.model)

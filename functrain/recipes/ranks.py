@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
 import functrain as ft
-from functrain.checkpoint.crew import Crew
 from functrain.recipes import architectures
 from functrain.recipes.config import Config, mesh_of
 from functrain.train.watching import Row
@@ -65,14 +63,3 @@ class Quiet:
 
     def end(self) -> None:
         pass
-
-
-def check_alike(crew: Crew, run: Path, facts: dict[str, object]) -> None:
-    """Return when all ranks say the same of each name. Raises: ValueError, on all ranks, naming rank and name."""
-    first, *others = crew.agreed(run, lambda: facts)
-    for rank, other in enumerate(others, 1):
-        for name, value in first.items():
-            if other[name] != value:
-                raise ValueError(
-                    f"rank {rank}: expected the {name} of rank 0, {value}, came {other[name]}; start all ranks alike"
-                )

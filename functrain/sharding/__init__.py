@@ -4,12 +4,16 @@ See docs/sharding.md.
 """
 
 from functrain.sharding.collectives import exchange, gather, index, scatter, shift, sum
+from functrain.sharding.mapping import shard_map
 from functrain.sharding.mesh import Mesh
 from functrain.sharding.placement import P, largest, parts
 from functrain.sharding.plan import Plan
 from functrain.sharding.using import use
 from functrain.tree import elsewhere
 
-__all__ = ["Mesh", "P", "Plan", "exchange", "gather", "index", "largest", "parts", "scatter", "shift", "sum", "use"]
+__all__ = [
+    "Mesh", "P", "Plan", "exchange", "gather", "index", "largest", "parts", "scatter", "shard_map", "shift", "sum",
+    "use",
+]  # fmt: skip
 
 elsewhere.furnish(__name__)

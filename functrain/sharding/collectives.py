@@ -21,7 +21,7 @@ def sum(x: Tensor, axes: Axes) -> Tensor:
     Shapes: (...) -> (...).
     Raises: ValueError for an axis that the mesh does not have; RuntimeError outside of a step with a plan.
     """
-    return _applied("sum", x, axes)
+    return applied("sum", x, axes)
 
 
 def gather(x: Tensor, axes: Axes, dim: int = 0) -> Tensor:
@@ -31,7 +31,7 @@ def gather(x: Tensor, axes: Axes, dim: int = 0) -> Tensor:
     Shapes: (..., D, ...) -> (..., n * D, ...), D alike on all ranks.
     Raises: as `sum`; IndexError for a dimension that x does not have.
     """
-    return _applied("gather", x, axes, _dimension(x, dim))
+    return applied("gather", x, axes, _dimension(x, dim))
 
 
 def scatter(x: Tensor, axes: Axes, dim: int = 0) -> Tensor:
@@ -42,7 +42,7 @@ def scatter(x: Tensor, axes: Axes, dim: int = 0) -> Tensor:
     Raises: as `gather`; ValueError for a dimension that does not divide by n.
     """
     _check_divides("scatter", x, axes, _dimension(x, dim))
-    return _applied("scatter", x, axes, _dimension(x, dim))
+    return applied("scatter", x, axes, _dimension(x, dim))
 
 
 def shift(x: Tensor, axis: str, by: int = 1) -> Tensor:
@@ -52,7 +52,7 @@ def shift(x: Tensor, axis: str, by: int = 1) -> Tensor:
     Shapes: (...) -> (...), alike on all ranks.
     Raises: as `sum`.
     """
-    return _applied("shift", x, (axis,), by)
+    return applied("shift", x, (axis,), by)
 
 
 def exchange(x: Tensor, axis: str, split: int = 0, joined: int = 0) -> Tensor:
@@ -63,7 +63,7 @@ def exchange(x: Tensor, axis: str, split: int = 0, joined: int = 0) -> Tensor:
     Raises: as `scatter`.
     """
     _check_divides("exchange", x, (axis,), _dimension(x, split))
-    return _applied("exchange", x, (axis,), _dimension(x, split), _dimension(x, joined))
+    return applied("exchange", x, (axis,), _dimension(x, split), _dimension(x, joined))
 
 
 def index(axes: Axes, like: Tensor) -> Tensor:
@@ -89,8 +89,20 @@ class _Collective(NamedTuple):
     added_in: torch.dtype | None = None  # what a scatter adds in
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.name == "sum":
-            return operations.sums([x], named(self.mesh), tuple(self.axes.split(",")))[0]
+        mesh, axes = named(self.mesh), tuple(self.axes.split(","))
+        if self.name in ("sum", "total", "average"):
+            summed = operations.sums([x], mesh, axes)[0]
+            return summed / mesh.size(axes) if self.name == "average" else summed
+        if self.name in ("spread", "agreed"):
+            return x.clone()
+        if self.name == "portion":
+            return x / mesh.size(axes)
+        if self.name == "own":
+            (dim,) = self.numbers
+            place = torch.ops.functrain_ranks.place(x, self.mesh, self.axes)[0]
+            return x.unflatten(dim, (mesh.size(axes), -1)).index_select(dim, place[None]).squeeze(dim)
+        if self.name == "join":
+            return self._replace(name="gather")(x)
         dtype = self.added_in if self.name == "scatter" and self.added_in is not None else x.dtype
         found: Tensor = getattr(torch.ops.functrain_ranks, self.name)(x.to(dtype), *self.numbers, self.mesh, self.axes)[
             0
@@ -98,10 +110,8 @@ class _Collective(NamedTuple):
         return found.to(x.dtype)
 
     def transposed(self) -> _Collective:
-        if self.name == "gather":
-            return self._replace(name="scatter")
-        if self.name == "scatter":
-            return self._replace(name="gather")
+        if self.name in _TRANSPOSED:
+            return self._replace(name=_TRANSPOSED[self.name])
         if self.name == "shift":
             return self._replace(numbers=(-self.numbers[0],))
         return self._replace(numbers=self.numbers[::-1])
@@ -109,6 +119,14 @@ class _Collective(NamedTuple):
     def mapped(self) -> _Collective:
         """Return what does the same for each x[i]."""
         return self if self.name == "shift" else self._replace(numbers=tuple(n + 1 for n in self.numbers))
+
+
+_TRANSPOSED = {
+    "gather": "scatter", "scatter": "gather",
+    # from what all ranks have alike to what each has, and back: of `shard_map`
+    "own": "join", "join": "own", "spread": "total", "total": "spread",
+    "agreed": "portion", "portion": "average", "average": "portion",
+}  # fmt: skip
 
 
 class _Applied(torch.autograd.Function):
@@ -135,10 +153,10 @@ class _Applied(torch.autograd.Function):
 
 def gather_for_use(x: Tensor, axes: Axes, added_in: torch.dtype | None) -> Tensor:
     """Gather along the first dimension; the gradient is added over ranks in that dtype, None for its own."""
-    return _applied("gather", x, axes, 0, added_in=added_in)
+    return applied("gather", x, axes, 0, added_in=added_in)
 
 
-def _applied(name: str, x: Tensor, axes: Axes, *numbers: int, added_in: torch.dtype | None = None) -> Tensor:
+def applied(name: str, x: Tensor, axes: Axes, *numbers: int, added_in: torch.dtype | None = None) -> Tensor:
     mesh = current()
     chosen = mesh.ordered(axes)
     if mesh.size(chosen) == 1:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +27,8 @@ class Mesh:
     Begins torch.distributed where nobody has, from what torchrun tells: with gloo on a CPU, with nccl on CUDA. Every
     rank must make the same meshes in the same order. A mesh of one rank needs no torchrun.
 
-    Raises: ValueError for a size below 1, a name that is none, and a grid that has not as many places as there are
-    ranks.
+    Raises: ValueError for a size below 1, a name that is none, a grid that has not as many places as there are ranks,
+    and, on all of them, ranks that make another mesh or run another version of torch or of this code.
     """
 
     def __init__(self, sizes: Mapping[str, int], device: torch.device | str | None = None) -> None:
@@ -41,6 +44,8 @@ class Mesh:
         self.world: int = math.prod(sizes.values())
         self.name: str = ",".join(f"{axis}={size}" for axis, size in sizes.items())
         self.device: torch.device = _begin(self, device)
+        if self.world > 1:  # before groups are made, in which ranks of other meshes would wait for each other
+            check_alike({"mesh": self.name, "torch": torch.__version__, "code": _own_code()})
         self.rank: int = distributed.get_rank() if self.world > 1 else 0
         self._devices: Any = None
         self._groups: dict[tuple[str, ...], Any] = {}
@@ -140,6 +145,30 @@ def entered(mesh: Mesh, tensor: str | None = None) -> Iterator[None]:
         yield
     finally:
         _here.mesh, _here.tensor = before
+
+
+def check_alike(facts: Mapping[str, str]) -> None:
+    """Return when all ranks of torch.distributed say the same of each name. Every one of them must call it.
+
+    Raises: ValueError, on all ranks, which names a rank and what it says.
+    """
+    if distributed.get_backend() == "fake":  # of a rehearsal, in which nobody else is there
+        return
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, dict(facts))
+    for rank, other in enumerate(found):
+        for name, value in found[0].items():
+            if other.get(name) != value:
+                raise ValueError(
+                    f"sharding: rank {rank}: expected the {name} of rank 0, {value}, came {other.get(name)}; start all "
+                    "ranks alike"
+                )
+
+
+@cache
+def _own_code() -> str:
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join([file.read_bytes() for file in files])).hexdigest()[:16]
 
 
 def _begin(mesh: Mesh, device: torch.device | str | None) -> torch.device:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from functrain import tree
 from functrain.sharding import collectives, operations, pieces
-from functrain.sharding.mesh import Mesh, entered
+from functrain.sharding.mesh import Mesh, check_alike, entered
 from functrain.sharding.placement import Dims, P, Rule, resolved, split_axes
 from functrain.sharding.split import streaming
 from functrain.sharding.using import bind
@@ -81,6 +81,11 @@ class Plan:
         if reduce_dtype is not None and not reduce_dtype.is_floating_point:
             raise ValueError(f"Plan: expected a floating-point reduce_dtype, came {reduce_dtype}")
         self.reduce_dtype: torch.dtype | None = reduce_dtype
+        self._checked: set[Any] = set()
+        if self.mesh.world > 1:
+            asked = {"params": self.rules, "layers": self.layers, "tensor": tensor, "stream": stream}
+            facts = {**asked, "reduce_dtype": reduce_dtype}
+            check_alike({f"plan's {name}": repr(value) for name, value in facts.items()})
 
     @property
     def batch(self) -> tuple[str, ...]:
@@ -128,9 +133,27 @@ class Plan:
         return pieces.whole(values)
 
     def spread(self, params: tree.Tree) -> Spread | None:
-        """Return how the leaves of params are split, None where none is."""
+        """Return how the leaves of params are split, None where none is.
+
+        Raises: ValueError naming a leaf that is not split as the rules say.
+        """
         dims = {path: pieces.dims_of(leaf, self.mesh) for path, leaf in tree.items(params)}
+        self._check(params, dims)
         return Spread(tuple(dims.items())) if any(any(each) for each in dims.values()) else None
+
+    def _check(self, params: tree.Tree, dims: Mapping[str, Dims]) -> None:
+        key = tree.structure(params), tuple(dims.values())
+        if self.mesh.world == 1 or key in self._checked:
+            return
+        for path, wanted in resolved(params, self.rules, self.mesh).items():
+            some = tuple(tuple(axis for axis in axes if self.mesh.size(axis) > 1) for axes in wanted)
+            if some != dims[path]:
+                raise ValueError(
+                    f"Plan: {path}: expected a leaf that is split by {P(*(axes or None for axes in some))!r}, as the "
+                    f"rules say, came one by {P(*(axes or None for axes in dims[path]))!r}; begin with "
+                    "ft.init_state(plan.shard(params), ...)"
+                )
+        self._checked.add(key)
 
     def bind(self, params: tree.Tree, spread: Spread | None) -> tree.Tree:
         """Return what a loss is called with, of this rank's parts of the params."""

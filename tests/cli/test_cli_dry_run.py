@@ -33,6 +33,17 @@ def test_a_step_is_rehearsed_and_shown(capsys: pytest.CaptureFixture[str]) -> No
     assert re.search(r"fits into a H200 of 131\.3 GiB: \d+% of it", text)
 
 
+def test_a_mesh_is_proposed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "tiny", "--gpus", "4", "--node", "2", "--batch", "8")
+    found = re.findall(r"^  ((?:\w+=\d,?)+) +(\S+ \S+) +(yes|no) +(\S+) +(\S+)$", text, re.MULTILINE)
+    assert {row[0] for row in found} == {"data=4", "data=2,fsdp=2", "fsdp=4", "data=2,tensor=2", "fsdp=2,tensor=2"}
+    times = [float(best) + float(worst) for *_, best, worst in found]
+    assert times == sorted(times) and {row[2] for row in found} == {"yes"}
+    assert f"parameters on 4 ranks: {found[0][0]}" in text  # the first is rehearsed whole
+    assert "came 4 and a mesh" in said(capsys, "tiny", "--gpus", "4", "--mesh", "data=4", code=2)
+    assert "came none; batch: expected at least" in said(capsys, "tiny", "--gpus", "64", "--node", "1", code=2)
+
+
 def test_what_does_not_fit_is_told_with_a_way_out(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--model.layers", "2", "--model.width", "16384", "--model.heads", "128", "--gpu", "a100")
     text = said(capsys, "gpt2-124m", "--mesh", "data=2", *words)

@@ -105,3 +105,40 @@ def test_gradients_are_added_in_the_dtype_that_is_asked_for(two: Ranks, split: b
     # AdamW makes of a relative error of 2 ** -8 one of the same size of a step of 0.01
     difference = (exact[0] - rounded[0]).abs().max()
     assert 1e-7 < difference < 1e-3
+
+
+def disagreeing(what: str) -> str:
+    """Return what a rank says of ranks that are not alike."""
+    import os
+
+    P = ft.sharding.P
+    last = os.environ["RANK"] == "1"
+    try:
+        if what == "mesh":
+            ft.sharding.Plan({"fsdp" if last else "data": 2}, device="cpu")
+        elif what == "rules":
+            ft.sharding.Plan({"data": 2}, [("**", P("data") if last else P())], device="cpu")
+        elif what == "whole":
+            plan = ft.sharding.Plan({"data": 2}, [("**", P("data"))], device="cpu")
+            step = ft.train_step(
+                lambda params, x, key: ft.Loss(params["w"].sum(), x.sum(), {}), ft.optim.sgd(0.1), plan=plan
+            )
+            step(ft.init_state({"w": torch.ones(4)}, ft.optim.sgd(0.1), key=ft.random.key(0)), torch.ones(1))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("mesh", "rank 1: expected the mesh of rank 0, data=2, came fsdp=2; start all ranks alike"),
+        ("rules", "rank 1: expected the plan's params of rank 0, (('**', P()),), came (('**', P('data')),)"),
+        (
+            "whole",
+            "w: expected a leaf that is split by P(('data',)), as the rules say, came one by P(None); begin with",
+        ),
+    ],
+)
+def test_ranks_that_are_not_alike_are_told_on_all(two: Ranks, what: str, told: str) -> None:
+    assert all(told in said for said in two.run(disagreeing, what))

@@ -115,3 +115,15 @@ def test_a_preset_is_rehearsed_on_a_thousand_ranks() -> None:
     assert found.ranks == 1024 and 0 < found.best_seconds < found.worst_seconds
     assert {row.axes for row in found.found.collectives} >= {"fsdp", "tensor"}
     assert found.found.state_bytes < 3 * 4 * found.parameters / 40
+
+
+def test_few_layers_say_what_many_take() -> None:
+    import dataclasses
+
+    config = dataclasses.replace(PRESETS["tiny"], model=dataclasses.replace(PRESETS["tiny"].model, layers=7), batch=8)
+    how: dict[str, Any] = {"network_bytes": 50e9, "node": 8}
+    proposals = dry_run.propose(config, 4, dry_run.GPUS["h100"], **how)
+    for mesh, peak, best, worst in proposals[:2]:
+        whole = dry_run.estimate(config, mesh, dry_run.GPUS["h100"], **how)
+        assert peak == pytest.approx(whole.found.peak_bytes, rel=0.02)
+        assert (best, worst) == pytest.approx((whole.best_seconds, whole.worst_seconds), rel=0.02)
