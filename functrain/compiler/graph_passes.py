@@ -223,12 +223,12 @@ def compute_numbers_once(graph: fx.Graph) -> None:
     never writes out a reduction there; 16 copies are enough for it to stay one. So does a number that many operations
     lead to, and which several read: a guard's verdict, in a graph of many numbers, takes half a minute to compile else.
     """
-    costly: set[fx.Node] = set()
+    costly: dict[fx.Node, None] = {}  # no set: its order is another one in each process, and so would the program be
     for node in list(graph.nodes):
         if node.op != "call_function" or dim_of(node) or node.target in _REDUCTIONS:
             continue
         if node.target not in _CHEAP or any(arg in costly for arg in node.all_input_nodes):
-            costly.add(node)
+            costly[node] = None
     for node in costly:
         _compute_once(graph, node, [user for user in node.users if user.op == "call_function" and dim_of(user)])
     written: dict[fx.Node, int] = {}  # how many operations stand where a number is read
@@ -240,6 +240,17 @@ def compute_numbers_once(graph: fx.Graph) -> None:
         if written[node] > _LONG and len(node.users) > 1:
             _compute_once(graph, node, [user for user in node.users if user.op == "call_function"])
             written[node] = 1
+
+
+def name_in_order(graph: fx.Graph) -> None:
+    """Name what is computed by its place in the graph.
+
+    A program is known by its text, and kept under it for the next process and for other ranks; the names that a trace
+    gives count what it has recorded and dropped too, as the first use of a kind or of a placement is.
+    """
+    for i, node in enumerate(graph.nodes):
+        if node.op == "call_function":
+            node.name = f"value_{i}"
 
 
 def _compute_once(graph: fx.Graph, node: fx.Node, readers: list[fx.Node]) -> None:

@@ -62,3 +62,19 @@ def test_buffers_are_the_mean_over_ranks(two: Ranks) -> None:
     for state, _ in found:
         torch.testing.assert_close(state.buffers["mean"], mean)
         assert state.buffers["steps"] == 3
+
+
+def compiled_by(folder: str) -> tuple[int, int]:
+    """Return how many programs this rank has compiled, and how many it has loaded, for a step with split params."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    steps.split({"fsdp": 2}, "mlp", programs=folder)
+    return counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"]
+
+
+def test_ranks_compile_once(two: Ranks, tmp_path: Path) -> None:
+    """One compiles, the other loads what it has compiled; and both load it when they start again."""
+    first = two.run(compiled_by, str(tmp_path))
+    assert sorted(missed for missed, _ in first)[0] == 0 and max(missed for missed, _ in first) > 0
+    assert all(missed == 0 and hit > 0 for missed, hit in two.run(compiled_by, str(tmp_path)))

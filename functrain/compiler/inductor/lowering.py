@@ -133,6 +133,7 @@ def lower(
         graph_passes.finish_early(module.graph)
         graph_passes.scatter_late(module.graph)
     half_products.widen(module.graph)
+    graph_passes.name_in_order(module.graph)
     module.recompile()
     inputs = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
     end: Any = module.graph.output_node()
