@@ -115,7 +115,7 @@ def of_forged_checkpoint(corpus: Corpus, draw: random.Random, where: Path) -> No
         found = checkpoint.load(where)
     said = document.read(where / manifest.TREE, records[manifest.TREE]).tree
     # what was loaded, described again, is what the file says
-    again, flat = collect.collect(found, "again")
+    again, flat, _ = collect.collect(found, "again")
     if _plain(again) != _plain(said):
         raise Wrong(f"{name}: {said} was loaded as {again}")
     held = {n: t for path in where.glob("*.safetensors") for n, t in checkpoint.load_file(path).items()}

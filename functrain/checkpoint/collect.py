@@ -27,7 +27,7 @@ class Collected(NamedTuple):
     parts: dict[str, Tensor]  # those that this rank saves, by name
 
 
-def collect(tree: Tree, where: str, *, split: bool) -> Collected:
+def collect(tree: Tree, where: str, *, split: bool = False) -> Collected:
     """Return the tree's description and its tensors by name; tied tensors have one name, that of the first path.
 
     Two leaves are tied when they are the same object or the same elements of the same memory.

@@ -49,7 +49,8 @@ def test_help_lists_the_commands_and_each_has_its_own(capsys):
     [
         (
             ["trian"],
-            "no command 'trian'; there are train, presets, generate, evaluate, inspect, plot, profile, verify, export",
+            "no command 'trian'; there are train, presets, generate, evaluate, inspect, plot, profile, dry-run, "
+            "verify, export",
         ),
         (["train", "tinny"], "no preset 'tinny'; did you mean tiny?"),
         (["train", "zebra"], "no preset 'zebra'; there are tiny, smoke"),

@@ -122,7 +122,7 @@ def test_few_layers_say_what_many_take() -> None:
 
     config = dataclasses.replace(PRESETS["tiny"], model=dataclasses.replace(PRESETS["tiny"].model, layers=7), batch=8)
     how: dict[str, Any] = {"network_bytes": 50e9, "node": 8}
-    proposals = dry_run.propose(config, 4, dry_run.GPUS["h100"], **how)
+    proposals = dry_run.propose(config, 2, dry_run.GPUS["h100"], **how)
     for mesh, peak, best, worst in proposals[:2]:
         whole = dry_run.estimate(config, mesh, dry_run.GPUS["h100"], **how)
         assert peak == pytest.approx(whole.found.peak_bytes, rel=0.02)

@@ -89,9 +89,10 @@ def test_programs_of_eight_functions_are_kept() -> None:
         return lambda params, batch, key: ft.Loss(batch.sum(), torch.tensor(1.0), {})
 
     functions = [of(i) for i in range(10)]
-    made = [evaluation._compiled(fn, None, False) for fn in functions]
-    assert len(evaluation._programs) == 8 and evaluation._compiled(functions[9], None, False) is made[9]
-    assert evaluation._compiled(functions[0], None, False) is not made[0]
+    alone = evaluation.Bound(None, None)
+    made = [evaluation._compiled(fn, None, False, alone) for fn in functions]
+    assert len(evaluation._programs) == 8 and evaluation._compiled(functions[9], None, False, alone) is made[9]
+    assert evaluation._compiled(functions[0], None, False, alone) is not made[0]
 
 
 @pytest.mark.parametrize(("at", "count"), [(1, 3), (2, 3), (300, 400)])
