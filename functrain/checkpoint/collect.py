@@ -55,7 +55,8 @@ def collect(tree: Tree, where: str, *, split: bool = False) -> Collected:
             cut = cut_of(leaf)
         except ValueError as error:
             raise unsupported(where, path, "what a plan splits", str(error), "split it by plan.shard") from error
-        name = names.setdefault(("split", *_identity(part)), _file_name(path))
+        # of no elements the leaf itself tells: its part is another object each time
+        name = names.setdefault(("split", _identity(part) if part.numel() else id(leaf)), _file_name(path))
         node = {"kind": "tensor", "tensor": name, **shape_and_dtype(leaf), **_stride(leaf)}
         if all(count == 1 for count in cut.counts):
             tensors.setdefault(name, part)

@@ -172,6 +172,8 @@ class Placing:
         if node["kind"] != "tensor":
             return scalar(node)
         key = self._key(node, old)
+        if key not in self._made and math.prod(key.shape) == 0:  # of no elements, no piece has one in common with it
+            self._made[key] = room(key.shape, None, key.dtype or DTYPE_NAMES[node["dtype"]], key.device)
         if not is_split(old):
             return self._made[key]
         if key not in self._wrapped:

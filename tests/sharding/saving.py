@@ -14,6 +14,7 @@ import functrain as ft
 from functrain.checkpoint import stream
 
 RULES = [
+    ("empty/*", ft.sharding.P(None, "fsdp")),
     ("grouped", ft.sharding.P(ft.sharding.parts("fsdp", 3))),
     ("rows/*", ft.sharding.P("fsdp")),
     ("columns", ft.sharding.P(None, "fsdp")),
@@ -28,6 +29,7 @@ def values() -> Any:
     return {
         "rows": {"a": table, "half": table[:, :3].bfloat16(), "count": torch.arange(8), "tied": table},
         "columns": ft.random.normal(ft.random.fold_in(key, 1), (12, 8)).mT.contiguous().mT,
+        "empty": {"split": torch.zeros(0, 8)},
         "grouped": torch.arange(24.0).reshape(12, 2),
         "whole": torch.tensor([[1.0, float("nan")], [float("inf"), -0.0]]).mT,
         "step": 7,
