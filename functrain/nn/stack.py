@@ -7,7 +7,8 @@ from typing import Any
 
 from functrain.compiler import engine
 from functrain.sharding import split
-from functrain.sharding.using import is_held, use
+from functrain.sharding.using import is_held
+from functrain.transforms.gathered import gathered
 from functrain.transforms.recompute import recomputed_blocks
 
 
@@ -24,7 +25,7 @@ def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) 
     tensor([3., 3.])
     """
     if any(is_held(layer) for layer in layers):  # gathered within what is recomputed
-        block = _using(block)
+        block = gathered(block)
     axis = split.stream_axis()
     if axis is not None:
         with split.streaming(None):
@@ -36,13 +37,6 @@ def stack(block: Callable[..., Any], layers: Sequence[Any], x: Any, *args: Any) 
     for layer, run in zip(layers, blocks, strict=True):
         x = run(layer, x, *args)
     return x
-
-
-def _using(block: Callable[..., Any]) -> Callable[..., Any]:
-    def run(layer: Any, x: Any, *args: Any) -> Any:
-        return block(use(layer), x, *args)
-
-    return run
 
 
 def _cut(

@@ -38,8 +38,9 @@ class Plan:
     `params` are rules `(pattern of paths, P(...))` that say which axes split which dimensions, as
     `ft.tree.select` takes patterns; by default every rank has all params: data parallel. Of what is split each rank
     keeps its part, of gradients and the optimizer's moments too, and gathers it when it is used: FSDP, ZeRO-3. Leaves
-    that fit `layers`, by default those of `blocks`, are gathered layer by layer, by `ft.nn.stack`; the others when the
-    loss begins.
+    that fit `layers`, by default those of `blocks`, are gathered layer by layer, by `ft.nn.stack`, let go of, and
+    gathered again for the backward pass; without `reshard_after_forward` they are kept for it: less is sent, and more
+    memory taken. The others are gathered when the loss begins, and kept.
 
     Along the axis `tensor`, ranks have the same rows, and layers compute with the parts of leaves that it splits
     (tensor parallelism, TP, of Megatron): `ft.nn.linear` with columns or rows, `ft.nn.embedding` and
@@ -65,6 +66,7 @@ class Plan:
         layers: str | Sequence[str] = "blocks/*/**",
         tensor: str | None = None,
         stream: bool = False,
+        reshard_after_forward: bool = True,
         reduce_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
@@ -81,10 +83,11 @@ class Plan:
         if reduce_dtype is not None and not reduce_dtype.is_floating_point:
             raise ValueError(f"Plan: expected a floating-point reduce_dtype, came {reduce_dtype}")
         self.reduce_dtype: torch.dtype | None = reduce_dtype
+        self.reshard_after_forward: bool = reshard_after_forward
         self._checked: set[Any] = set()
         if self.mesh.world > 1:
             asked = {"params": self.rules, "layers": self.layers, "tensor": tensor, "stream": stream}
-            facts = {**asked, "reduce_dtype": reduce_dtype}
+            facts = {**asked, "reduce_dtype": reduce_dtype, "reshard_after_forward": reshard_after_forward}
             check_alike({f"plan's {name}": repr(value) for name, value in facts.items()})
 
     @property
@@ -161,7 +164,7 @@ class Plan:
             return params
         late = {path: any(pattern.fits(path) for pattern in self._late) for path, _ in spread.dims}
         kept = () if self.tensor is None else (self.tensor,)
-        return bind(params, dict(spread.dims), late, kept, self.reduce_dtype)
+        return bind(params, dict(spread.dims), late, kept, self.reduce_dtype, self.reshard_after_forward)
 
     def sum(self, values: tree.Tree) -> tree.Tree:
         """Add the tensors of a tree over the ranks that have other rows; the sums are alike on all ranks."""
@@ -213,7 +216,8 @@ class Plan:
 
 @contextmanager
 def _within(plan: Plan) -> Iterator[None]:
-    with entered(plan.mesh, plan.tensor), streaming(plan.tensor if plan.stream else None):
+    streamed = plan.stream and plan.duplicates > 1  # one rank has all tokens
+    with entered(plan.mesh, plan.tensor), streaming(plan.tensor if streamed else None):
         yield
 
 

@@ -115,8 +115,7 @@ class Ledger(TorchDispatchMode):
         self._bytes: Counter[tuple[str, str]] = Counter()
         self._axes: dict[str, str] = {}  # of torch's groups, which DTensor names
         if plan.mesh.world > 1:
-            for axis in plan.mesh.axes:
-                self._axes[plan.mesh.devices.get_group(axis).group_name] = axis
+            self._axes = {name: ",".join(axes) for name, axes in plan.mesh.axes_of_groups().items()}
 
     def hold(self, x: Tensor, what: str) -> None:
         """Count a tensor's memory, once, until it is given back."""
@@ -147,6 +146,8 @@ class Ledger(TorchDispatchMode):
         if func.namespace == "functrain_ranks" and name in _OURS:
             self._count(_OURS[name], args[-1], _size(args[0]), _size(out))
             what = "gathered params" if name == "gather" else what
+        elif name == "clone":  # of gathered leaves, each laid out as it is used
+            what = self._of(args[0], what)
         elif func.namespace == "_c10d_functional" and name in _TORCHS:
             group = [value for value in args if isinstance(value, str)][-1]
             self._count(_TORCHS[name], self._axes.get(group, "all"), _size(args[0]), _size(out))
@@ -154,6 +155,11 @@ class Ledger(TorchDispatchMode):
             if isinstance(x, Tensor):
                 self.hold(x, what)
         return out
+
+    def _of(self, x: Tensor, otherwise: str) -> str:
+        """Return what a copy of a tensor's is of."""
+        _, found = self._held.get(x.untyped_storage()._cdata, (0, ""))
+        return found if found == "gathered params" else otherwise
 
     def _count(self, kind: str, axes: str, before: int, after: int) -> None:
         self._calls[kind, axes] += 1

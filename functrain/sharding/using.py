@@ -16,7 +16,7 @@ from functrain.sharding.split import Split
 from functrain.tree import nodes
 
 
-@tree.dataclass(static=("dims", "kept", "added_in", "where"))
+@tree.dataclass(static=("dims", "kept", "added_in", "again", "where"))
 class Held:
     """A leaf of which this rank has a part, before it is gathered over all axes but those that are `kept`."""
 
@@ -24,6 +24,7 @@ class Held:
     dims: Dims
     kept: tuple[str, ...]
     added_in: torch.dtype | None  # the dtype in which gradients are added over ranks, None for their own
+    again: bool  # gathered again for the backward pass, and not kept for it
     where: Where
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -49,12 +50,13 @@ def bind(
     late: Mapping[str, bool],
     kept: tuple[str, ...],
     added_in: torch.dtype | None,
+    again: bool,
 ) -> tree.Tree:
     """Gather the leaves of a loss that are used at once, and let those that are `late` be held till their layer
     runs; along the axes that are `kept` they stay split."""
     structure = tree.structure(params)
     marked = {
-        path: Held(leaf, dims[path], kept, added_in, Where(path)) if any(dims[path]) else leaf
+        path: Held(leaf, dims[path], kept, added_in, again, Where(path)) if any(dims[path]) else leaf
         for path, leaf in tree.items(params)
     }
     early = {path: leaf for path, leaf in marked.items() if not late[path]}
@@ -81,6 +83,13 @@ def use(values: tree.Tree) -> tree.Tree:
 def _kept(leaf: Held, x: Tensor) -> Any:
     dims = tuple(tuple(axis for axis in axes if axis in leaf.kept) for axes in leaf.dims)
     return Split(x, dims, leaf.where) if any(dims) else x
+
+
+def is_gathered_again(values: tree.Tree) -> bool:
+    """Tell whether the leaves of a layer are to be gathered for the backward pass, too."""
+    held: list[Held] = []
+    _find(values, held)
+    return any(leaf.again for leaf in held)
 
 
 def is_held(values: tree.Tree) -> bool:

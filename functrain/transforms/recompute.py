@@ -75,7 +75,7 @@ def recompute(fn: Callable[P, R], policy: Policy = "nothing", *, offload: int | 
             return fn(*args, **kwargs)
 
         again = with_autocast(engine.as_here(of_tensors), tensors)
-        if by_checkpoint and _outside_of_torch_func():
+        if by_checkpoint and outside_of_torch_func():
             try:
                 return checkpointed.run(again, tensors)
             except RuntimeError as error:
@@ -204,7 +204,8 @@ def _places(args: tuple[Any, ...], chosen: Sequence[int]) -> set[int]:
     return {place for i in chosen for place in range(edges[i], edges[i + 1])}
 
 
-def _outside_of_torch_func() -> bool:
+def outside_of_torch_func() -> bool:
+    """Tell whether hooks of saved tensors may be set here."""
     # in the forward pass of an autograd.Function there is no transform to see, but the hooks stay forbidden
     forbidden = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
     return torch._C._functorch.peek_interpreter_stack() is None and forbidden is None

@@ -46,15 +46,19 @@ def really(mesh: dict[str, int]) -> Any:
     step, state, batch = made(plan)
     step(state, batch)  # what is made once
     found = rehearsal.measured(plan, step, state, batch)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        step(state, batch)
-    live = peak = 0
-    for event in seen.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
+    peaks = []
+    for _ in range(5):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            step(state, batch)
+        live = peak = 0
+        for event in seen.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                live += event.nbytes()
+                peak = max(peak, live)
+        peaks.append(peak)
     held = sum(leaf.nbytes for leaf in ft.tree.leaves(batch)) + found.state_bytes
-    return found, peak + held
+    # the least: on a busy machine a thread of gloo's may let go of what was sent later than the step does
+    return found, min(peaks) + held
 
 
 def test_four_real_ranks_send_and_hold_what_was_rehearsed(four: Ranks) -> None:
@@ -67,6 +71,8 @@ def test_four_real_ranks_send_and_hold_what_was_rehearsed(four: Ranks) -> None:
         assert abs(found.peak_bytes / said.peak_bytes - 1) < 0.05
         assert abs(allocated / said.peak_bytes - 1) < 0.05
     assert sum(said.at_peak.values()) == said.peak_bytes
+    # what DTensor adds along both axes it adds at once, which needs a private method of torch's DeviceMesh
+    assert "fsdp,tensor" in {row.axes for row in said.collectives if row.kind == "sum"}
 
 
 def test_more_ranks_hold_less_and_recomputing_gathers_twice() -> None:
@@ -77,6 +83,22 @@ def test_more_ranks_hold_less_and_recomputing_gathers_twice() -> None:
             found[ranks] = rehearsal.rehearse(plan, lambda plan=plan: made(plan))  # type: ignore[misc]
     assert found[64].state_bytes < 0.15 * found[4].state_bytes
     assert [row[:3] for row in found[4].collectives] == [row[:3] for row in found[64].collectives]
+
+
+def test_layers_are_let_go_of_between_the_passes() -> None:
+    """Of three layers that are gathered again, one is whole at the peak, beside what it is cut from, and each is sent
+    once more."""
+    found = {}
+    for again in (True, False):
+        with rehearsal.pretended(2):
+            rules = layers.gpt2.sharding(fsdp="fsdp")
+            plan = ft.sharding.Plan({"fsdp": 2}, rules, device="cpu", reshard_after_forward=again)
+            found[again] = rehearsal.rehearse(plan, lambda plan=plan: made(plan))  # type: ignore[misc]
+    layer = 4 * (12 * 64**2 + 13 * 64)
+    saved = found[False].at_peak["gathered params"] - found[True].at_peak["gathered params"]
+    assert saved > 1.2 * layer and found[False].peak_bytes - found[True].peak_bytes > 1.9 * layer
+    (again, kept) = (next(row for row in found[which].collectives if row.kind == "gather") for which in (True, False))
+    assert again.calls == kept.calls + 3 and again.size_bytes == kept.size_bytes + 3 * layer
 
 
 def test_where_ranks_run_nothing_is_pretended(two: Ranks) -> None:

@@ -14,6 +14,7 @@ from test_data_parallel import assert_equal
 
 import functrain as ft
 from functrain.models import gpt2
+from functrain.sharding import pieces
 
 
 def without_bytes(found: list[Any]) -> list[Any]:
@@ -144,8 +145,9 @@ def test_optimizers_see_whole_matrices_where_leaves_are_split(two: Ranks) -> Non
         assert [name for name, difference in found.items() if not difference < 1e-14] == []
 
 
-def counted(mesh: dict[str, int], recompute: bool) -> Any:
-    """Return how many collectives of each kind a step of two layers takes."""
+def counted(mesh: dict[str, int], recompute: bool, again: bool = True) -> Any:
+    """Return how many collectives of each kind a step of two layers takes, which are gathered `again` or kept for the
+    backward pass."""
     from collections import Counter
 
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -158,7 +160,7 @@ def counted(mesh: dict[str, int], recompute: bool) -> Any:
                 found[func.name().partition("::")[2]] += 1
             return func(*args, **(kwargs or {}))
 
-    plan = ft.sharding.Plan(mesh, gpt2.sharding(fsdp="fsdp"), device="cpu")
+    plan = ft.sharding.Plan(mesh, gpt2.sharding(fsdp="fsdp"), device="cpu", reshard_after_forward=again)
     config = gpt2.Config(vocab=32, context=8, layers=2, heads=2, width=8, attention="math")
 
     def loss_fn(params: Any, batch: Any, key: Any) -> ft.Loss:
@@ -173,11 +175,53 @@ def counted(mesh: dict[str, int], recompute: bool) -> Any:
 
 
 def test_collectives_are_as_many_as_layers_and_one(two: Ranks, four: Ranks) -> None:
-    """One gather for each layer and one for the rest, and as many sums back; where layers are recomputed, twice."""
-    for recompute, gathers in ((False, 3), (True, 5)):
-        for found in two.run(counted, {"fsdp": 2}, recompute):
+    """One gather for each layer and one for the rest, and as many sums back; layers that are not kept for the backward
+    pass, or are recomputed in it, are gathered twice."""
+    for recompute, again, gathers in ((False, False, 3), (False, True, 5), (True, False, 5), (True, True, 5)):
+        for found in two.run(counted, {"fsdp": 2}, recompute, again):
             # one sum for loss, weight and metrics
             assert found == {"gather": gathers, "scatter": 3, "begin_sum": 1}
     for found in four.run(counted, {"data": 2, "fsdp": 2}, False):
         # and one of gradients over the axis that splits nothing
-        assert found == {"gather": 3, "scatter": 3, "begin_sum": 2}
+        assert found == {"gather": 5, "scatter": 3, "begin_sum": 2}
+
+
+def differentiated(again: bool) -> Any:
+    """Return the gradient by split layers, that of its square, and what is said of a write into what is saved."""
+    plan = ft.sharding.Plan(
+        {"fsdp": 2}, [("**", ft.sharding.P("fsdp"))], device="cpu", layers="blocks/**", reshard_after_forward=again
+    )
+    whole = {"blocks": [{"w": torch.linspace(0.1, 1.0, 8).view(4, 2)}, {"w": torch.linspace(-1.0, 1.0, 8).view(4, 2)}]}
+    params = plan.shard(whole)
+    x = torch.linspace(-1, 1, 4).view(1, 4)
+
+    spread = plan.spread(params)
+    parts = ft.tree.map(lambda leaf: leaf.detach().requires_grad_(), pieces.local(params))
+
+    def of(parts: Any, block: Any) -> torch.Tensor:
+        return ft.nn.stack(block, plan.bind(parts, spread)["blocks"], x).square().sum()
+
+    def block(layer: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x @ layer["w"]) @ layer["w"].T
+
+    def writing(layer: Any, x: torch.Tensor) -> torch.Tensor:
+        y = torch.exp(x @ layer["w"])
+        return y.mul_(2.0) @ layer["w"].T
+
+    with plan.entered():
+        leaves = ft.tree.leaves(parts)
+        first = torch.autograd.grad(of(parts, block), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(x.square().sum() for x in first), leaves)
+        found = [*(x.detach() for x in first), *second]
+        try:
+            ft.grad(of)(parts, writing)
+            said = ""
+        except RuntimeError as error:
+            said = str(error)
+    return found, said
+
+
+def test_layers_that_are_gathered_again_have_the_derivatives_of_those_that_are_kept(two: Ranks) -> None:
+    for (again, said), (kept, also) in zip(two.run(differentiated, True), two.run(differentiated, False), strict=True):
+        ft.testing.assert_trees_equal(again, kept)
+        assert "modified by an inplace operation" in said and "modified by an inplace operation" in also
