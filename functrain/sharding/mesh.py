@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import threading
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import distributed
+
+from functrain.sharding.beginning import begin
 
 Axes = str | Sequence[str]
 
@@ -48,6 +51,7 @@ class Mesh:
             check_alike({"mesh": self.name, "torch": torch.__version__, "code": _own_code()})
         self.rank: int = distributed.get_rank() if self.world > 1 else 0
         self._devices: Any = None
+        self._products: dict[tuple[str, ...], Any] = {}
         self._groups: dict[tuple[str, ...], Any] = {}
         for axis in self.axes:
             self.group(axis)
@@ -65,7 +69,17 @@ class Mesh:
 
             sizes = tuple(self.sizes.values())
             self._devices = init_device_mesh(self.device.type, sizes, mesh_dim_names=self.axes)
+            # what is to be added along several axes DTensor adds at once, where it knows their product: one collective,
+            # in which every rank gets the same bits
+            for count in range(2, len(self.axes) + 1):
+                for axes in itertools.combinations(self.axes, count):
+                    self._products[axes] = self._devices[axes]._flatten("_".join(axes))
         return self._devices
+
+    def axes_of_groups(self) -> dict[str, tuple[str, ...]]:
+        """Return the axes of each group of torch's DeviceMesh, by its name."""
+        single = {self.devices.get_group(axis).group_name: (axis,) for axis in self.axes}
+        return {found.get_group().group_name: axes for axes, found in self._products.items()} | single
 
     def ordered(self, axes: Axes) -> tuple[str, ...]:
         """Return the axes in the order of the mesh. Raises: ValueError for one that is not there, or is there twice."""
@@ -181,7 +195,7 @@ def _begin(mesh: Mesh, device: torch.device | str | None) -> torch.device:
         torch.cuda.set_device(found)
     started = distributed.is_available() and distributed.is_initialized()
     if not started and "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
-        distributed.init_process_group("nccl" if found.type == "cuda" else "gloo")
+        begin("nccl" if found.type == "cuda" else "gloo")
         started = True
     there = distributed.get_world_size() if started else 1
     if there != mesh.world:

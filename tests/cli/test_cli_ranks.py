@@ -96,6 +96,41 @@ def test_a_run_that_is_told_to_stop_goes_on_on_one_process(texts: Path, tmp_path
     assert_same_run(run, alone, rel=1e-3)
 
 
+def ranks_below(pid: int) -> dict[str, int]:
+    """Return the processes of ranks below one, by rank."""
+    found: dict[str, int] = {}
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        words = Path(f"/proc/{child}/environ").read_text().split("\0")
+        said = dict(word.split("=", 1) for word in words if "=" in word)
+        if "RANK" in said and "functrain" in Path(f"/proc/{child}/cmdline").read_text():
+            found[said["RANK"]] = int(child)
+        found |= ranks_below(int(child))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+def test_under_torchrun_a_killed_rank_starts_all_again(texts: Path, tmp_path: Path) -> None:
+    """Killed at once, by nobody asked, as where memory is short: torchrun starts all ranks again, from a checkpoint."""
+    runs = [tmp_path / "alone", tmp_path / "run"]
+    more = ["--accumulate", "2", "--steps", "30", "--checkpoint-every", "1"]
+    assert cli.main(words(runs[0], texts, *more)) == 0
+    given = [*words(runs[1], texts, *more), "--mesh", "fsdp=2"]
+    torchrun = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "-m", "--", "functrain"]
+    with (tmp_path / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *torchrun, *given],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=said, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        while process.poll() is None and len(ft.checkpoint.list(runs[1])) < 2:
+            time.sleep(0.02)
+        os.kill(ranks_below(process.pid)["1"], signal.SIGKILL)
+        process.wait(timeout=280)
+    told = (tmp_path / "said.txt").read_text()
+    assert process.returncode == 0, told
+    assert told.count("parameters on cpu") == 2  # it has begun twice
+    assert_same_run(runs[1], runs[0], rel=1e-3)
+
+
 def test_a_rank_that_fails_ends_all_with_what_it_says(texts: Path, tmp_path: Path) -> None:
     begun = time.monotonic()
     done = command(words(tmp_path / "run", texts, "--ranks", "2", "--mesh", "fsdp=4"))
