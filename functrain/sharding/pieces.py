@@ -58,11 +58,13 @@ def _strided() -> Any:
 
 
 def dims_of(leaf: Any, mesh: Mesh) -> Dims:
-    """Return which axes split the dimensions of a leaf."""
+    """Return which axes split the dimensions of a leaf; one of one rank splits nothing."""
     if not is_split(leaf):
         return ((),) * leaf.dim()
     dims: list[tuple[str, ...]] = [()] * leaf.dim()
     for axis, placement in zip(mesh.axes, leaf.placements, strict=True):
+        if mesh.size(axis) == 1:
+            continue
         if isinstance(placement, _strided()):
             dims[placement.dim] += (parts(axis, int(placement.split_factor)),)
         elif placement.is_shard():

@@ -146,10 +146,10 @@ def split_axes(dims: Dims) -> tuple[str, ...]:
     return tuple(axis for axes in dims for axis in axes)
 
 
-def part(x: torch.Tensor, dims: Dims, mesh: Mesh) -> torch.Tensor:
-    """Return the part of a leaf that this rank has, in memory of its own."""
+def part(x: torch.Tensor, dims: Dims, mesh: Mesh, rank: int | None = None) -> torch.Tensor:
+    """Return the part of a leaf that a rank has, by default this one, in memory of its own."""
     for d, axes in enumerate(dims):
         if axes:
             groups = axes[0].groups if isinstance(axes[0], Parts) else 1
-            x = x.unflatten(d, (groups, -1)).chunk(mesh.size(axes), d + 1)[mesh.index(axes)].flatten(d, d + 1)
+            x = x.unflatten(d, (groups, -1)).chunk(mesh.size(axes), d + 1)[mesh.index(axes, rank)].flatten(d, d + 1)
     return x.clone(memory_format=torch.contiguous_format)

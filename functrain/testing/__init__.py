@@ -9,11 +9,12 @@ from types import ModuleType
 from functrain.testing.assertions import assert_trees_close, assert_trees_equal, assert_trees_finite
 from functrain.testing.counting import assert_max_traces
 from functrain.testing.leaks import assert_no_leak
+from functrain.testing.under_plan import assert_same_under_plan
 from functrain.testing.variation import Variant, variants
 
 __all__ = [
-    "Variant", "assert_max_traces", "assert_no_leak", "assert_trees_close", "assert_trees_equal", "assert_trees_finite",
-    "laws", "strategies", "variants",
+    "Variant", "assert_max_traces", "assert_no_leak", "assert_same_under_plan", "assert_trees_close",
+    "assert_trees_equal", "assert_trees_finite", "laws", "strategies", "variants",
 ]  # fmt: skip
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from functrain import tree
+from functrain.sharding import P
 from functrain.tree import Batch, Params, Tree, elsewhere
 
 try:
@@ -20,7 +22,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-__all__ = ["Pair", "batches", "fill", "gradients", "masks", "params", "trees"]
+__all__ = ["Pair", "batches", "fill", "gradients", "masks", "params", "plans", "trees"]
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -104,6 +106,42 @@ def batches(
     size = draw(st.integers(1, 8) if rows is None else rows)
     empty = st.builds(lambda shape, dtype: torch.empty(size, *shape, dtype=dtype), st.sampled_from(shapes), _of(dtypes))
     return fill(draw(trees(empty, max_leaves=max_leaves)), draw(seeds))
+
+
+@st.composite
+def plans(
+    draw: st.DrawFn,
+    params: Params,
+    *,
+    sharding: Callable[..., Sequence[Any]] | None = None,
+    max_ranks: int = 4,
+) -> dict[str, Any]:
+    """Draw what `ft.sharding.Plan` is called with: 2 to `max_ranks` ranks along "data" and "fsdp", and rules that
+    split some leaves of params at a dimension that divides.
+
+    With `sharding(fsdp=, tensor=)`, rules of a model such as `ft.models.gpt2.sharding`, sometimes these, along "tensor"
+    too, with tokens split between ranks or not. For `ft.testing.assert_same_under_plan`.
+    """
+    axes = ["data", "fsdp"] + (["tensor"] if sharding is not None else [])
+    sizes = draw(
+        st.tuples(*[st.sampled_from([1, 2, 4]) for _ in axes]).filter(lambda found: 1 < math.prod(found) <= max_ranks)
+    )
+    mesh = {axis: size for axis, size in zip(axes, sizes, strict=True) if size > 1 or draw(st.booleans())}
+    if sharding is not None and "tensor" in mesh:
+        rules = sharding(tensor="tensor", **({"fsdp": "fsdp"} if "fsdp" in mesh else {}))
+        return {"mesh": mesh, "params": list(rules), "tensor": "tensor", "stream": draw(st.booleans())}
+    layers = draw(st.sampled_from(["blocks/*/**", ()]))
+    return {"mesh": mesh, "params": [draw(_rule(*item, mesh)) for item in tree.items(params)], "layers": layers}
+
+
+def _rule(path: str, leaf: Tensor, mesh: Mapping[str, int]) -> SearchStrategy[tuple[str, P]]:
+    """Draw how a leaf is split, along all axes, one, or none."""
+    chosen: list[P] = [P()]
+    for axes in [(axis,) for axis in mesh] + ([tuple(mesh)] if len(mesh) > 1 else []):
+        count = math.prod(mesh[axis] for axis in axes)
+        fitting = [d for d, size in enumerate(leaf.shape) if size and size % count == 0]
+        chosen += [P(*(axes if at == d else None for at in range(d + 1))) for d in fitting]
+    return st.sampled_from(chosen).map(lambda rule: (path, rule))
 
 
 seeds = st.integers(0, 99)

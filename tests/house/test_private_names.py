@@ -70,6 +70,8 @@ WHY = {
     "torch._inductor.virtualized.ops": "see register_lowering",
     "torch._inductor.lowering.make_fallback": "a product that is added in place is called as it is",
     "torch._ops.OpOverload": "the type of an operation in a traced graph",
+    "torch.distributed._local_tensor.LocalTensor": "see LocalTensorMode",
+    "torch.distributed._local_tensor.LocalTensorMode": "all ranks of a plan in one process, where its law is tested",
     "torch.testing._internal.distributed.fake_pg.FakeStore": "a group of ranks that are not there, for a rehearsal",
     "torch._subclasses.fake_tensor.DataDependentOutputException": "how torch says that a trace reads numbers",
     "torch._subclasses.fake_tensor.DynamicOutputShapeException": "see DataDependentOutputException",
