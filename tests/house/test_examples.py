@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import run_script
 
 import functrain as ft
 
@@ -15,9 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(name: str, *words: str, folder: Path | None = None) -> list[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "examples" / name), *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=folder)
+    done = run_script(ROOT / "examples" / name, *words, folder=folder, seconds=240)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -7,14 +7,12 @@ A page shortens a long run for this test, and only for it, by an invisible line 
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import run_script
 
 import functrain as ft
 
@@ -117,10 +115,7 @@ def test_the_pages_code_runs(page, tmp_path):
         return
     file = tmp_path / page.with_suffix(".py").name
     file.write_text(program)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(file)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-    )
+    done = run_script(file, folder=tmp_path)
     assert done.returncode == 0, f"{page.name}: {done.stdout}\n{done.stderr}"
 
 

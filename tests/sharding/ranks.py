@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+from forked import context
 
 
 class Ranks:
@@ -49,11 +50,11 @@ class Ranks:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
+        started = context()
         for rank in range(self.world):
-            ours, theirs = context.Pipe()
+            ours, theirs = started.Pipe()
             said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.world, "MASTER_PORT": port}
-            process = context.Process(target=_serve, args=(theirs, said), daemon=True)
+            process = started.Process(target=_serve, args=(theirs, said), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
