@@ -19,6 +19,8 @@ from torch import Tensor
 
 from functrain.compiler import engine
 from functrain.nn import normalization
+from functrain.sharding import collectives
+from functrain.sharding.mesh import Axes
 
 
 class BatchStats(NamedTuple):
@@ -45,17 +47,22 @@ def batch_norm(
     *,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    axes: Axes | None = None,
 ) -> tuple[Tensor, BatchStats]:
     """Return x (B, C, *S) with mean 0 and variance 1 in each channel, times weight (C,), plus bias (C,), and the new
     statistics: the old ones, moved by `momentum` of the way to those of the batch.
 
     Computed in float32 at least; the result is in x's dtype. No gradient goes through the statistics.
 
+    In a step with a `ft.sharding.Plan` the batch is the rows of this rank, or with `axes`, such as "data", those of all
+    ranks along these axes of the mesh: synchronized batch norm, by two sums over ranks, and the step of one process on
+    all rows. As `axis_name` of `flax.nnx.BatchNorm`.
+
     Equals `torch.nn.functional.batch_norm` in training, which writes into its statistics. Source: Ioffe and Szegedy
     2015 (arXiv:1502.03167).
 
-    Raises: ValueError for statistics in half precision, which would stop where steps are small, and for a batch of one
-    number a channel.
+    Raises: ValueError for statistics in half precision, which would stop where steps are small, for a batch of one
+    number a channel, and for axes that the mesh does not have; RuntimeError for axes without a plan.
 
     >>> y, stats = ft.nn.batch_norm(torch.tensor([[1.0], [3.0]]), ft.nn.batch_stats(1))
     >>> y.flatten(), stats.running_mean
@@ -65,14 +72,33 @@ def batch_norm(
     wide = _wide(x, stats)
     inputs, weight, bias = (None if t is None else t.to(wide) for t in (x, weight, bias))
     assert inputs is not None
-    norm = normalization.batch_norm if engine.twice() else F.batch_norm
-    y = norm(inputs, None, None, weight, bias, True, 0.0, eps).to(x.dtype)
-    var, mean = torch.var_mean(inputs.detach(), [0, *range(2, x.dim())], correction=1)
+    if axes is not None:
+        y, mean, var = _over_ranks(inputs, weight, bias, axes, eps)
+    else:
+        norm = normalization.batch_norm if engine.twice() else F.batch_norm
+        y = norm(inputs, None, None, weight, bias, True, 0.0, eps)
+        var, mean = torch.var_mean(inputs.detach(), [0, *range(2, x.dim())], correction=1)
     moved = [
         torch.lerp(old, new.to(old.dtype), momentum)
         for old, new in ((stats.running_mean, mean), (stats.running_var, var))
     ]
-    return y, BatchStats(*moved)
+    return y.to(x.dtype), BatchStats(*moved)
+
+
+def _over_ranks(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: Axes, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x, normalized by the rows of all ranks along the axes, and their mean and variance without bias, (C,)."""
+    others, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
+    both = torch.cat([x.sum(others), x.new_full((1,), x.numel() // x.shape[1])])
+    total, count = collectives.sum(both, axes).split([x.shape[1], 1])
+    mean = total / count
+    centred = x - mean.view(shape)
+    squares = collectives.sum(centred.square().sum(others), axes)
+    y = centred * torch.rsqrt(squares / count + eps).view(shape)
+    y = y if weight is None else y * weight.view(shape)
+    y = y if bias is None else y + bias.view(shape)
+    return y, mean.detach(), (squares / (count - 1)).detach()
 
 
 def batch_norm_inference(
