@@ -90,7 +90,7 @@ class Every:
         asynchronous: bool,
     ) -> None:
         crew = Crew(plan, own_group=True)
-        self.n, self._root, self._rules, self._metadata = n, root, rules, metadata
+        self.n, self.plan, self._root, self._rules, self._metadata = n, plan, root, rules, metadata
         # a thread that saves has its own group: this one may ask something beside it
         self._crew, self._savers = crew, Crew(plan, own_group=True) if asynchronous else crew
         self._max_file_bytes = max_file_bytes

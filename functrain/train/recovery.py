@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from functrain import checkpoint, tree
+from functrain.sharding import Plan
 from functrain.train.guard import Diverged, stop_after
 from functrain.train.state import TrainState
 from functrain.tree.reductions import finite
@@ -18,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 class Saves(Protocol):
     """The part of `checkpoint.every` that is used here."""
+
+    plan: Plan | None
 
     def __call__(self, t: int, state: Any, metrics: Any, /) -> None: ...
 
@@ -119,7 +122,7 @@ class RollBack:
     def _newest_good(self, found: Diverged) -> TrainState:
         before, passed = found.step - found.in_row, ""
         while (path := self._saves.rewind(before)) is not None:
-            state: TrainState = checkpoint.load(path, like=found.state)
+            state: TrainState = checkpoint.load(path, like=found.state, plan=self._saves.plan)
             if _good(state):
                 return state
             _log.warning("%s: its params, or what else is trained, are not finite; passing over it", path)
