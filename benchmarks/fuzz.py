@@ -11,6 +11,7 @@ vouches for (as somebody hostile would make it), a hub folder, and a model's fol
 
 File i of a seed is always the same: `--first i --files 1` runs it alone. `--guided` takes the first kind alone,
 and lets atheris (pip install atheris) choose the bytes by what they reach in the parser, up to the first bad end.
+`--until-found` ends at the first bad end, too.
 """
 
 from __future__ import annotations
@@ -259,8 +260,10 @@ def _chunk(corpus: Corpus, seed: int, numbers: range, out: int) -> None:
         os.write(out, (json.dumps([number, *one(corpus, seed, number)])[:60_000] + "\n").encode())
 
 
-def run(corpus: Corpus, seed: int, first: int, files: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Read many wrong inputs, in processes of their own, and count what came of them."""
+def run(
+    corpus: Corpus, seed: int, first: int, files: int, say: Callable[[str], None], until_found: bool = False
+) -> dict[str, Any]:
+    """Read many wrong inputs, in processes of their own, and count what came of them; maybe until one ends badly."""
     counts: dict[str, collections.Counter[str]] = {kind: collections.Counter() for kind in KINDS}
     stop, begun = first + files, time.monotonic()
     at = first
@@ -282,8 +285,11 @@ def run(corpus: Corpus, seed: int, first: int, files: int, say: Callable[[str], 
                 at = number + 1
                 if outcome in ("crash", "silent"):
                     say(f"file {number}, {kind}: {outcome}\n{story}")
+                    if until_found:
+                        stop = at
+                        break  # closes the pipe, by which the process ends
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if at < numbers.stop:
+        if at < min(numbers.stop, stop):
             kind = list(KINDS)[at % len(KINDS)]
             counts[kind]["crash"] += 1
             say(f"file {at}, {kind}: the process ended with {status}")
@@ -342,6 +348,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guided", action="store_true")
+    parser.add_argument("--until-found", action="store_true", help="stop at the first file that ends badly")
     options = parser.parse_args()
     torch.set_num_threads(1)
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -349,8 +356,9 @@ def main() -> int:
         if options.guided:
             return guided(Corpus(Path(folder)), options.seed, options.files)
         found = run(
-            Corpus(Path(folder)), options.seed, options.first, options.files, lambda s: print(s, file=sys.stderr)
-        )
+            Corpus(Path(folder)), options.seed, options.first, options.files, lambda s: print(s, file=sys.stderr),
+            options.until_found,
+        )  # fmt: skip
     print(json.dumps(found, indent=1))
     return 1 if found["crashes"] or found["silent"] else 0
 

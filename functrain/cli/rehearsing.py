@@ -78,7 +78,7 @@ def fit(found: Estimate, gpu: Gpu) -> str:
     largest = sorted(found.found.at_peak.items(), key=lambda pair: -pair[1])[:2]
     names = " and ".join(f"{name} with {_size(size)}" for name, size in largest)
     ways = {
-        "state": "more ranks along fsdp", "gathered params": "--recompute 1, which gathers layers again",
+        "state": "more ranks along fsdp", "gathered params": "more ranks along tensor, which split the vocabulary",
         "forward": "--recompute 1, or a larger --accumulate", "backward": "a larger --accumulate, or tensor=2",
         "update": "more ranks along fsdp",
     }  # fmt: skip
