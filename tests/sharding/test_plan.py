@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import steps
 import torch
 from ranks import Ranks
 
@@ -142,3 +143,28 @@ def disagreeing(what: str) -> str:
 )
 def test_ranks_that_are_not_alike_are_told_on_all(two: Ranks, what: str, told: str) -> None:
     assert all(told in said for said in two.run(disagreeing, what))
+
+
+def unrolled() -> tuple[Any, str]:
+    """Return the last state of an unrolled step with a plan, whole, and what is said of its gradient."""
+    plan = ft.sharding.Plan({"data": 2}, device="cpu")
+    step = ft.train_step(steps.loss_fn, steps.optimizer(), plan=plan)
+    state = ft.init_state(steps.params(), steps.optimizer(), key=ft.random.key(3))
+    parts = ft.data.shard(steps.batches(), plan=plan)
+
+    def last(params: Any) -> Any:
+        return ft.train.unroll(step, state._replace(params=params), [parts[t] for t in range(3)])[0]
+
+    try:
+        ft.grad(lambda params: ft.tree.norm(last(params).params))(state.params)
+        said = ""
+    except NotImplementedError as error:
+        said = str(error)
+    return last(state.params), said
+
+
+def test_an_unrolled_step_is_the_loop_and_its_gradient_over_ranks_is_refused(two: Ranks) -> None:
+    alone, _ = steps.train(1, 2)
+    for found, said in two.run(unrolled):
+        ft.testing.assert_trees_close(found, alone, rtol=1e-11, atol=1e-13)
+        assert "expected a step with a plan that nobody differentiates" in said
