@@ -167,7 +167,10 @@ class Plan:
         return bind(params, dict(spread.dims), late, kept, self.reduce_dtype, self.reshard_after_forward)
 
     def sum(self, values: tree.Tree) -> tree.Tree:
-        """Add the tensors of a tree over the ranks that have other rows; the sums are alike on all ranks."""
+        """Add the tensors of a tree over the ranks that have other rows; the sums are alike on all ranks.
+
+        Raises: NotImplementedError where they are differentiated, for which there is `ft.sharding.sum`.
+        """
         if self.ranks == 1:
             return values
         leaves, structure = tree.flatten(values)
@@ -202,6 +205,7 @@ class Plan:
             if not axes or self.mesh.size(axes) == 1:
                 continue
             done: list[Tensor] = []
+            _check_not_differentiated([leaves[i] for i in places])
             for some in buckets([leaves[i] for i in places]):
                 wide = some if self.reduce_dtype is None else [x.to(self.reduce_dtype) for x in some]
                 sums = operations.sums(wide, self.mesh, axes)
@@ -211,7 +215,16 @@ class Plan:
         return tree.unflatten(structure, leaves)
 
     def _sums(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        _check_not_differentiated(leaves)
         return operations.sums(leaves, self.mesh, self.batch)
+
+
+def _check_not_differentiated(leaves: Sequence[Tensor]) -> None:
+    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves):
+        raise NotImplementedError(
+            "Plan: expected tensors that nobody differentiates to add over ranks, came some that are; in a loss call "
+            "ft.sharding.sum(x, axes); for a gradient through steps, as of ft.train.unroll, take steps without a plan"
+        )
 
 
 @contextmanager

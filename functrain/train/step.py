@@ -19,15 +19,7 @@ from functrain.train import checks
 from functrain.train.guard import Guard, is_overflow
 from functrain.train.protocols import Batch, LossFn, LossFnWithBuffers
 from functrain.train.state import TrainState, check_pairs
-from functrain.train.step_parts import (
-    Found,
-    Metrics,
-    OptimizerStep,
-    check_not_differentiated,
-    check_state,
-    divisor_of,
-    loss_of,
-)  # fmt: skip
+from functrain.train.step_parts import Found, Metrics, OptimizerStep, check_state, divisor_of, loss_of
 from functrain.train.trainable import Trainable, check_marks, of_trained, splitting, whole
 from functrain.transforms import accumulation
 from functrain.transforms.loss_scale import LossScale, unscale, wide, wide_dtype
@@ -180,7 +172,6 @@ def train_step(
     def over_ranks(result: Any, grads: Tree) -> tuple[Any, Tree]:
         if plan is None:
             return result, grads
-        check_not_differentiated(plan, result, grads)
         if loss_scale is not None:
             divisor = result[1][3]
             grads = tree.map(lambda grad: wide(grad) * divisor.to(wide_dtype(grad.dtype)), grads)
@@ -223,7 +214,6 @@ def train_step(
             inputs = (frozen, scale, spread, state.buffers)
             (loss, (*_, new)), grads = of_slices(trained, inputs, batch, key)
             if plan is not None:
-                check_not_differentiated(plan, loss, grads)
                 grads = plan.sum_gradients(grads, spread)
         if plan is None:
             return Found(loss, new, grads)

@@ -16,7 +16,6 @@ from functrain.sharding.pieces import is_split
 from functrain.train import checks
 from functrain.train.protocols import Batch_contra
 from functrain.train.state import TrainState
-from functrain.transforms.differentiation import any_differentiated
 from functrain.tree import Tree
 
 Metrics = dict[str, Tensor]
@@ -107,15 +106,6 @@ def check_state(state: TrainState, begun: dict[str, Tree], buffers: bool, planne
         raise ValueError(
             "train_step: the state has buffers that the step does not update; pass buffers=True, and take them as the "
             "second argument of loss_fn"
-        )
-
-
-def check_not_differentiated(plan: Plan, *values: Tree) -> None:
-    """Raise where what is about to be added over ranks is differentiated, as the sums are not."""
-    if plan.mesh.world > 1 and torch.is_grad_enabled() and any_differentiated(*values):
-        raise NotImplementedError(
-            "train_step: expected a step with a plan that nobody differentiates, came one inside of a gradient, as by "
-            "ft.train.unroll within ft.grad; unroll on one process, by a step without plan="
         )
 
 

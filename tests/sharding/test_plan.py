@@ -167,4 +167,4 @@ def test_an_unrolled_step_is_the_loop_and_its_gradient_over_ranks_is_refused(two
     alone, _ = steps.train(1, 2)
     for found, said in two.run(unrolled):
         ft.testing.assert_trees_close(found, alone, rtol=1e-11, atol=1e-13)
-        assert "expected a step with a plan that nobody differentiates" in said
+        assert "expected tensors that nobody differentiates to add over ranks" in said
