@@ -56,7 +56,7 @@ def batch_norm(
 
     In a step with a `ft.sharding.Plan` the batch is the rows of this rank, or with `axes`, such as "data", those of all
     ranks along these axes of the mesh: synchronized batch norm, by two sums over ranks, and the step of one process on
-    all rows. As `axis_name` of `flax.nnx.BatchNorm`.
+    all rows. As `axis_name` of flax.
 
     Equals `torch.nn.functional.batch_norm` in training, which writes into its statistics. Source: Ioffe and Szegedy
     2015 (arXiv:1502.03167).
