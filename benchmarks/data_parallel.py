@@ -69,20 +69,26 @@ def variants(shape: dict[str, int], plan: Any, cache: Path) -> dict[str, Callabl
     }
 
 
+def turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Run all in turn, round by round, all ranks together; return the seconds of each."""
+    times: dict[str, list[float]] = {which: [] for which in runs}
+    for _ in range(rounds):
+        for which, run in runs.items():
+            distributed.barrier()
+            start = time.perf_counter()
+            run()
+            distributed.barrier()
+            times[which].append(time.perf_counter() - start)
+    return times
+
+
 def measure(name: str, plan: Any, rounds: int, cache: Path) -> None:
     found = variants(SHAPES[name], plan, cache)
     for run in found.values():
         for _ in range(3):
             run()
         distributed.barrier()
-    times: dict[str, list[float]] = {which: [] for which in found}
-    for _ in range(rounds):
-        for which, run in found.items():
-            distributed.barrier()
-            start = time.perf_counter()
-            run()
-            distributed.barrier()
-            times[which].append(time.perf_counter() - start)
+    times = turns(found, rounds)
     if plan.rank == 0:
         peers = times["torch.compile(DDP(module))"]
         shape = ", ".join(f"{key} {value}" for key, value in SHAPES[name].items())
@@ -97,13 +103,18 @@ def measure(name: str, plan: Any, rounds: int, cache: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    measured_on_ranks(__doc__ or "", lambda ranks: ft.sharding.Plan({"data": ranks}, device="cpu"), measure)
+
+
+def measured_on_ranks(doc: str, plan_of: Callable[[int], Any], measure: Callable[[str, Any, int, Path], None]) -> None:
+    """Measure each shape on the ranks of torchrun, with a plan for their number."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=tuple(SHAPES))
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
-    plan = ft.sharding.Plan({"data": distributed.get_world_size()}, device="cpu")
+    plan = plan_of(distributed.get_world_size())
     folder = [tempfile.mkdtemp()]
     distributed.broadcast_object_list(folder)
     if plan.rank == 0:

@@ -10,17 +10,13 @@ of the ratios to the compiled peer in the same round, and what torch's allocator
 
 from __future__ import annotations
 
-import argparse
-import platform
 import statistics
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from data_parallel import ROWS, SHAPES
+from data_parallel import ROWS, SHAPES, measured_on_ranks, turns
 from modules import GPT, stepper
 from step import optimizer
 from torch import distributed
@@ -107,14 +103,7 @@ def measure(name: str, plan: Any, rounds: int, cache: Path) -> None:
         # the least: a thread of gloo's may let go of what was sent later than the step does
         peaks[which] = held + min(peak_of(run) for _ in range(3))
         distributed.barrier()
-    times: dict[str, list[float]] = {which: [] for which in found}
-    for _ in range(rounds):
-        for which, (run, _) in found.items():
-            distributed.barrier()
-            start = time.perf_counter()
-            run()
-            distributed.barrier()
-            times[which].append(time.perf_counter() - start)
+    times = turns({which: run for which, (run, _) in found.items()}, rounds)
     if plan.rank == 0:
         shape = ", ".join(f"{key} {value}" for key, value in SHAPES[name].items())
         print(
@@ -131,22 +120,8 @@ def measure(name: str, plan: Any, rounds: int, cache: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=tuple(SHAPES))
-    parser.add_argument("--rounds", type=int, default=11)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
     rules = [("**", ft.sharding.largest("fsdp"))]
-    plan = ft.sharding.Plan({"fsdp": distributed.get_world_size()}, rules, device="cpu")
-    folder = [tempfile.mkdtemp()]
-    distributed.broadcast_object_list(folder)
-    if plan.rank == 0:
-        print(f"torch {torch.__version__}, {platform.machine()}, Python {platform.python_version()}")
-    for name in SHAPES:
-        if options.only in (None, name):
-            measure(name, plan, options.rounds, Path(folder[0]) / name)
-    distributed.destroy_process_group()
+    measured_on_ranks(__doc__ or "", lambda ranks: ft.sharding.Plan({"fsdp": ranks}, rules, device="cpu"), measure)
 
 
 if __name__ == "__main__":
