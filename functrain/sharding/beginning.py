@@ -32,6 +32,8 @@ def name_of_start(store: Any, rank: int, world: int) -> str:
 
     A rank says that it came by a word of its own, and waits for an answer to it; rank 0 answers every word, old ones
     too, until each rank has said that it has the name.
+
+    Raises: TimeoutError on rank 0, which names the ranks that did not come in the store's time; on others as the store.
     """
     own = uuid.uuid4().hex
     if rank > 0:
@@ -40,7 +42,13 @@ def name_of_start(store: Any, rank: int, world: int) -> str:
         store.set(f"functrain/there/{name}/{rank}", "")
         return name
     missing, answered = set(range(1, world)), dict[int, bytes]()
+    end = time.monotonic() + store.timeout.total_seconds()
     while missing:
+        if time.monotonic() > end:
+            raise TimeoutError(
+                f"sharding: expected {world} ranks to begin, ranks {sorted(missing)} did not come in {store.timeout}; "
+                "look at what they say"
+            )
         for other in sorted(missing):
             if store.check([f"functrain/there/{own}/{other}"]):
                 missing.remove(other)

@@ -48,19 +48,20 @@ class _Layer:
     def __init__(self, layer: Any, latest: list[_Layer]) -> None:
         self.layer, self.latest = layer, latest
         self.mesh, self.axis = mesh.current(), mesh.tensor_axis()
-        self.storages: dict[int, int] = {}
+        self.storages: dict[int, tuple[int, int]] = {}  # which leaf lies there, and its version
         self.placed = self.asked = 0
         self.whole: list[Tensor] = []
 
     def first(self) -> Any:
         """Gather the leaves, and remember where they lie."""
         found = use(self.layer)
-        self.storages = {x.untyped_storage()._cdata: i for i, x in enumerate(_gathered(self.layer, found))}
+        leaves = enumerate(_gathered(self.layer, found))
+        self.storages = {x.untyped_storage()._cdata: (i, x._version) for i, x in leaves}
         return found
 
     def place(self, x: Tensor) -> Any:
-        i = self.storages.get(x.untyped_storage()._cdata)
-        if i is None:
+        i, version = self.storages.get(x.untyped_storage()._cdata, (None, 0))
+        if i is None or x._version != version:  # what a block has written into, no gather would bring
             return x, x._version
         self.placed += 1
         return i, x.shape, x.stride(), x.storage_offset(), x.dtype

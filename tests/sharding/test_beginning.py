@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import timedelta
 
+import pytest
 from torch import distributed
 
 from functrain.sharding.beginning import name_of_start
@@ -34,6 +35,13 @@ def test_ranks_that_begin_again_have_another_name_in_common() -> None:
         assert set(found) == {0, 1, 2, 3} and len(set(found.values())) == 1
         names.append(found[0])
     assert len(set(names)) == 3
+
+
+def test_a_rank_that_does_not_come_is_named() -> None:
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.set_timeout(timedelta(seconds=0.5))
+    with pytest.raises(TimeoutError, match=r"expected 3 ranks to begin, ranks \[1, 2\] did not come"):
+        name_of_start(store, 0, 3)
 
 
 def test_ranks_that_died_before_the_first_one_came_are_no_ranks_of_the_next_start() -> None:
